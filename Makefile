@@ -1,0 +1,61 @@
+# Needs Python 3.11 or newer, make and a package registry; everything else goes into .venv.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+DATA   ?= $(or $(BRAIN_DATA_DIR),build/demo/brain)
+
+.DEFAULT_GOAL := help
+.PHONY: help demo serve test quick check bench lock check-wheels clean
+
+help: ## what each target does
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+demo: $(VENV)/.demo ## a simulated robot records, learns through the daemon and is driven by what it learned (< 6 min)
+	$(BIN)/python -m tests.e2e.demo
+
+serve: $(VENV)/.runtime ## the daemon alone, on what `make demo` learned (or DATA=/your/dir)
+	$(BIN)/brain serve --data-dir $(DATA)
+
+test: $(VENV)/.dev ## every check and every test
+	$(MAKE) check
+	$(BIN)/python -m pytest
+
+quick: $(VENV)/.dev ## the tests that take seconds
+	$(BIN)/python -m pytest -m "not long and not demo and not wheels"
+
+check: $(VENV)/.dev ## format, lint, types, import contracts
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(VENV)/.dev ## figures beside their floors, also written to build/bench.json
+	$(BIN)/python -m tests.bench
+
+lock: $(VENV)/.dev ## resolve the newest versions that Python 3.11 and 3.13 both have
+	$(BIN)/python deploy/locks/lock.py
+
+check-wheels: $(VENV)/.dev ## every runtime dependency has an aarch64 wheel for CPython 3.11 and 3.13
+	$(BIN)/python deploy/locks/check_wheels.py
+
+clean: ## remove the virtual environment and what was built
+	rm -rf $(VENV) build
+
+# A stamp a set of dependencies: the second run finds it newer than its lock and skips the set-up.
+$(VENV)/pyvenv.cfg:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Python 3.11 or newer is needed; point PYTHON at one: make PYTHON=python3.11 ..."; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+define install
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r $<
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@touch $@
+endef
+
+$(VENV)/.runtime: deploy/locks/runtime.txt pyproject.toml | $(VENV)/pyvenv.cfg
+	$(install)
+$(VENV)/.demo: deploy/locks/demo.txt pyproject.toml | $(VENV)/pyvenv.cfg
+	$(install)
+$(VENV)/.dev: deploy/locks/dev.txt pyproject.toml | $(VENV)/pyvenv.cfg
+	$(install)

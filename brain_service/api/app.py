@@ -1,0 +1,27 @@
+"""The FastAPI application over the daemon's services."""
+
+from fastapi import FastAPI
+
+import brain_service
+from brain_service.api import episodes, inference, jobs, models, status
+from brain_service.api.auth import Guard, Tokens
+from brain_service.api.problems import install_problem_handlers
+from brain_service.api.services import Services
+
+__all__ = ["create_app"]
+
+
+def create_app(services: Services, tokens: Tokens | None = None) -> FastAPI:
+    """Return the application; with `tokens`, every request but `/livez` and `/readyz` needs one."""
+    app = FastAPI(
+        title="continuon-brain",
+        version=brain_service.__version__,
+        summary="Records what a robot lived, learns from it, and answers what to do next.",
+    )
+    app.state.services = services
+    install_problem_handlers(app)
+    for module in (status, episodes, inference, models, jobs):
+        app.include_router(module.router)
+    if tokens is not None:
+        app.add_middleware(Guard, tokens=tokens)
+    return app

@@ -1,0 +1,78 @@
+"""Bodies in and out on the hot paths: bounded, parsed once into typed structs, written by orjson."""
+
+import re
+from typing import Any, TypeVar
+
+import msgspec
+import orjson
+from fastapi import Request
+from starlette.responses import Response
+
+from brain_service.errors import InvalidError, MalformedError, TooLargeError
+
+__all__ = ["JsonResponse", "decode", "read_body", "read_object"]
+
+T = TypeVar("T")
+
+
+class JsonResponse(Response):
+    """JSON by orjson; NumPy arrays are written as nested lists, float32 as the shortest exact text."""
+
+    media_type = "application/json"
+
+    def render(self, content: Any) -> bytes:
+        """Return `content` as JSON bytes."""
+        return orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY)
+
+
+async def read_body(request: Request, limit_bytes: int) -> bytes:
+    """Read the whole body.
+
+    Raises:
+        TooLargeError: it is longer than `limit_bytes`, by its header or as it arrives.
+    """
+    declared = request.headers.get("content-length", "")
+    if declared.isdigit() and int(declared) > limit_bytes:
+        raise TooLargeError(f"body of {declared} bytes is over the limit of {limit_bytes}; send smaller batches")
+    parts: list[bytes] = []
+    size = 0
+    async for part in request.stream():
+        size += len(part)
+        if size > limit_bytes:
+            raise TooLargeError(f"body is over the limit of {limit_bytes} bytes; send smaller batches")
+        parts.append(part)
+    return b"".join(parts)
+
+
+def decode(body: bytes, kind: type[T]) -> T:
+    """Parse JSON into a msgspec struct.
+
+    Raises:
+        MalformedError: not JSON (NaN and Infinity are not JSON either).
+        InvalidError: a field is missing, unknown or of the wrong type; the error names it.
+    """
+    try:
+        return msgspec.json.decode(body, type=kind)
+    except msgspec.ValidationError as error:
+        where = re.search(r"at `\$\.?([^`]*)`", str(error))
+        named = re.search(r"(?:unknown|missing required) field `([^`]*)`", str(error))
+        field = "/".join(part for part in (where and where[1].replace(".", "/"), named and named[1]) if part)
+        raise InvalidError(str(error).replace("Object", "the body"), field=field or "body") from error
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise MalformedError(f"the body is not JSON: {error}") from error
+
+
+def read_object(body: bytes) -> dict[str, Any]:
+    """Parse a body into a JSON object; an empty body is `{}`.
+
+    Raises:
+        MalformedError: not JSON.
+        InvalidError: JSON, but no object.
+    """
+    try:
+        document = orjson.loads(body or b"{}")
+    except orjson.JSONDecodeError as error:
+        raise MalformedError(f"the body is not JSON: {error}") from error
+    if not isinstance(document, dict):
+        raise InvalidError(f"the body is a JSON {type(document).__name__}; send an object", field="body")
+    return document

@@ -1,0 +1,92 @@
+"""`/episodes`: create, append, end, list, read, delete. The blocking work runs on the store's own thread."""
+
+from typing import Annotated, Any, Literal
+
+import msgspec
+from fastapi import APIRouter, Query, Request
+from starlette.responses import Response
+
+from brain_service.api.bodies import JsonResponse, decode, read_body, read_object
+from brain_service.api.services import ServicesDep
+
+__all__ = ["router"]
+
+router = APIRouter(prefix="/episodes", tags=["episodes"])
+
+
+class EndBody(msgspec.Struct, forbid_unknown_fields=True):
+    """Body of `/episodes/{id}/end`: why it ended, and what was observed after the last action."""
+
+    reason: Literal["terminated", "truncated"] | None = None
+    final_observation: dict[str, Any] | None = None
+
+
+@router.post("", status_code=201, operation_id="create_episode")
+async def create_episode(request: Request, services: ServicesDep) -> JsonResponse:
+    """Open an episode; the answer's `episode_id` and Location name it."""
+    body = read_object(await read_body(request, services.settings.capture.max_body_bytes))
+    header = await services.store.run(services.store.create, body)
+    return JsonResponse(
+        {"episode_id": header.episode_id},
+        status_code=201,
+        headers={"Location": f"/episodes/{header.episode_id}"},
+    )
+
+
+@router.get("", operation_id="list_episodes")
+async def list_episodes(
+    services: ServicesDep,
+    limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+    cursor: str | None = None,
+) -> JsonResponse:
+    """List episodes, newest first; pass `next_cursor` back as `cursor` for the next page."""
+    items, following = await services.store.run(services.store.list, limit, cursor)
+    return JsonResponse({"episodes": items, "next_cursor": following})
+
+
+@router.get("/{episode_id}", operation_id="get_episode")
+async def get_episode(episode_id: str, services: ServicesDep) -> JsonResponse:
+    """Tell an episode's state, length, metadata and feature spec."""
+    return JsonResponse(await services.store.run(services.store.get, episode_id))
+
+
+@router.delete("/{episode_id}", status_code=204, operation_id="delete_episode")
+async def delete_episode(episode_id: str, services: ServicesDep) -> Response:
+    """Delete an ended episode."""
+    await services.store.run(services.store.delete, episode_id)
+    return Response(status_code=204)
+
+
+@router.get("/{episode_id}/steps", operation_id="read_steps")
+async def read_steps(
+    episode_id: str,
+    services: ServicesDep,
+    start: Annotated[int, Query(ge=0)] = 0,
+    limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+) -> JsonResponse:
+    """Read `limit` steps from index `start`."""
+    steps = await services.store.run(services.store.steps, episode_id, start, limit)
+    return JsonResponse({"episode_id": episode_id, "start": start, "steps": steps})
+
+
+@router.post("/{episode_id}/steps", operation_id="append_steps")
+async def append_steps(episode_id: str, request: Request, services: ServicesDep) -> JsonResponse:
+    """Append one step, a JSON array of steps, or NDJSON (`application/x-ndjson`).
+
+    The answer means accepted: a kill of the daemon no longer loses the steps. `durable_through` is the highest
+    step index that a power cut no longer loses either.
+    """
+    body = await read_body(request, services.settings.capture.max_body_bytes)
+    kind = request.headers.get("content-type", "application/json").split(";")[0].strip().lower()
+    done = await services.store.run(services.store.append_json, episode_id, body, kind)
+    return JsonResponse({"step_index": done.step_index, "durable_through": done.durable_through})
+
+
+@router.post("/{episode_id}/end", operation_id="end_episode")
+async def end_episode(episode_id: str, request: Request, services: ServicesDep) -> JsonResponse:
+    """End an episode; it is on the medium before the answer."""
+    body = await read_body(request, services.settings.capture.max_body_bytes)
+    end = decode(body or b"{}", EndBody)
+    await services.recorder.finish(episode_id)
+    done = await services.store.run(services.store.end, episode_id, end.reason, end.final_observation)
+    return JsonResponse({"steps": done.steps, "durable_through": done.durable_through})

@@ -1,0 +1,115 @@
+"""`record` of `/infer`: what the policy did becomes an episode, without the action waiting for it.
+
+The reward and the executed action of step t arrive with request t + 1, so each session holds one answered step
+back until then; ending the session or the episode writes it with reward 0. Steps carry `control_role: policy`:
+imitation never trains on them.
+"""
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+from brain_service.episodes.schema import StepIn
+from brain_service.episodes.store import EpisodeStore
+from brain_service.errors import BrainError
+from brain_service.inference.calls import InferReply, InferRequest
+
+__all__ = ["Recorder"]
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _Held:
+    episode_id: str
+    observation: Mapping[str, Any]
+    reply: InferReply
+    timestamp_ns: int
+
+    def step(self, reward: float, executed_action: Mapping[str, Any] | None) -> StepIn:
+        return StepIn(
+            observation=dict(self.observation),
+            action=dict(self.reply.action),
+            reward=reward,
+            timestamp_ns=self.timestamp_ns,
+            control_role="policy",
+            executed_action=dict(executed_action) if executed_action is not None else None,
+            policy={
+                "model_id": self.reply.model_id,
+                "backend": self.reply.backend,
+                "state_step": self.reply.state_step,
+            },
+        )
+
+
+class Recorder:
+    """Appends answered steps in order, from one background task; use it as an async context manager."""
+
+    def __init__(self, store: EpisodeStore) -> None:
+        self._store = store
+        self._held: dict[str, _Held] = {}
+        self._queue: asyncio.Queue[tuple[str, StepIn]] = asyncio.Queue()
+        self._task: asyncio.Task[None] | None = None
+        self.failed_steps = 0
+        self.last_error = ""
+
+    async def __aenter__(self) -> "Recorder":
+        self._task = asyncio.create_task(self._append_all())
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for session_id in list(self._held):
+            self.release(session_id)
+        await self._queue.join()
+        assert self._task is not None
+        self._task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await self._task
+
+    def answered(self, episode_id: str | None, request: InferRequest, reply: InferReply) -> None:
+        """Take note of an answered action; a repeated answer changes nothing. Never waits.
+
+        With `episode_id` None the step before is still completed, and this one is not recorded.
+        """
+        held = self._held.get(request.session_id)
+        if held is not None and reply.step == held.reply.step:
+            return
+        if held is not None:
+            del self._held[request.session_id]
+            follows = reply.step == held.reply.step + 1
+            step = held.step(request.reward, request.executed_action) if follows else held.step(0.0, None)
+            self._queue.put_nowait((held.episode_id, step))
+        if episode_id is not None:
+            self._held[request.session_id] = _Held(episode_id, request.observation, reply, time.time_ns())
+
+    def release(self, session_id: str) -> None:
+        """Queue the step that this session holds back, if any."""
+        held = self._held.pop(session_id, None)
+        if held is not None:
+            self._queue.put_nowait((held.episode_id, held.step(0.0, None)))
+
+    async def finish(self, episode_id: str) -> None:
+        """Write all that belongs to this episode; call it before the episode ends."""
+        for session_id, held in list(self._held.items()):
+            if held.episode_id == episode_id:
+                self.release(session_id)
+        await self._queue.join()
+
+    async def _append_all(self) -> None:
+        while True:
+            episode_id, step = await self._queue.get()
+            try:
+                await self._store.run(self._store.append, episode_id, [step])
+            except BrainError as error:
+                self.failed_steps += 1
+                self.last_error = error.detail
+                log.warning("step not recorded", extra={"episode_id": episode_id, "reason": error.detail})
+            finally:
+                self._queue.task_done()

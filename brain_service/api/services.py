@@ -1,0 +1,72 @@
+"""What the daemon runs: episode store, router, job table and runner, opened and closed as one."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Annotated
+
+from fastapi import Depends, Request
+
+from brain_service.api.activation import watch_activations
+from brain_service.api.recording import Recorder
+from brain_service.episodes.store import EpisodeStore
+from brain_service.inference.router import InferenceRouter
+from brain_service.jobs.runner import RunnerProcess
+from brain_service.jobs.table import JobTable
+from brain_service.settings import Settings
+
+__all__ = ["Services", "ServicesDep", "open_services"]
+
+
+@dataclass(frozen=True)
+class Services:
+    """The daemon's parts; routes receive this and keep no state of their own."""
+
+    settings: Settings
+    store: EpisodeStore
+    router: InferenceRouter
+    recorder: Recorder
+    jobs: JobTable
+    runner: RunnerProcess
+
+
+@contextlib.asynccontextmanager
+async def open_services(settings: Settings) -> AsyncIterator[Services]:
+    """Start every part, capture first, and stop them in reverse on exit.
+
+    The router loads its model in the background: capture never waits for it.
+
+    Raises:
+        ConfigError: the data directory or its database cannot be used.
+    """
+    async with contextlib.AsyncExitStack() as stack:
+        store = EpisodeStore(settings.episodes_dir, settings.capture)
+        await asyncio.to_thread(store.start)
+        stack.push_async_callback(asyncio.to_thread, store.close)
+        jobs = await asyncio.to_thread(JobTable, settings.database)
+        stack.push_async_callback(asyncio.to_thread, jobs.close)
+        router = InferenceRouter(settings.models_dir, settings.inference, settings.cache_dir)
+        await router.start()
+        stack.push_async_callback(router.close)
+        runner = RunnerProcess(settings.data_dir)
+        await asyncio.to_thread(runner.start)
+        stack.push_async_callback(asyncio.to_thread, runner.stop)
+        recorder = await stack.enter_async_context(Recorder(store))
+        watching = asyncio.create_task(watch_activations(jobs, router, settings.jobs.poll_interval_s))
+        stack.push_async_callback(_cancel, watching)
+        yield Services(settings, store, router, recorder, jobs, runner)
+
+
+async def _cancel(task: "asyncio.Task[None]") -> None:
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
+
+
+def _services(request: Request) -> Services:
+    services: Services = request.app.state.services
+    return services
+
+
+ServicesDep = Annotated[Services, Depends(_services)]

@@ -1,0 +1,48 @@
+"""`/livez`, `/readyz` and `/health`: read by systemd, by load balancers and by operators."""
+
+import asyncio
+from typing import Annotated, Literal
+
+from fastapi import APIRouter, Query
+
+from brain_service.api.bodies import JsonResponse
+from brain_service.api.services import ServicesDep
+from brain_service.errors import UnavailableError
+from brain_service.health.checks import Check, gather_checks, overall
+
+__all__ = ["router"]
+
+router = APIRouter(tags=["status"])
+
+
+@router.get("/livez", operation_id="livez")
+async def livez() -> JsonResponse:
+    """Answer 200 while the event loop turns; nothing else is looked at."""
+    return JsonResponse({"status": "pass"})
+
+
+@router.get("/readyz", operation_id="readyz")
+async def readyz(
+    services: ServicesDep,
+    part: Annotated[Literal["capture", "inference"], Query(alias="for")] = "capture",
+) -> JsonResponse:
+    """Answer 200 when capture takes steps, or with `?for=inference` when a warmed model answers; else 503."""
+    if part == "inference" and not services.router.ready:
+        raise UnavailableError("no warmed model; GET /models tells why, POST /pipeline trains one")
+    return JsonResponse({"status": "pass"})
+
+
+@router.get("/health", operation_id="health")
+async def health(services: ServicesDep) -> JsonResponse:
+    """Check every part; 503 where one fails. Each check tells its value, and where it is not well, the fix."""
+    inference = services.router.status()
+
+    def gather() -> dict[str, Check]:
+        return gather_checks(services.settings, services.store.status(), inference, services.runner.status())
+
+    checks = await asyncio.to_thread(gather)
+    status = overall(checks)
+    return JsonResponse(
+        {"status": status, "checks": {name: [check.to_json()] for name, check in checks.items()}},
+        status_code=503 if status == "fail" else 200,
+    )

@@ -1,0 +1,199 @@
+"""`brain`: serve, and the loop's steps by hand."""
+
+import argparse
+import contextlib
+import json
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import brain_service
+from brain_service.errors import BrainError, UnavailableError
+from brain_service.logs import setup_logging
+from brain_service.settings import load_settings
+
+if TYPE_CHECKING:
+    from brain_service.training.loop import TrainProgress
+
+__all__ = ["main"]
+
+EXAMPLES = """\
+examples:
+  brain serve --data-dir ./brain --port 8080
+  brain convert  --input-dir ./brain/episodes --output-dir ./datasets
+  brain train    --data-path ./datasets --checkpoint-dir ./checkpoints/run1 --steps 1000
+  brain evaluate --data-path ./datasets --checkpoint-dir ./checkpoints/run1
+  brain export   --checkpoint-dir ./checkpoints/run1 --output-dir ./models
+  brain health   --url http://127.0.0.1:8080
+"""
+
+Run = Callable[[argparse.Namespace], int]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command and return its exit code: 0 done, 2 failed; `health`: 0 pass, 1 warn, 2 fail.
+
+    An expected failure is one line on standard error with the next step, never a traceback.
+    """
+    options = _parser().parse_args(arguments)
+    run: Run = options.run
+    try:
+        return run(options)
+    except BrainError as error:
+        problem = error.detail
+    except OSError as error:
+        problem = str(error)
+    except KeyboardInterrupt:
+        problem = "interrupted"
+    print(f"brain {options.command}: {problem}", file=sys.stderr)
+    return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="brain", description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {brain_service.__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="command")
+
+    def command(name: str, run: Run, summary: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=summary, description=summary)
+        added.set_defaults(run=run)
+        return added
+
+    serve = command("serve", _serve, "Run the daemon.")
+    serve.add_argument("--data-dir", type=Path, help="everything the daemon keeps")
+    serve.add_argument("--host", help="address to listen on (default: 127.0.0.1)")
+    serve.add_argument("--port", type=int, help="port to listen on (default: 8080)")
+    serve.add_argument("--uds", type=Path, help="Unix socket (default: <data-dir>/brain.sock)")
+    serve.add_argument("--tokens-file", type=Path, help="lines of '<token> <scope>[,<scope>]'")
+    serve.add_argument("--config", type=Path, help="settings file (default: brain.toml)")
+    serve.add_argument("--log-level", choices=["debug", "info", "warning", "error"])
+
+    convert = command("convert", _convert, "Convert .json and .jsonl episodes into an RLDS dataset (TFDS layout).")
+    convert.add_argument("--input-dir", type=Path, required=True, help="a directory of episodes, or one file")
+    convert.add_argument("--output-dir", type=Path, required=True, help="<name>/<x.y.z>/ is made in here")
+    convert.add_argument("--name", default="episodes", help="the dataset's name (default: %(default)s)")
+    convert.add_argument("--profile", choices=["oxe", "rlds"], default="oxe", help="meaning of the last step")
+    convert.add_argument("--compress", action="store_true", help="also write gzip shards for transport")
+
+    train = command("train", _train, "Train the CoreModel; the same call takes a run up where it stood.")
+    train.add_argument("--data-path", type=Path, required=True, help="dataset directory")
+    train.add_argument("--checkpoint-dir", type=Path, required=True, help="where Orbax checkpoints go")
+    train.add_argument("--preset", default="development", help="size of the model (default: %(default)s)")
+    train.add_argument("--steps", type=int, help="optimiser steps")
+    train.add_argument("--batch-size", type=int, help="sequences a step")
+    train.add_argument("--sequence-length", type=int, help="time steps a sequence")
+    train.add_argument("--learning-rate", type=float, help="peak learning rate")
+    train.add_argument("--seed", type=int, help="of parameters, order and noise")
+
+    evaluate = command("evaluate", _evaluate, "Hold a checkpoint against the held-out episodes.")
+    evaluate.add_argument("--data-path", type=Path, required=True, help="dataset directory")
+    evaluate.add_argument("--checkpoint-dir", type=Path, required=True, help="checkpoints of one run")
+    evaluate.add_argument("--split", choices=["val", "train"], default="val")
+
+    export = command("export", _export, "Export a checkpoint as a bundle that the daemon serves.")
+    export.add_argument("--checkpoint-dir", type=Path, required=True, help="checkpoints of one run")
+    export.add_argument("--output-dir", type=Path, required=True, help="<model_id>/ is made in here")
+
+    health = command("health", _health, "Ask a running daemon how it is; exit code 0 pass, 1 warn, 2 fail.")
+    health.add_argument("--url", default="http://127.0.0.1:8080", help="(default: %(default)s)")
+    return parser
+
+
+def _serve(options: argparse.Namespace) -> int:
+    names = ("data_dir", "host", "port", "uds", "tokens_file", "log_level")
+    settings = load_settings({name: getattr(options, name) for name in names}, config=options.config)
+    setup_logging(settings.log_level, settings.log_format)
+    from brain_service.api.serve import serve
+
+    serve(settings)
+    return 0
+
+
+def _convert(options: argparse.Namespace) -> int:
+    from brain_service.datasets.convert import convert_directory_to_tfrecord
+
+    with _bar("converting") as report:
+        done = convert_directory_to_tfrecord(
+            options.input_dir,
+            options.output_dir,
+            options.compress,
+            name=options.name,
+            profile=options.profile,
+            progress=report,
+        )
+    _print(done.to_json())
+    return 0
+
+
+def _train(options: argparse.Namespace) -> int:
+    from brain_service.training.config import TrainConfig
+    from brain_service.training.loop import train
+
+    names = ("preset", "steps", "batch_size", "sequence_length", "learning_rate", "seed")
+    given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    with _bar("training") as report:
+
+        def on_progress(now: "TrainProgress") -> None:
+            report(now.step, now.steps, f"training, loss {now.loss:.3f}")
+
+        done = train(
+            options.data_path, options.checkpoint_dir, TrainConfig.from_dict(given), on_progress=on_progress
+        )
+    _print(done.to_json())
+    return 0
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    from brain_service.training.evaluation import evaluate
+
+    _print(evaluate(options.checkpoint_dir, options.data_path, split=options.split).to_json())
+    return 0
+
+
+def _export(options: argparse.Namespace) -> int:
+    from brain_service.export.jax_step import export_jax
+
+    print(export_jax(options.checkpoint_dir, options.output_dir))
+    return 0
+
+
+def _health(options: argparse.Namespace) -> int:
+    url = f"{options.url.rstrip('/')}/health"
+    try:
+        with urllib.request.urlopen(url, timeout=5) as answer:  # noqa: S310
+            document = json.load(answer)
+    except urllib.error.HTTPError as error:
+        document = json.load(error)
+    except (urllib.error.URLError, TimeoutError, ValueError) as error:
+        raise UnavailableError(f"no daemon answers at {url}: {error}; start one with 'brain serve'") from error
+    for name, checks in document["checks"].items():
+        for check in checks:
+            value = f"{check['observed_value']} {check['observed_unit']}".strip()
+            print(f"{check['status']:5} {name:12} {value}  {check['output']}".rstrip())
+    return {"pass": 0, "warn": 1}.get(document["status"], 2)
+
+
+def _print(document: dict[str, Any]) -> None:
+    print(json.dumps(document, indent=2, default=str))
+
+
+@contextlib.contextmanager
+def _bar(label: str) -> Iterator[Callable[..., None]]:
+    """Show a progress bar on standard error where that is a terminal; yields `report(done, total, label)`."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        bar = progress.add_task(label, total=None)
+
+        def report(done: int, total: int, description: str = label) -> None:
+            progress.update(bar, completed=done, total=total, description=description)
+
+        yield report

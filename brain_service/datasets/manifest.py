@@ -1,0 +1,112 @@
+"""`manifest.json`: which episode lies where in a dataset's shards, and which capture files it came from.
+
+TFDS refuses unknown keys in its own files, so what it has no place for stands here: the exact feature spec,
+byte offsets for random access, hashes, and what was left out with the reason.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from brain_service.datasets.columns import Profile
+from brain_service.errors import CorruptDataError
+from brain_service.spec import EpisodeSpec
+
+__all__ = [
+    "MANIFEST_FILE",
+    "SCHEMA",
+    "EpisodeEntry",
+    "LeftOut",
+    "Manifest",
+    "ShardEntry",
+    "SourceEntry",
+    "read_manifest",
+    "write_manifest",
+]
+
+MANIFEST_FILE = "manifest.json"
+SCHEMA = "continuon-brain/dataset/1"
+
+
+class EpisodeEntry(msgspec.Struct, frozen=True):
+    """One episode: `size_bytes` framed bytes at `offset_bytes` of `shard`, with the SHA-256 of those bytes.
+
+    `length` counts stored steps, `roles` the steps a control role.
+    """
+
+    episode_id: str
+    length: int
+    shard: str
+    offset_bytes: int
+    size_bytes: int
+    sha256: str
+    end: str
+    source: str
+    roles: dict[str, int]
+
+
+class ShardEntry(msgspec.Struct, frozen=True):
+    """One shard file with its size and SHA-256."""
+
+    file: str
+    split: str
+    episodes: int
+    size_bytes: int
+    sha256: str
+
+
+class SourceEntry(msgspec.Struct, frozen=True):
+    """A capture file that was read, with the SHA-256 of its content."""
+
+    file: str
+    sha256: str
+
+
+class LeftOut(msgspec.Struct, frozen=True):
+    """A capture file, or an episode in it, that is not in the dataset, and why."""
+
+    file: str
+    reason: str
+
+
+class Manifest(msgspec.Struct, frozen=True, kw_only=True):
+    """The index of one dataset version. `control_period_s` is the median time between steps; 0 = unknown."""
+
+    schema: str = SCHEMA
+    name: str
+    version: str
+    profile: Profile
+    spec: dict[str, Any]
+    control_period_s: float
+    splits: dict[str, list[EpisodeEntry]]
+    shards: list[ShardEntry]
+    sources: list[SourceEntry]
+    source_digest: str
+    quarantined: list[LeftOut]
+    skipped_open: list[str]
+
+    def episode_spec(self) -> EpisodeSpec:
+        """Return the features of a step."""
+        return EpisodeSpec.from_json(self.spec)
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write `manifest.json` into a dataset folder that is not published yet."""
+    (folder / MANIFEST_FILE).write_bytes(msgspec.json.format(msgspec.json.encode(manifest), indent=1))
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read a dataset's manifest.
+
+    Raises:
+        CorruptDataError: the file is missing, not what was written, or of another schema.
+    """
+    path = folder / MANIFEST_FILE
+    try:
+        manifest = msgspec.json.decode(path.read_bytes(), type=Manifest)
+    except (OSError, msgspec.DecodeError) as error:
+        raise CorruptDataError(f"{path}: {error}; convert the episodes again to rebuild it") from error
+    if manifest.schema != SCHEMA:
+        raise CorruptDataError(f"{path}: schema {manifest.schema!r} is not {SCHEMA!r}; convert the episodes again")
+    return manifest

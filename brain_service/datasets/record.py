@@ -1,0 +1,92 @@
+"""One stored episode: its columns and metadata as the flat `tf.train.Example` that TFDS writes and reads.
+
+Names below an episode are joined with `/`, values are flattened over time, booleans and integers become int64,
+text becomes UTF-8 bytes.
+Source: `tensorflow_datasets.core.example_serializer`.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import orjson
+
+from brain_service.datasets.columns import Column, Columns
+from brain_service.datasets.example import Values, decode_example, encode_example
+from brain_service.episodes.reader import Episode
+from brain_service.errors import CorruptDataError
+from brain_service.spec import Feature
+
+__all__ = ["METADATA_FEATURES", "decode_episode", "encode_episode", "episode_metadata"]
+
+METADATA_FEATURES: dict[str, Feature] = {
+    "created_ns": Feature("int64"),
+    "end": Feature("text"),
+    "environment_id": Feature("text"),
+    "episode_id": Feature("text"),
+    "metadata_json": Feature("text"),
+    "robot_id": Feature("text"),
+    "xr_mode": Feature("text"),
+}
+"""`episode_metadata`: scalars only, since some loaders take nothing else; `metadata_json` holds all the rest."""
+
+Metadata = dict[str, str | int]
+
+
+def episode_metadata(episode: Episode) -> Metadata:
+    """Return the stored metadata of an episode; what has no field of its own is kept in `metadata_json`."""
+    rest = dict(episode.metadata)
+    created_ns = rest.pop("created_ns", None)
+    known = {name: str(rest.pop(name, None) or "") for name in ("environment_id", "robot_id", "xr_mode")}
+    rest.pop("episode_id", None)
+    return {
+        "created_ns": created_ns if isinstance(created_ns, int) else int(episode.timestamp_ns[0]),
+        "end": episode.end or "open",
+        "episode_id": episode.episode_id,
+        "metadata_json": orjson.dumps(
+            rest, option=orjson.OPT_SORT_KEYS | orjson.OPT_SERIALIZE_NUMPY, default=str
+        ).decode(),
+        **known,
+    }
+
+
+def encode_episode(columns: Columns, metadata: Metadata) -> bytes:
+    """Return the serialised example of an episode; equal episodes give equal bytes."""
+    values: dict[str, Values] = {f"steps/{name}": _flat(column) for name, column in columns.items()}
+    for name, value in metadata.items():
+        flat = np.array([value], np.int64) if isinstance(value, int) else [value.encode()]
+        values[f"episode_metadata/{name}"] = flat
+    return encode_example(values)
+
+
+def _flat(column: Column) -> Values:
+    if isinstance(column, list):
+        return [text.encode() for text in column]
+    return column.reshape(-1) if column.dtype == np.float32 else column.reshape(-1).astype(np.int64)
+
+
+def decode_episode(data: bytes, features: Mapping[str, Feature], length: int, name: str) -> Columns:
+    """Parse an episode of `length` steps into columns of the features' shapes and dtypes.
+
+    `name` stands for the record in errors.
+
+    Raises:
+        CorruptDataError: not an example, or a feature is missing or has another length or kind.
+    """
+    values = decode_example(data, name)
+    return {path: _column(values, path, feature, length, name) for path, feature in features.items()}
+
+
+def _column(values: Mapping[str, Values], path: str, feature: Feature, length: int, name: str) -> Column:
+    flat: Any = values.get(f"steps/{path}")
+    expected = length * int(np.prod(feature.shape, dtype=np.int64))
+    kind = list if feature.dtype == "text" else np.ndarray
+    if not isinstance(flat, kind) or len(flat) != expected:
+        found = "nothing" if flat is None else f"{len(flat)} of kind {type(flat).__name__}"
+        raise CorruptDataError(
+            f"{name}: steps/{path} should hold {expected} values of {feature.dtype}, found {found}; "
+            "convert the episodes again"
+        )
+    if feature.dtype == "text":
+        return [text.decode() for text in flat]
+    return np.asarray(flat).reshape(length, *feature.shape).astype(feature.dtype, copy=False)

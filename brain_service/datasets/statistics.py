@@ -1,0 +1,209 @@
+"""Mean, spread, range and quantiles of every numeric feature over the training split, in one streaming pass."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+import numpy as np
+from jaxtyping import Float32, Float64
+
+from brain_service.datasets.columns import Columns, Profile, action_name, valid_transitions
+from brain_service.errors import CorruptDataError
+from brain_service.spec import EpisodeSpec, FeatureSpec
+
+__all__ = [
+    "STATISTICS_FILE",
+    "FeatureStatistics",
+    "Statistics",
+    "StatisticsBuilder",
+    "read_statistics",
+    "write_statistics",
+]
+
+STATISTICS_FILE = "statistics.json"
+OCTO_FILE = "dataset_statistics.json"
+
+Name = Literal["mean", "std", "min", "max", "p01", "p99", "q01", "q99"]
+
+
+class FeatureStatistics(msgspec.Struct, frozen=True):
+    """Figures of one feature, each a flat list over its elements; `std` is the population's.
+
+    `p01`/`p99` and `q01`/`q99` are the same quantiles under the names that Octo and OpenVLA look for.
+    """
+
+    mean: list[float]
+    std: list[float]
+    min: list[float]
+    max: list[float]
+    p01: list[float]
+    p99: list[float]
+    q01: list[float]
+    q99: list[float]
+
+
+class Statistics(msgspec.Struct, frozen=True):
+    """Figures of a dataset's training split, by feature path; text has none."""
+
+    observation: dict[str, FeatureStatistics]
+    action: dict[str, FeatureStatistics]
+    reward: FeatureStatistics
+    num_transitions: int
+    num_trajectories: int
+
+    def vector(self, part: Literal["observation", "action"], name: Name) -> Float32[np.ndarray, " D"]:
+        """Return one figure as a vector in the order of `spec.to_vector`, shape `[vector_size]`."""
+        features = self.observation if part == "observation" else self.action
+        parts = [np.asarray(getattr(features[path], name), np.float32) for path in sorted(features)]
+        return np.concatenate(parts) if parts else np.zeros(0, np.float32)
+
+    def to_octo(self) -> dict[str, Any]:
+        """Return the document that Octo and OpenVLA read: flat `action` and `proprio` vectors."""
+        names: tuple[Name, ...] = ("mean", "std", "min", "max", "p01", "p99", "q01", "q99")
+        return {
+            "action": {name: self.vector("action", name).tolist() for name in names},
+            "proprio": {name: self.vector("observation", name).tolist() for name in names},
+            "num_transitions": self.num_transitions,
+            "num_trajectories": self.num_trajectories,
+        }
+
+
+@dataclass
+class _Moments:
+    """Exact running moments of rows `[T, n]`, and a thinned sample of them for quantiles."""
+
+    count: int
+    mean: Float64[np.ndarray, " n"]
+    squares: Float64[np.ndarray, " n"]
+    low: Float64[np.ndarray, " n"]
+    high: Float64[np.ndarray, " n"]
+    sample: list[Float32[np.ndarray, "T n"]]
+
+    def add(self, rows: Float64[np.ndarray, "T n"], thinned: Float32[np.ndarray, "t n"]) -> None:
+        """Merge rows into the moments (Chan, Golub, LeVeque 1979: no cancellation for large offsets)."""
+        self.sample.append(thinned)
+        if not len(rows):
+            return
+        added, mean = len(rows), rows.mean(axis=0)
+        total = self.count + added
+        delta = mean - self.mean
+        self.squares += ((rows - mean) ** 2).sum(axis=0) + delta**2 * (self.count * added / total)
+        self.mean += delta * (added / total)
+        self.low = np.minimum(self.low, rows.min(axis=0))
+        self.high = np.maximum(self.high, rows.max(axis=0))
+        self.count = total
+
+    def result(self) -> FeatureStatistics:
+        """Return the figures; zeros where there was no row."""
+        if self.count == 0:
+            zeros = [0.0] * len(self.mean)
+            return FeatureStatistics(*[zeros] * 8)
+        rows = np.concatenate(self.sample)
+        q01, q99 = np.quantile(rows, (0.01, 0.99), axis=0).tolist()
+        std = np.sqrt(self.squares / self.count).tolist()
+        return FeatureStatistics(
+            self.mean.tolist(), std, self.low.tolist(), self.high.tolist(), q01, q99, q01, q99
+        )
+
+
+def _empty(size: int) -> _Moments:
+    return _Moments(0, np.zeros(size), np.zeros(size), np.full(size, np.inf), np.full(size, -np.inf), sample=[])
+
+
+class StatisticsBuilder:
+    """Takes the training episodes one by one; moments are exact, quantiles come from every n-th step.
+
+    At most about `sample_steps` steps are kept for quantiles: n doubles whenever they would be more.
+    Actions and rewards that the profile calls invalid are left out.
+    """
+
+    def __init__(self, spec: EpisodeSpec, profile: Profile, sample_steps: int = 100_000) -> None:
+        self._profile = profile
+        self._sample_steps = sample_steps
+        self._stride = 1
+        self._kept = 0
+        self._steps = 0
+        self._episodes = 0
+        self._intervals_ns: list[int] = []
+        self._names = {
+            **{f"observation/{path}": f"observation/{path}" for path in _numeric(spec.observation)},
+            **{f"action/{path}": action_name(spec, path) for path in _numeric(spec.action)},
+            "reward": "reward",
+        }
+        self._moments: dict[str, _Moments] = {}
+
+    def add(self, columns: Columns) -> None:
+        """Take one episode's columns."""
+        is_last, times = columns["is_last"], columns["timestamp_ns"]
+        assert isinstance(is_last, np.ndarray) and isinstance(times, np.ndarray)  # arrays by their feature
+        valid = valid_transitions(is_last, self._profile)
+        for key, name in self._names.items():
+            column = columns[name]
+            assert isinstance(column, np.ndarray)  # text has no statistics
+            rows = column.reshape(len(column), -1).astype(np.float64)
+            rows = rows if key.startswith("observation/") else rows[valid]
+            moments = self._moments.setdefault(key, _empty(rows.shape[1]))
+            moments.add(rows, rows[:: self._stride].astype(np.float32))
+        if len(times) > 1:
+            self._intervals_ns.append(int(np.median(np.diff(times))))
+        self._steps += int(valid.sum())
+        self._episodes += 1
+        self._kept += -(-len(times) // self._stride)
+        if self._kept > self._sample_steps:
+            self._thin()
+
+    def _thin(self) -> None:
+        self._stride *= 2
+        for moments in self._moments.values():
+            moments.sample = [np.concatenate(moments.sample)[::2]]
+        self._kept = -(-self._kept // 2)
+
+    @property
+    def kept_steps(self) -> int:
+        """Steps whose values are held for quantiles, about."""
+        return self._kept
+
+    @property
+    def control_period_s(self) -> float:
+        """Median time between steps in seconds; 0 where no episode has two steps."""
+        return float(np.median(self._intervals_ns)) / 1e9 if self._intervals_ns else 0.0
+
+    def result(self) -> Statistics:
+        """Return the figures of all episodes taken so far; there must be at least one."""
+        figures = {key: moments.result() for key, moments in self._moments.items()}
+        return Statistics(
+            observation=_part(figures, "observation/"),
+            action=_part(figures, "action/"),
+            reward=figures["reward"],
+            num_transitions=self._steps,
+            num_trajectories=self._episodes,
+        )
+
+
+def _numeric(spec: FeatureSpec) -> list[str]:
+    return [path for path, feature in spec.items() if feature.dtype != "text"]
+
+
+def _part(figures: dict[str, FeatureStatistics], prefix: str) -> dict[str, FeatureStatistics]:
+    return {key.removeprefix(prefix): value for key, value in figures.items() if key.startswith(prefix)}
+
+
+def write_statistics(folder: Path, statistics: Statistics) -> None:
+    """Write `statistics.json` and the flat `dataset_statistics.json` into a folder not published yet."""
+    for file, document in ((STATISTICS_FILE, statistics), (OCTO_FILE, statistics.to_octo())):
+        (folder / file).write_bytes(msgspec.json.format(msgspec.json.encode(document), indent=1))
+
+
+def read_statistics(folder: Path) -> Statistics:
+    """Read a dataset's `statistics.json`.
+
+    Raises:
+        CorruptDataError: the file is missing or not what was written.
+    """
+    try:
+        return msgspec.json.decode((folder / STATISTICS_FILE).read_bytes(), type=Statistics)
+    except (OSError, msgspec.DecodeError) as error:
+        raise CorruptDataError(
+            f"{folder / STATISTICS_FILE}: {error}; convert the episodes again to rebuild it"
+        ) from error

@@ -1,0 +1,86 @@
+"""TFRecord framing: length-prefixed records, each with a masked CRC-32C over its length and its bytes.
+
+    u64 little-endian length | u32 masked crc of those 8 bytes | bytes | u32 masked crc of the bytes
+
+Source: the format notes in TensorFlow's `record_writer.h`; nothing of TensorFlow is imported.
+"""
+
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+import google_crc32c
+
+from brain_service.errors import CorruptDataError
+
+__all__ = ["FRAME_BYTES", "frame", "read_record", "read_records"]
+
+FRAME_BYTES = 16
+"""What framing adds to a record, in bytes."""
+
+_LENGTH = struct.Struct("<Q")
+_CRC = struct.Struct("<I")
+_HEADER_BYTES = 12
+
+
+def _masked_crc(data: bytes) -> int:
+    # A CRC of data that itself holds CRCs is weak, hence the rotation and the constant of the format.
+    crc: int = google_crc32c.value(data)
+    return (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF
+
+
+def frame(payload: bytes) -> bytes:
+    """Return `payload` as one framed record of `len(payload) + FRAME_BYTES` bytes."""
+    length = _LENGTH.pack(len(payload))
+    return b"".join(
+        (length, _CRC.pack(_masked_crc(length)), payload, _CRC.pack(_masked_crc(payload))),
+    )
+
+
+def read_record(file: BinaryIO, name: str) -> bytes | None:
+    """Read the record at the file's position and return its bytes, or None at the end of the file.
+
+    `name` stands for the file in errors.
+
+    Raises:
+        CorruptDataError: the frame is cut short or a checksum does not hold; names the byte offset.
+    """
+    offset = file.tell()
+    header = file.read(_HEADER_BYTES)
+    if not header:
+        return None
+    if len(header) < _HEADER_BYTES:
+        raise _cut(name, offset, _HEADER_BYTES, len(header))
+    if _masked_crc(header[:8]) != _CRC.unpack_from(header, 8)[0]:
+        raise CorruptDataError(
+            f"{name}: the length of the record at byte {offset} fails its checksum; convert the episodes again"
+        )
+    (length,) = _LENGTH.unpack_from(header)
+    body = file.read(length + 4)
+    if len(body) < length + 4:
+        raise _cut(name, offset, length + FRAME_BYTES, _HEADER_BYTES + len(body))
+    payload = body[:length]
+    if _masked_crc(payload) != _CRC.unpack_from(body, length)[0]:
+        raise CorruptDataError(
+            f"{name}: the record at byte {offset} ({length} bytes) fails its checksum; convert the episodes again"
+        )
+    return payload
+
+
+def _cut(name: str, offset: int, expected_bytes: int, found_bytes: int) -> CorruptDataError:
+    return CorruptDataError(
+        f"{name}: the record at byte {offset} needs {expected_bytes} bytes, the file holds {found_bytes} of them; "
+        "convert the episodes again"
+    )
+
+
+def read_records(path: Path) -> Iterator[bytes]:
+    """Yield the records of a file in order.
+
+    Raises:
+        CorruptDataError: a frame is cut short or a checksum does not hold; names file and byte offset.
+    """
+    with path.open("rb") as file:
+        while (payload := read_record(file, path.name)) is not None:
+            yield payload

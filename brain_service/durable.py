@@ -1,0 +1,79 @@
+"""Durable writes: temporary file, fsync, rename, fsync of the directory. The one place that does it."""
+
+import os
+import shutil
+from pathlib import Path
+
+__all__ = ["fsync_directory", "publish_directory", "remove_tree", "replace_symlink", "write_atomic"]
+
+
+def fsync_directory(path: Path) -> None:
+    """Flush a directory's entries to the medium, so that a create or rename in it survives a power cut."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _fsync_file(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Replace `path` by `data` so that a reader, or a restart after a crash, sees the old or the new whole.
+
+    Raises:
+        OSError: the medium is full or read-only; `path` is unchanged and no temporary file stays.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+    fsync_directory(path.parent)
+
+
+def publish_directory(temporary: Path, final: Path) -> None:
+    """Make a finished directory visible under its final name: fsync every file, rename, fsync the parent.
+
+    `temporary` and `final` share a file system. `final` must not exist.
+
+    Raises:
+        FileExistsError: `final` exists already; `temporary` is left as it is.
+    """
+    if final.exists():
+        raise FileExistsError(str(final))
+    for folder, _, names in os.walk(temporary):
+        for name in names:
+            _fsync_file(Path(folder) / name)
+        fsync_directory(Path(folder))
+    final.parent.mkdir(parents=True, exist_ok=True)
+    temporary.rename(final)
+    fsync_directory(final.parent)
+
+
+def replace_symlink(link: Path, target: str) -> None:
+    """Point `link` at `target` (relative to the link's folder) in one step that survives a power cut."""
+    temporary = link.with_name(f".{link.name}.{os.getpid()}.tmp")
+    temporary.unlink(missing_ok=True)
+    temporary.symlink_to(target)
+    temporary.replace(link)
+    fsync_directory(link.parent)
+
+
+def remove_tree(path: Path) -> None:
+    """Delete a directory by renaming it away first, so that a half-deleted one is never taken for whole."""
+    doomed = path.with_name(f".{path.name}.{os.getpid()}.deleting")
+    path.rename(doomed)
+    fsync_directory(path.parent)
+    shutil.rmtree(doomed)

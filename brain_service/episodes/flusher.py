@@ -1,0 +1,69 @@
+"""Group commit: one thread flushes every episode with unflushed steps, at the latest when it is due.
+
+Appends that wait for the medium and arrive while a flush runs share the next one.
+"""
+
+import threading
+import time
+from typing import Protocol
+
+__all__ = ["Flusher", "Syncable"]
+
+
+class Syncable(Protocol):
+    """Something with unflushed bytes."""
+
+    def sync(self) -> None:
+        """Flush to the medium and tell whoever waits; a failure is kept for them, never raised here."""
+
+
+class Flusher:
+    """The flushing thread of a store or logger; `interval_s` bounds how long a step stays unflushed."""
+
+    def __init__(self, interval_s: float) -> None:
+        self._interval_s = interval_s
+        self._due_s: dict[Syncable, float] = {}
+        self._changed = threading.Condition()
+        self._closing = False
+        self._thread = threading.Thread(target=self._run, name="capture-sync", daemon=True)
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def note(self, target: Syncable, *, urgent: bool = False) -> None:
+        """Have `target` flushed within the interval, or at once if somebody waits for it."""
+        with self._changed:
+            due_s = time.monotonic() + (0.0 if urgent else self._interval_s)
+            if due_s < self._due_s.get(target, float("inf")):
+                self._due_s[target] = due_s
+                self._changed.notify()
+
+    def close(self) -> None:
+        """Flush what is noted and stop the thread; returns when both are done."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
+        if self._thread.ident is not None:
+            self._thread.join()
+
+    def _run(self) -> None:
+        while targets := self._next():
+            for target in targets:
+                target.sync()
+
+    def _next(self) -> list[Syncable]:
+        """Wait for what is due, earliest first; nothing means that the thread should stop."""
+        with self._changed:
+            while True:
+                now_s = time.monotonic()
+                due = [
+                    t
+                    for t, due_s in sorted(self._due_s.items(), key=lambda item: item[1])
+                    if self._closing or due_s <= now_s
+                ]
+                if due or self._closing:
+                    for target in due:
+                        del self._due_s[target]
+                    return due
+                self._changed.wait(min(self._due_s.values()) - now_s if self._due_s else None)

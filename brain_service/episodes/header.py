@@ -1,0 +1,184 @@
+"""The first line of a capture log: what the episode is, who acts in it, and what its steps look like."""
+
+import difflib
+import re
+import secrets
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import msgspec
+
+from brain_service.episodes.log_format import SCHEMA_VERSION
+from brain_service.errors import InvalidError
+from brain_service.spec import EpisodeSpec
+
+__all__ = [
+    "CONTROL_ROLES",
+    "Durability",
+    "EpisodeHeader",
+    "is_episode_id",
+    "new_episode_id",
+    "parse_role",
+]
+
+CONTROL_ROLES = ("expert", "intervention", "policy")
+"""Who chose a step's action; imitation uses the first two, so that a policy never clones itself."""
+
+_SEED_ROLES = {"human_teleop": "expert", "human_supervisor": "expert"}
+
+Durability = Literal["interval", "step", "episode"]
+
+_EPISODE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+
+
+def is_episode_id(text: str) -> bool:
+    """Tell whether `text` is a file-name-safe id: letters, digits, `.`, `_`, `-`; at most 128, no dot first."""
+    return _EPISODE_ID.fullmatch(text) is not None
+
+
+def new_episode_id(created_ns: int) -> str:
+    """Return an id that sorts by creation second (UTC), such as `20261122T201500-3f9a1c`."""
+    stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime(created_ns // 1_000_000_000))
+    return f"{stamp}-{secrets.token_hex(3)}"
+
+
+def parse_role(name: str, field: str) -> str:
+    """Return the control role, with the seed's names mapped to ours; `field` names it in errors.
+
+    Raises:
+        InvalidError: `name` is no role.
+    """
+    role = _SEED_ROLES.get(name, name)
+    if role not in CONTROL_ROLES:
+        known = ", ".join((*CONTROL_ROLES, *_SEED_ROLES))
+        raise InvalidError(f"{field}: {name!r} is none of {known}", field=field)
+    return role
+
+
+class _CreateBody(msgspec.Struct, forbid_unknown_fields=True):
+    episode_id: str | None = None
+    environment_id: str = "default"
+    xr_mode: str = "trainer"
+    control_role: str = "expert"
+    tags: list[str] = []
+    robot_id: str | None = None
+    language_instruction: str = ""
+    metadata: dict[str, Any] = {}
+    features: dict[str, Any] | None = None
+    durability: Durability | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class EpisodeHeader:
+    """First line of a capture log. `control_role` is the role of steps that name none.
+
+    `metadata` is what the caller adds; `features` is the declared spec, or None if the first step fixes it.
+    """
+
+    episode_id: str
+    created_ns: int
+    environment_id: str = "default"
+    xr_mode: str = "trainer"
+    control_role: str = "expert"
+    tags: tuple[str, ...] = ()
+    robot_id: str | None = None
+    language_instruction: str = ""
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    features: EpisodeSpec | None = None
+    durability: Durability | None = None
+    schema_version: str = SCHEMA_VERSION
+
+    @staticmethod
+    def parse(body: Mapping[str, Any]) -> "EpisodeHeader":
+        """Check the body of `POST /episodes`, fill in the id and the creation time.
+
+        Raises:
+            InvalidError: an unknown name (with the nearest known one), a wrong type, role, id or feature.
+        """
+        known = _CreateBody.__struct_fields__
+        for name in body:
+            if name not in known:
+                close = difflib.get_close_matches(name, known, n=1)
+                hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
+                raise InvalidError(f"unknown member {name!r}; {hint} Free ones go into 'metadata'", field=name)
+        try:
+            given = msgspec.convert(dict(body), _CreateBody)
+        except msgspec.ValidationError as error:
+            where = str(error).rpartition("$.")[2].rstrip("`")
+            raise InvalidError(f"episode: {error}", field=where.replace(".", "/")) from error
+        if given.episode_id is not None and not is_episode_id(given.episode_id):
+            raise InvalidError(
+                f"episode_id {given.episode_id!r}: use 1-128 letters, digits, '.', '_', '-', no dot first",
+                field="episode_id",
+            )
+        created_ns = time.time_ns()
+        return EpisodeHeader(
+            episode_id=given.episode_id or new_episode_id(created_ns),
+            created_ns=created_ns,
+            environment_id=given.environment_id,
+            xr_mode=given.xr_mode,
+            control_role=parse_role(given.control_role, "control_role"),
+            tags=tuple(given.tags),
+            robot_id=given.robot_id,
+            language_instruction=given.language_instruction,
+            metadata=given.metadata,
+            features=None if given.features is None else EpisodeSpec.from_json(given.features),
+            durability=given.durability,
+        )
+
+    def all_metadata(self) -> dict[str, Any]:
+        """Return the named members and the caller's additions as one map, as readers and replies show it."""
+        return dict(self.metadata) | {
+            "environment_id": self.environment_id,
+            "xr_mode": self.xr_mode,
+            "control_role": self.control_role,
+            "tags": list(self.tags),
+            "robot_id": self.robot_id,
+            "language_instruction": self.language_instruction,
+        }
+
+    def record(self) -> dict[str, Any]:
+        """Return the header as its log record."""
+        return {
+            "type": "episode",
+            "schema_version": self.schema_version,
+            "episode_id": self.episode_id,
+            "created_ns": self.created_ns,
+            "durability": self.durability,
+            "metadata": self.all_metadata(),
+            "features": None if self.features is None else self.features.to_json(),
+        }
+
+    @staticmethod
+    def from_record(record: Mapping[str, Any]) -> "EpisodeHeader":
+        """Rebuild the header from its log record.
+
+        Raises:
+            InvalidError: a member is missing or wrong, or the schema is of another major version.
+        """
+        version = str(record.get("schema_version"))
+        if record.get("type") != "episode" or version.partition(".")[0] != SCHEMA_VERSION.partition(".")[0]:
+            raise InvalidError(
+                f"not an episode header of schema {SCHEMA_VERSION}: type {record.get('type')!r}, version {version}"
+            )
+        try:
+            metadata = dict(record["metadata"])
+            features = record["features"]
+            return EpisodeHeader(
+                episode_id=record["episode_id"],
+                created_ns=int(record["created_ns"]),
+                environment_id=metadata.pop("environment_id"),
+                xr_mode=metadata.pop("xr_mode"),
+                control_role=metadata.pop("control_role"),
+                tags=tuple(metadata.pop("tags")),
+                robot_id=metadata.pop("robot_id"),
+                language_instruction=metadata.pop("language_instruction"),
+                metadata=metadata,
+                features=None if features is None else EpisodeSpec.from_json(features),
+                durability=record["durability"],
+                schema_version=version,
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise InvalidError(f"the episode header lacks or garbles {error}") from error

@@ -1,0 +1,210 @@
+"""The file of one episode: whole lines are appended or nothing is, and only the lock's holder writes.
+
+An append is one `pwrite` at the end of the last whole line. Once it returns, the kernel has the bytes and no
+kill of this process can lose them; after `sync` no power cut can. A failed append is cut off again, so what
+stands before `size_bytes` is whole lines at every moment.
+"""
+
+import contextlib
+import errno
+import fcntl
+import os
+import secrets
+import threading
+from pathlib import Path
+
+from brain_service.durable import fsync_directory
+from brain_service.errors import ConflictError, NotFoundError, UnavailableError
+
+__all__ = ["EpisodeFile", "io_problem"]
+
+
+def io_problem(error: OSError, doing: str) -> UnavailableError:
+    """Return the error that tells an operator why the medium refused, and what to do about it."""
+    advice = {
+        errno.ENOSPC: "the disk is full: convert, upload or delete episodes",
+        errno.EDQUOT: "the disk quota is used up: delete episodes or raise it",
+        errno.EFBIG: "the file size limit is reached: end the episode and start another",
+        errno.EROFS: "the file system is read-only: check the medium and remount it",
+        errno.EACCES: "permission denied: make the directory writable for this user",
+        errno.EPERM: "not permitted: make the directory writable for this user",
+        errno.EIO: "the medium fails: replace it",
+    }
+    reason = advice.get(error.errno or 0, os.strerror(error.errno or 0))
+    return UnavailableError(f"cannot {doing}: {reason}")
+
+
+class EpisodeFile:
+    """An open, locked capture log. `append`, `truncate` and `close` are for one thread at a time; `sync` is not.
+
+    `size_bytes` is the end of the last whole line. `failed` tells why the file takes no more lines.
+    """
+
+    def __init__(self, path: Path, fd: int, size_bytes: int) -> None:
+        self.path = path
+        self.size_bytes = size_bytes
+        self.failed: str | None = None
+        self._fd = fd
+        self._tail_is_dirty = False
+        self._closed = False
+        # A descriptor closed under a running fdatasync could by then be another file's.
+        self._sync_lock = threading.Lock()
+
+    @classmethod
+    def create(cls, path: Path, header_line: bytes) -> "EpisodeFile":
+        """Make a log that holds its header, locked and durable; it appears under `path` whole or not at all.
+
+        Raises:
+            ConflictError: `path` exists.
+            UnavailableError: the directory is read-only, the medium full or failing; nothing stays behind.
+        """
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+        fd = -1
+        published = False
+        try:
+            fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o640)
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _write_all(fd, header_line, 0)
+            os.fsync(fd)
+            _publish(temporary, path)
+            published = True
+            fsync_directory(path.parent)
+        except OSError as error:
+            if fd >= 0:
+                (path if published else temporary).unlink(missing_ok=True)
+                os.close(fd)
+            if isinstance(error, FileExistsError):
+                raise ConflictError(f"episode {path.stem!r} exists; choose another episode_id") from error
+            raise io_problem(error, f"create episode {path.stem!r}") from error
+        return cls(path, fd, len(header_line))
+
+    @classmethod
+    def open(cls, path: Path) -> "EpisodeFile":
+        """Open and lock an existing log; `size_bytes` is the file's size, whole lines or not.
+
+        Raises:
+            NotFoundError: no such file.
+            ConflictError: another process or another open file holds its lock.
+            UnavailableError: it cannot be opened for writing.
+        """
+        try:
+            fd = os.open(path, os.O_RDWR)
+        except FileNotFoundError as error:
+            raise NotFoundError(f"no episode {path.stem!r}; GET /episodes lists them") from error
+        except OSError as error:
+            raise io_problem(error, f"open episode {path.stem!r}") from error
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            os.close(fd)
+            raise ConflictError(f"episode {path.stem!r} is being written by another process") from error
+        return cls(path, fd, os.fstat(fd).st_size)
+
+    def append(self, lines: bytes) -> int:
+        """Write whole lines at the end and return their offset in bytes.
+
+        Raises:
+            UnavailableError: the medium took none or only a part of it, and the part was cut off again.
+        """
+        self._require_writable()
+        offset = self.size_bytes
+        try:
+            _write_all(self._fd, lines, offset)
+        except OSError as error:
+            self._tail_is_dirty = True
+            with contextlib.suppress(UnavailableError):
+                self.truncate(offset)
+            raise io_problem(error, f"append to episode {self.path.stem!r}; nothing was written") from error
+        self.size_bytes = offset + len(lines)
+        return offset
+
+    def truncate(self, size_bytes: int) -> None:
+        """Cut the file to `size_bytes`, the end of its last good line.
+
+        Raises:
+            UnavailableError: the medium refuses; the next append tries again.
+        """
+        try:
+            os.ftruncate(self._fd, size_bytes)
+        except OSError as error:
+            raise io_problem(error, f"cut the torn end of episode {self.path.stem!r}") from error
+        self.size_bytes = size_bytes
+        self._tail_is_dirty = False
+
+    def sync(self) -> None:
+        """Flush what was appended to the medium; a file that was closed meanwhile is durable already.
+
+        Raises:
+            UnavailableError: the medium refused. The kernel may then have dropped the pages and a second
+                attempt would claim success, so the file takes no more lines until it is opened anew.
+        """
+        with self._sync_lock:
+            if self._closed:
+                return
+            self._require_healthy()
+            try:
+                os.fdatasync(self._fd)
+            except OSError as error:
+                problem = io_problem(error, f"flush episode {self.path.stem!r} to the medium")
+                self.failed = problem.detail
+                raise problem from error
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Return `length` bytes at `offset`, fewer at the end of the file.
+
+        Raises:
+            UnavailableError: the medium cannot read them.
+        """
+        try:
+            return os.pread(self._fd, length, offset)
+        except OSError as error:
+            raise io_problem(error, f"read episode {self.path.stem!r}") from error
+
+    def free_bytes(self) -> int:
+        """Return the bytes that the file system has left for this user."""
+        stat = os.fstatvfs(self._fd)
+        return stat.f_bavail * stat.f_frsize
+
+    def close(self) -> None:
+        """Release the lock and the descriptor; harmless twice."""
+        with self._sync_lock:
+            if not self._closed:
+                self._closed = True
+                os.close(self._fd)
+
+    def _require_healthy(self) -> None:
+        if self.failed is not None:
+            raise UnavailableError(f"{self.failed}. Restart the daemon after the medium is repaired")
+
+    def _require_writable(self) -> None:
+        if self._closed:
+            raise ConflictError(f"episode {self.path.stem!r} is closed")
+        self._require_healthy()
+        if self._tail_is_dirty:
+            self.truncate(self.size_bytes)
+
+
+def _write_all(fd: int, data: bytes, offset: int) -> None:
+    """Write all of `data`; the kernel may take a part first and name the error only on the next call."""
+    view = memoryview(data)
+    while view:
+        written = os.pwrite(fd, view, offset)
+        view = view[written:]
+        offset += written
+
+
+def _publish(temporary: Path, path: Path) -> None:
+    """Give a file its final name, failing if that is taken: `rename` alone would replace it."""
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        raise
+    except OSError as error:
+        # FAT and exFAT have no hard links.
+        if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK):
+            raise
+        if path.exists():
+            raise FileExistsError(str(path)) from error
+        temporary.rename(path)
+    else:
+        temporary.unlink()

@@ -1,0 +1,196 @@
+"""Opening a log that a dead process left behind: keep every good line, cut a torn one, set aside the rest.
+
+A kill or a power cut tears at most the last line; it has no newline and was never answered. A bad line with
+more behind it is damage of another kind (a flipped bit, a lost sector): what follows is moved to
+`<id>.jsonl.corrupt-<n>`, never destroyed, because the steps of a robot cannot be recorded again.
+"""
+
+import contextlib
+import itertools
+from array import array
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from brain_service.durable import fsync_directory, write_atomic
+from brain_service.episodes.header import EpisodeHeader
+from brain_service.episodes.log import EpisodeFile, io_problem
+from brain_service.episodes.log_format import decode_line
+from brain_service.errors import BrainError, ConflictError, CorruptDataError, InvalidError, NotFoundError
+from brain_service.spec import EpisodeSpec
+
+__all__ = ["LogScan", "RecoveryReport", "looks_like_seed", "quarantine", "recover", "scan", "sweep"]
+
+
+@dataclass(frozen=True, slots=True)
+class RecoveryReport:
+    """What recovery found in one file and did with it. Sizes in bytes; `lines_lost` counts a torn one too."""
+
+    episode_id: str
+    steps: int
+    bytes_cut: int = 0
+    lines_lost: int = 0
+    moved_to: str | None = None
+    reason: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the report as a JSON-ready map."""
+        return asdict(self)
+
+
+@dataclass(slots=True)
+class LogScan:
+    """The good lines of a log: byte offset of each step, and where the first bad line begins.
+
+    `problem` says why the line at `good_bytes` is bad; None means that the file ends there.
+    """
+
+    header: EpisodeHeader
+    good_bytes: int
+    spec: EpisodeSpec | None
+    offsets: "array[int]" = field(default_factory=lambda: array("Q"))
+    last_is_terminal: bool = False
+    end: dict[str, Any] | None = None
+    problem: str | None = None
+
+
+def scan(path: Path) -> LogScan:
+    """Read a log line by line up to its first bad line.
+
+    Raises:
+        CorruptDataError: the header line is bad, so the file has no episode to belong to.
+        OSError: the file cannot be read.
+    """
+    with path.open("rb") as file:
+        line = file.readline()
+        try:
+            header = EpisodeHeader.from_record(decode_line(line))
+        except (CorruptDataError, InvalidError) as error:
+            raise CorruptDataError(f"{path}:1: {error.detail}") from error
+        found = LogScan(header, len(line), header.features)
+        for line in file:
+            try:
+                _take(found, decode_line(line))
+            except BrainError as error:
+                found.problem = error.detail
+                break
+            found.good_bytes += len(line)
+    return found
+
+
+def _take(found: LogScan, record: Mapping[str, Any]) -> None:
+    """Add one record to the scan.
+
+    Raises:
+        CorruptDataError: it stands behind the end, is of no known type, or its step index does not follow.
+        InvalidError: the features it carries are garbled.
+    """
+    if found.end is not None:
+        raise CorruptDataError("a line stands behind the end of the episode")
+    if record.get("type") == "end":
+        found.end = dict(record)
+        return
+    expected = len(found.offsets)
+    metadata = record.get("step_metadata", {})
+    if record.get("type") != "step" or metadata.get("step_index") != expected:
+        raise CorruptDataError(f"the line is not step {expected}")
+    if found.spec is None:
+        found.spec = EpisodeSpec.from_json(record.get("features"))
+    found.offsets.append(found.good_bytes)
+    found.last_is_terminal = bool(record.get("is_terminal"))
+
+
+def recover(path: Path) -> tuple[EpisodeFile, LogScan, RecoveryReport]:
+    """Lock a log, cut or set aside what follows its last good line, and flush it.
+
+    Raises:
+        ConflictError: a living process holds the lock.
+        CorruptDataError: the header is bad; the file is untouched.
+        NotFoundError: no such file.
+        UnavailableError: the medium refuses to read, cut or flush.
+    """
+    file = EpisodeFile.open(path)
+    try:
+        found = scan(path)
+        report = _cut(file, found)
+        file.sync()
+    except OSError as error:
+        file.close()
+        raise io_problem(error, f"recover episode {path.stem!r}") from error
+    except BaseException:
+        file.close()
+        raise
+    return file, found, report
+
+
+def _cut(file: EpisodeFile, found: LogScan) -> RecoveryReport:
+    bad_bytes = file.size_bytes - found.good_bytes
+    if bad_bytes == 0:
+        return RecoveryReport(found.header.episode_id, len(found.offsets))
+    rest = file.read(found.good_bytes, bad_bytes)
+    moved_to: Path | None = None
+    if b"\n" in rest:
+        moved_to = _free_name(file.path.with_name(f"{file.path.name}.corrupt"))
+        write_atomic(moved_to, rest)
+    file.truncate(found.good_bytes)
+    return RecoveryReport(
+        episode_id=found.header.episode_id,
+        steps=len(found.offsets),
+        bytes_cut=bad_bytes,
+        lines_lost=rest.count(b"\n") + (not rest.endswith(b"\n")),
+        moved_to=None if moved_to is None else moved_to.name,
+        reason=found.problem,
+    )
+
+
+def looks_like_seed(path: Path) -> bool:
+    """Tell whether a `.jsonl` file is of the seed's kind: its first line carries no checksum, but a step.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    with path.open("rb") as file:
+        line = file.readline()
+    ours = b'"crc32c":"' in line or b'"schema_version":"' in line
+    return not ours and (b'"observation"' in line or b'"steps"' in line)
+
+
+def sweep(root: Path) -> None:
+    """Remove logs whose creator died before they had their name; no step was ever in them.
+
+    Raises:
+        UnavailableError: the directory cannot be read, or the medium refuses.
+    """
+    try:
+        for path in root.glob(".*.jsonl.*.tmp"):
+            with contextlib.suppress(ConflictError, NotFoundError):
+                file = EpisodeFile.open(path)
+                path.unlink(missing_ok=True)
+                file.close()
+    except OSError as error:
+        raise io_problem(error, f"clean up {root}") from error
+
+
+def quarantine(path: Path, reason: str) -> Path:
+    """Move a file that cannot be an episode to `quarantine/` beside it, its reason in a `.reason.txt`.
+
+    Raises:
+        UnavailableError: the medium refuses; the file stays where it is.
+    """
+    folder = path.parent / "quarantine"
+    try:
+        folder.mkdir(exist_ok=True)
+        target = _free_name(folder / path.name)
+        write_atomic(target.with_name(f"{target.name}.reason.txt"), f"{reason}\n".encode())
+        path.rename(target)
+        fsync_directory(folder)
+        fsync_directory(path.parent)
+    except OSError as error:
+        raise io_problem(error, f"move {path.name} to quarantine") from error
+    return target
+
+
+def _free_name(path: Path) -> Path:
+    numbered = (path.with_name(f"{path.name}-{n}") for n in itertools.count(1))
+    return next(name for name in numbered if not name.exists())

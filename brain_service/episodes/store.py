@@ -1,0 +1,415 @@
+"""All episodes of a data directory: what the daemon's routes call.
+
+Every method blocks on the medium; from an event loop call `await store.run(store.append_json, ...)`, which
+moves the call to the store's own threads.
+"""
+
+import asyncio
+import contextlib
+import logging
+import shutil
+import threading
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
+
+from brain_service.durable import fsync_directory
+from brain_service.episodes import catalogue
+from brain_service.episodes.flusher import Flusher
+from brain_service.episodes.header import EpisodeHeader
+from brain_service.episodes.log import io_problem
+from brain_service.episodes.recovery import RecoveryReport, looks_like_seed, quarantine, recover, sweep
+from brain_service.episodes.schema import StepIn
+from brain_service.episodes.wire import parse_steps
+from brain_service.episodes.writer import Appended, Ended, EndReason, EpisodeWriter, require_same_end
+from brain_service.errors import (
+    BrainError,
+    ConfigError,
+    ConflictError,
+    CorruptDataError,
+    InvalidError,
+    NotFoundError,
+    TooLargeError,
+    TooManyError,
+    UnavailableError,
+)
+from brain_service.settings import CaptureSettings
+
+__all__ = ["EpisodeStore"]
+
+P = ParamSpec("P")
+T = TypeVar("T")
+Records = list[dict[str, Any]]
+
+_LOG = logging.getLogger(__name__)
+# Enough to share a group commit between many waiting controllers; threads start as they are needed.
+_THREADS = 16
+_REPORTS_KEPT = 100
+
+
+class EpisodeStore:
+    """The capture logs under `root`. Thread-safe; methods block and must not run on an event loop."""
+
+    def __init__(self, root: Path, settings: CaptureSettings) -> None:
+        self._root = root
+        self._settings = settings
+        self._flusher = Flusher(settings.sync_interval_s)
+        self._writers: dict[str, EpisodeWriter] = {}
+        self._recovered: set[str] = set()
+        self._opening: dict[str, threading.Lock] = {}
+        self._lock = threading.Lock()
+        self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="capture-io")
+        self._stopping = threading.Event()
+        self._recovery_done = threading.Event()
+        self._housekeeper = threading.Thread(target=self._keep_house, name="capture-recovery", daemon=True)
+        self._reports: deque[dict[str, Any]] = deque(maxlen=_REPORTS_KEPT)
+        self._last_error: str | None = None
+
+    def start(self) -> None:
+        """Make the directory, start flushing, and recover open logs in the background.
+
+        Raises:
+            ConfigError: the directory cannot be made or written. A full disk is no reason: it refuses steps
+                later, while inference goes on.
+        """
+        probe = self._root / ".writable"
+        try:
+            self._root.mkdir(parents=True, exist_ok=True)
+            probe.touch()
+            probe.unlink()
+        except OSError as error:
+            problem = io_problem(error, f"write to the episodes directory {self._root}")
+            if "full" not in problem.detail and "quota" not in problem.detail:
+                raise ConfigError(f"{problem.detail}, or choose another data_dir") from error
+            self._last_error = problem.detail
+        self._flusher.start()
+        self._housekeeper.start()
+
+    def close(self) -> None:
+        """Flush and release every open log; they stay open episodes for the next start."""
+        self._stopping.set()
+        self._pool.shutdown(wait=True)
+        if self._housekeeper.ident is not None:
+            self._housekeeper.join()
+        self._flusher.close()
+        with self._lock:
+            writers, self._writers = dict(self._writers), {}
+        for writer in writers.values():
+            writer.close()
+
+    async def run(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run one of this store's methods on its own threads and return what it returns.
+
+        Raises:
+            UnavailableError: the store is closed.
+            BrainError: whatever the method raises.
+        """
+        loop = asyncio.get_running_loop()
+        try:
+            future = loop.run_in_executor(self._pool, lambda: call(*args, **kwargs))
+        except RuntimeError as error:
+            raise UnavailableError("the daemon is shutting down; resend to the next one") from error
+        return await future
+
+    def wait_recovered(self, timeout_s: float | None = None) -> bool:
+        """Wait until the background recovery has seen every log; False after `timeout_s` seconds."""
+        return self._recovery_done.wait(timeout_s)
+
+    def create(self, body: Mapping[str, Any]) -> EpisodeHeader:
+        """Start an episode from the body of `POST /episodes`; its header is durable before the return.
+
+        Raises:
+            InvalidError: a member is wrong.
+            ConflictError: the given `episode_id` exists.
+            TooManyError: `max_open_episodes` are open.
+            UnavailableError: the disk is full, read-only or failing.
+        """
+        header = EpisodeHeader.parse(body)
+        with self._lock:
+            if len(self._writers) >= self._settings.max_open_episodes:
+                raise TooManyError(
+                    f"{len(self._writers)} episodes are open, the limit is max_open_episodes = "
+                    f"{self._settings.max_open_episodes}: end some with POST /episodes/{{id}}/end"
+                )
+        self._require_space()
+        path = catalogue.episode_path(self._root, header.episode_id)
+        with self._noting_errors():
+            writer = EpisodeWriter.create(path, header, self._settings, self._flusher)
+        with self._lock:
+            self._writers[header.episode_id] = writer
+        return header
+
+    def append_json(self, episode_id: str, body: bytes, content_type: str = "application/json") -> Appended:
+        """Append the body of `POST /episodes/{id}/steps`: a step, an array, NDJSON, or the same in msgpack.
+
+        Raises:
+            MalformedError: the bytes cannot be parsed.
+            BrainError: as `append`.
+        """
+        if len(body) > self._settings.max_body_bytes:
+            raise TooLargeError(
+                f"the body has {len(body)} bytes, the limit is {self._settings.max_body_bytes}; split it"
+            )
+        steps, batch = parse_steps(body, content_type, self._settings.max_batch_steps)
+        return self._append(episode_id, steps, batch)
+
+    def append(self, episode_id: str, steps: Sequence[StepIn]) -> Appended:
+        """Append steps, all or none. Repeating a stored step with the same body is harmless.
+
+        Raises:
+            NotFoundError: no such episode.
+            InvalidError: a step is wrong; the error names the field; nothing was written.
+            ConflictError: a gap, another body under a stored index (both with `next_step_index`), an ended
+                episode, or one that another process writes.
+            TooLargeError: a step or the batch is over its limit.
+            UnavailableError: the disk is full, read-only or failing.
+        """
+        return self._append(episode_id, steps, batch=len(steps) != 1)
+
+    def end(
+        self,
+        episode_id: str,
+        reason: EndReason | None = None,
+        final_observation: Mapping[str, Any] | None = None,
+    ) -> Ended:
+        """End an episode, durable before the return; the same reason again gives the same answer.
+
+        Raises:
+            NotFoundError: no such episode.
+            InvalidError: an unknown reason, or a final observation that does not fit.
+            ConflictError: it ended for another reason, or another process writes it.
+            UnavailableError: the disk is full, read-only or failing; the episode stays open.
+        """
+        if reason not in (None, "terminated", "truncated"):
+            raise InvalidError(f"reason {reason!r} is neither 'terminated' nor 'truncated'", field="reason")
+        writer = self._writer(episode_id)
+        if writer is None:
+            stored = catalogue.read_end(catalogue.episode_path(self._root, episode_id))
+            if stored is None:
+                raise ConflictError(f"episode {episode_id!r} is being written by another process")
+            ended = Ended(stored["steps"], stored["steps"] - 1, stored["reason"])
+            return require_same_end(episode_id, ended, reason)
+        with self._noting_errors():
+            ended = writer.end(reason, final_observation)
+        self._forget(episode_id)
+        return ended
+
+    def get(self, episode_id: str) -> dict[str, Any]:
+        """Return the summary of an episode: id, state, steps, durable_through, created_ns, metadata, features.
+
+        Raises:
+            NotFoundError: no such episode.
+            CorruptDataError: its file is damaged.
+            UnavailableError: the medium cannot read it.
+        """
+        with self._lock:
+            writer = self._writers.get(episode_id)
+        if writer is None or writer.ended is not None:
+            return catalogue.closed_summary(catalogue.episode_path(self._root, episode_id))
+        found = catalogue.summary(writer.header, "open", writer.steps, writer.durable_through)
+        if writer.spec is not None:
+            found["features"] = writer.spec.to_json()
+        return found
+
+    def list(self, limit: int = 100, cursor: str | None = None) -> tuple[Records, str | None]:
+        """Return up to `limit` summaries, newest first, and the cursor of the next page (None: no more).
+
+        A file that is no readable capture log is left out.
+
+        Raises:
+            UnavailableError: the directory cannot be read.
+        """
+        ids = [name for name in catalogue.list_ids(self._root) if cursor is None or name < cursor]
+        found: Records = []
+        for place, name in enumerate(ids):
+            if len(found) == limit:
+                return found, ids[place - 1]
+            with contextlib.suppress(NotFoundError, CorruptDataError):
+                found.append(self.get(name))
+        return found, None
+
+    def steps(self, episode_id: str, start: int = 0, limit: int = 100) -> Records:
+        """Return the records of steps `start` to `start + limit - 1`, as they stand in the log.
+
+        Raises:
+            InvalidError: a negative bound.
+            NotFoundError: no such episode.
+            CorruptDataError: a stored line fails its checksum.
+            UnavailableError: the medium cannot read.
+        """
+        if start < 0 or limit < 0:
+            raise InvalidError(f"start {start} and limit {limit} must not be negative", field="start")
+        path = catalogue.episode_path(self._root, episode_id)
+        writer = self._writers.get(episode_id)
+        if writer is not None:
+            return catalogue.read_span(path, *writer.span(start, limit))
+        return catalogue.read_closed(path, start, limit)
+
+    def delete(self, episode_id: str) -> None:
+        """Remove an ended episode and what recovery set aside of it.
+
+        Raises:
+            NotFoundError: no such episode.
+            ConflictError: it is open.
+            UnavailableError: the medium refuses.
+        """
+        path = catalogue.episode_path(self._root, episode_id)
+        if self._writer(episode_id) is not None or catalogue.read_end(path) is None:
+            raise ConflictError(f"episode {episode_id!r} is open; POST /episodes/{episode_id}/end first")
+        try:
+            for part in self._root.glob(f"{path.name}.corrupt-*"):
+                part.unlink()
+            path.unlink()
+            fsync_directory(self._root)
+        except OSError as error:
+            raise io_problem(error, f"delete episode {episode_id!r}") from error
+
+    def status(self) -> dict[str, Any]:
+        """Return what `/health` shows: open episodes, unflushed steps and their age, free bytes, recovery."""
+        with self._lock:
+            writers = [writer for writer in self._writers.values() if writer.ended is None]
+        failed = next((writer.failed for writer in writers if writer.failed), None)
+        try:
+            free_bytes: int | None = shutil.disk_usage(self._root).free
+        except OSError:
+            free_bytes = None
+        return {
+            "open_episodes": len(writers),
+            "unsynced_steps": sum(writer.steps - 1 - writer.durable_through for writer in writers),
+            "unsynced_s": max((writer.unsynced_s() for writer in writers), default=0.0),
+            "free_bytes": free_bytes,
+            "min_free_bytes": self._settings.min_free_bytes,
+            "recovering": not self._recovery_done.is_set(),
+            "recoveries": list(self._reports),
+            "last_error": failed or self._last_error,
+        }
+
+    def _append(self, episode_id: str, steps: Sequence[StepIn], batch: bool) -> Appended:
+        if len(steps) > self._settings.max_batch_steps:
+            raise TooLargeError(
+                f"{len(steps)} steps at once, the limit is {self._settings.max_batch_steps}; split them"
+            )
+        writer = self._writer(episode_id)
+        if writer is None:
+            state = self.get(episode_id)["state"]
+            why = "is being written by another process" if state == "open" else f"has ended as {state}"
+            raise ConflictError(f"episode {episode_id!r} {why}; POST /episodes starts another")
+        with self._noting_errors():
+            return writer.append(steps, batch=batch)
+
+    def _writer(self, episode_id: str) -> EpisodeWriter | None:
+        """Return the writer of an open episode, recovering its log if need be; None if it is not ours to write.
+
+        Raises:
+            NotFoundError: no such episode.
+        """
+        writer = self._writers.get(episode_id)
+        if writer is not None:
+            return writer
+        path = catalogue.episode_path(self._root, episode_id)
+        with self._lock:
+            opening = self._opening.setdefault(episode_id, threading.Lock())
+        try:
+            with opening:
+                writer = self._writers.get(episode_id)
+                if writer is None and catalogue.read_end(path) is None:
+                    writer = self._recover(episode_id, path)
+        finally:
+            with self._lock:
+                self._opening.pop(episode_id, None)
+        return writer
+
+    def _recover(self, episode_id: str, path: Path) -> EpisodeWriter | None:
+        try:
+            catalogue.read_header(path)
+            file, found, report = recover(path)
+        except ConflictError:
+            return None
+        self._report(report)
+        if found.end is not None:
+            file.close()
+            return None
+        writer = EpisodeWriter(file, found, self._settings, self._flusher)
+        with self._lock:
+            self._writers[episode_id] = writer
+            self._recovered.add(episode_id)
+        return writer
+
+    def _report(self, report: RecoveryReport) -> None:
+        self._reports.append(report.to_json())
+        if report.bytes_cut:
+            _LOG.warning("episode %s: %s", report.episode_id, report.to_json())
+        else:
+            _LOG.info("episode %s is open at step %d", report.episode_id, report.steps)
+
+    def _forget(self, episode_id: str) -> None:
+        with self._lock:
+            self._writers.pop(episode_id, None)
+            self._recovered.discard(episode_id)
+
+    def _require_space(self) -> None:
+        try:
+            free_bytes = shutil.disk_usage(self._root).free
+        except OSError as error:
+            raise io_problem(error, f"read the file system of {self._root}") from error
+        if free_bytes < self._settings.min_free_bytes:
+            raise UnavailableError(
+                f"only {free_bytes} bytes are free, {self._settings.min_free_bytes} are kept in reserve: "
+                "convert, upload or delete episodes"
+            )
+
+    @contextlib.contextmanager
+    def _noting_errors(self) -> Any:
+        try:
+            yield
+        except UnavailableError as error:
+            self._last_error = error.detail
+            raise
+
+    def _keep_house(self) -> None:
+        """Recover what the last run left open, then close what stays idle as `recovered`."""
+        try:
+            sweep(self._root)
+            for episode_id in catalogue.list_ids(self._root):
+                if self._stopping.is_set():
+                    return
+                self._recover_quietly(episode_id)
+        except UnavailableError as error:
+            self._last_error = error.detail
+        self._recovery_done.set()
+        while not self._stopping.wait(min(1.0, self._settings.recover_idle_s / 4)):
+            self._end_idle()
+
+    def _recover_quietly(self, episode_id: str) -> None:
+        path = catalogue.episode_path(self._root, episode_id)
+        try:
+            self._writer(episode_id)
+        except NotFoundError as error:
+            self._quarantine(path, error.detail)
+        except BrainError as error:
+            self._last_error = error.detail
+            _LOG.error("episode %s cannot be recovered: %s", episode_id, error.detail)
+
+    def _quarantine(self, path: Path, reason: str) -> None:
+        try:
+            if not path.exists() or looks_like_seed(path):
+                return
+            moved = quarantine(path, reason)
+        except (OSError, UnavailableError) as error:
+            self._last_error = str(error)
+            return
+        report = RecoveryReport(path.stem, 0, moved_to=f"quarantine/{moved.name}", reason=reason)
+        self._reports.append(report.to_json())
+        _LOG.error("%s is no episode and was moved to %s: %s", path.name, moved, reason)
+
+    def _end_idle(self) -> None:
+        with self._lock:
+            recovered = [(name, self._writers[name]) for name in self._recovered]
+        for name, writer in recovered:
+            try:
+                if writer.end_if_idle(self._settings.recover_idle_s):
+                    self._forget(name)
+            except BrainError as error:
+                self._last_error = error.detail

@@ -1,0 +1,121 @@
+"""The checks behind `/health`: each has a value, a limit, and where it is not well, the reason and the fix.
+
+The shape follows the health+json draft (draft-inadarei-api-health-check): `pass`, `warn` or `fail`. None of
+them depends on the cloud. A missing model warns and does not fail: capture is what a new robot needs.
+"""
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import psutil
+
+from brain_service.settings import Settings
+
+__all__ = ["Check", "gather_checks", "overall"]
+
+Status = Literal["pass", "warn", "fail"]
+
+MEMORY_WARN, MEMORY_FAIL = 75.0, 90.0  # percent in use
+STALL_INTERVALS = 10.0  # steps unsynced for this many sync intervals: the medium stalls
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One observation: its value with unit, and `output`, the reason and the fix where it is not `pass`."""
+
+    status: Status
+    observed_value: float | str | None
+    observed_unit: str
+    output: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the JSON form used in `/health`."""
+        return {
+            "status": self.status,
+            "observed_value": self.observed_value,
+            "observed_unit": self.observed_unit,
+            "output": self.output,
+        }
+
+
+def overall(checks: Mapping[str, Check]) -> Status:
+    """Return the worst status among the checks."""
+    found = {check.status for check in checks.values()}
+    return "fail" if "fail" in found else "warn" if "warn" in found else "pass"
+
+
+def disk_check(data_dir: Path, min_free_bytes: int) -> Check:
+    """Free bytes where the data lives; below `min_free_bytes` new steps are refused."""
+    free = shutil.disk_usage(data_dir).free
+    if free < min_free_bytes:
+        return Check(
+            "fail", free, "bytes", f"below {min_free_bytes} bytes: new steps are refused; free some space"
+        )
+    if free < 4 * min_free_bytes:
+        return Check("warn", free, "bytes", f"steps are refused below {min_free_bytes} bytes; free some space")
+    return Check("pass", free, "bytes")
+
+
+def memory_check() -> Check:
+    """Share of the machine's memory in use, in percent."""
+    used = psutil.virtual_memory().percent
+    if used > MEMORY_FAIL:
+        return Check(
+            "fail", used, "percent", f"above {MEMORY_FAIL:.0f} %: cancel a training job or stop other programs"
+        )
+    if used > MEMORY_WARN:
+        return Check("warn", used, "percent", f"above {MEMORY_WARN:.0f} %")
+    return Check("pass", used, "percent")
+
+
+def capture_check(status: Mapping[str, Any], sync_interval_s: float) -> Check:
+    """Age in seconds of the oldest accepted step that is not yet on the medium (`EpisodeStore.status`)."""
+    lag_s = float(status["unsynced_s"])
+    if status["last_error"]:
+        return Check("fail", lag_s, "s", str(status["last_error"]))
+    if lag_s > STALL_INTERVALS * sync_interval_s:
+        return Check("fail", lag_s, "s", f"the medium has not taken a step for {lag_s:.1f} s; check the SD card")
+    lost = [report for report in status["recoveries"] if report.get("bytes_cut")]
+    if lost:
+        return Check("warn", lag_s, "s", f"after the last stop {len(lost)} logs were cut; see the daemon's log")
+    return Check("pass", lag_s, "s")
+
+
+def inference_check(status: Mapping[str, Any]) -> Check:
+    """p99 of an answer in microseconds and the state of the active model (`InferenceRouter.status`)."""
+    p99_us = status["total_us"]["p99"]
+    if status["state"] == "no-model":
+        return Check("warn", p99_us, "us", "no model yet; POST /pipeline trains one from what was recorded")
+    if status["state"] == "failed":
+        return Check("fail", p99_us, "us", f"{status['error']}; POST /models/rollback serves the one before")
+    if not status["ready"]:
+        return Check("warn", p99_us, "us", f"the model is {status['state']}; it answers within seconds")
+    if status["warnings"]:
+        return Check("warn", p99_us, "us", "; ".join(status["warnings"]))
+    return Check("pass", p99_us, "us", f"model {status['active_model']} on {status['backend']}")
+
+
+def jobs_check(status: Mapping[str, Any]) -> Check:
+    """Whether the job runner lives (`RunnerProcess.status`); its value is the number of restarts."""
+    restarts = int(status["restarts"])
+    if not status["alive"]:
+        return Check(
+            "warn", restarts, "restarts", "the job runner died and is being restarted; see the daemon's log"
+        )
+    return Check("pass", restarts, "restarts")
+
+
+def gather_checks(
+    settings: Settings, capture: Mapping[str, Any], inference: Mapping[str, Any], runner: Mapping[str, Any]
+) -> dict[str, Check]:
+    """Run every check on the parts' own reports; asks the file system, so keep it off an event loop."""
+    return {
+        "disk": disk_check(settings.data_dir, settings.capture.min_free_bytes),
+        "memory": memory_check(),
+        "capture": capture_check(capture, settings.capture.sync_interval_s),
+        "inference": inference_check(inference),
+        "jobs": jobs_check(runner),
+    }

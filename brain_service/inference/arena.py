@@ -1,0 +1,147 @@
+"""Shared memory of one model: a row a session with the carry in two slots, the request and the response.
+
+The daemon creates the arena (an anonymous memfd) and owns it, so a session's hidden state outlives every worker. A
+step reads one carry slot and writes the other; the daemon flips which is which only after the answer was
+accepted, so a dropped answer changes nothing. All blocks are float32 and begin on 64-byte boundaries (a cache
+line, and what XLA wants to use a buffer without copying it):
+
+    row r:  carry slot 0 [C] | carry slot 1 [C] | request [D + A + 2] | response [H * A]
+
+The request is observation, previous action, previous reward, is_first. Pages that no session has touched take
+no memory. The memfd is sealed against resizing: a worker cannot pull the memory from under the daemon.
+"""
+
+import fcntl
+import mmap
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from brain_service.errors import CorruptDataError
+from brain_service.export.bundle import Manifest
+
+if TYPE_CHECKING:
+    from jaxtyping import Float32
+
+__all__ = ["Arena", "Layout", "Row"]
+
+_LINE_BYTES = 64
+_FLOAT_BYTES = 4
+
+
+def _aligned_bytes(floats: int) -> int:
+    return -(-floats * _FLOAT_BYTES // _LINE_BYTES) * _LINE_BYTES
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Sizes in floats of one row: the carry arrays by name (packed in this order), D, A and H."""
+
+    carry: Mapping[str, int]
+    observation: int
+    action: int
+    horizon: int
+
+    @staticmethod
+    def of(manifest: Manifest) -> "Layout":
+        """Return the layout that a bundle's model needs."""
+        return Layout(manifest.carry, manifest.observation_size, manifest.action_size, manifest.action_horizon)
+
+    @property
+    def carry_size(self) -> int:
+        """C: all carry arrays together."""
+        return sum(self.carry.values())
+
+    @property
+    def request_size(self) -> int:
+        """Observation, previous action, previous reward and is_first together: D + A + 2."""
+        return self.observation + self.action + 2
+
+    @property
+    def response_size(self) -> int:
+        """The action chunk, H * A."""
+        return self.horizon * self.action
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one row, all blocks padded to cache lines."""
+        return (
+            2 * _aligned_bytes(self.carry_size)
+            + _aligned_bytes(self.request_size)
+            + _aligned_bytes(self.response_size)
+        )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Row:
+    """Views into one row; writing to them writes to the shared memory."""
+
+    index: int
+    carry: "tuple[Float32[np.ndarray, '1 C'], Float32[np.ndarray, '1 C']]"
+    request: "Float32[np.ndarray, '1 R']"
+    response: "Float32[np.ndarray, '1 HA']"
+
+    def clear(self) -> None:
+        """Zero all blocks: what a former session left must not reach the next one."""
+        for block in (*self.carry, self.request, self.response):
+            block.fill(0.0)
+
+
+class Arena:
+    """`capacity` rows of one layout in a memfd that both processes map."""
+
+    def __init__(self, fd: int, layout: Layout, capacity: int) -> None:
+        self.layout = layout
+        self.capacity = capacity
+        self._fd = fd
+        self._memory = mmap.mmap(fd, layout.row_bytes * capacity)
+
+    @classmethod
+    def create(cls, layout: Layout, capacity: int) -> "Arena":
+        """Allocate the shared memory, zeroed, sealed against growing and shrinking."""
+        fd = os.memfd_create("brain-arena", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        os.ftruncate(fd, layout.row_bytes * capacity)
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL)
+        return cls(fd, layout, capacity)
+
+    @classmethod
+    def attach(cls, fd: int, layout: Layout, capacity: int) -> "Arena":
+        """Map the memfd that the other side created; takes over `fd`.
+
+        Raises:
+            CorruptDataError: the memory is not as large as layout and capacity say.
+        """
+        found, expected = os.fstat(fd).st_size, layout.row_bytes * capacity
+        if found != expected:
+            raise CorruptDataError(f"arena: expected {expected} bytes of shared memory, got {found}")
+        return cls(fd, layout, capacity)
+
+    @property
+    def fd(self) -> int:
+        """The memfd, to be passed to a worker."""
+        return self._fd
+
+    def row(self, index: int) -> Row:
+        """Return the views of row `index`.
+
+        Raises:
+            CorruptDataError: there is no such row.
+        """
+        if not 0 <= index < self.capacity:
+            raise CorruptDataError(f"arena: row {index} is outside 0..{self.capacity - 1}")
+        layout, start = self.layout, index * self.layout.row_bytes
+        views = []
+        for size in (layout.carry_size, layout.carry_size, layout.request_size, layout.response_size):
+            view = np.frombuffer(self._memory, np.float32, size, start)
+            views.append(view.reshape(1, size))
+            start += _aligned_bytes(size)
+        return Row(index, (views[0], views[1]), views[2], views[3])
+
+    def close(self) -> None:
+        """Close the memfd. The mapping goes with the last view of it."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1

@@ -1,0 +1,120 @@
+"""JAX on the CPU: runs `step.jaxexport`, or the step rebuilt from config and parameters where that is unreadable.
+
+Imported by workers only.
+"""
+
+import logging
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import export
+from jaxtyping import Array, Float32
+from safetensors import SafetensorError
+from safetensors.numpy import load as load_safetensors
+
+from brain_service.errors import CorruptDataError, UnavailableError
+from brain_service.export.bundle import JAX_STEP, PARAMS, Bundle
+from brain_service.inference.arena import Layout
+
+__all__ = ["load"]
+
+log = logging.getLogger(__name__)
+
+Params = Mapping[str, Float32[Array, "..."]]
+PackedStep = Callable[
+    [Params, Float32[np.ndarray, "B C"], Float32[np.ndarray, "B R"]],
+    tuple[Float32[Array, "B C"], Float32[Array, "B HA"]],
+]
+
+
+class _JaxPolicy:
+    def __init__(self, step: PackedStep, params: Params) -> None:
+        self._step = step
+        self._params = params
+
+    def run(
+        self,
+        carry: Float32[np.ndarray, "B C"],
+        request: Float32[np.ndarray, "B R"],
+        next_carry: Float32[np.ndarray, "B C"],
+        response: Float32[np.ndarray, "B HA"],
+    ) -> None:
+        """Run one step; see `Policy.run`."""
+        new, actions = self._step(self._params, carry, request)
+        response[...] = np.asarray(actions)
+        next_carry[...] = np.asarray(new)
+
+
+def load(bundle: Bundle, layout: Layout, cache_dir: Path) -> _JaxPolicy:
+    """Load and compile a bundle's step for one row; see `PolicyLoader`.
+
+    Raises:
+        UnavailableError: neither the exported nor the rebuilt step compiles here.
+        CorruptDataError: the parameters cannot be read.
+    """
+    for option, value in _caching(cache_dir).items():
+        jax.config.update(option, value)  # type: ignore[no-untyped-call]
+    try:
+        params = {name: jnp.asarray(array) for name, array in load_safetensors(bundle.read(PARAMS)).items()}
+    except SafetensorError as error:
+        raise CorruptDataError(f"{bundle.path / PARAMS}: {error}") from error
+    try:
+        return _compiled(
+            _packed(export.deserialize(bytearray(bundle.read(JAX_STEP))).call, layout), params, layout
+        )
+    except (ValueError, TypeError, NotImplementedError, RuntimeError) as error:
+        log.warning("%s is unreadable to jax %s, rebuilding the step: %s", JAX_STEP, jax.__version__, error)
+    try:
+        # Only here, in a worker, and only when the export cannot be read: the model's own code.
+        from brain_service.export.policy import policy_step_of
+
+        return _compiled(_packed(policy_step_of(bundle.manifest), layout), params, layout)
+    except (ValueError, TypeError, KeyError, NotImplementedError, RuntimeError) as error:
+        raise UnavailableError(
+            f"jax {jax.__version__} can neither read {JAX_STEP} nor rebuild the step: {error}; "
+            "export the checkpoint again with this version"
+        ) from error
+
+
+def _caching(cache_dir: Path) -> Mapping[str, str | float]:
+    return {
+        "jax_compilation_cache_dir": str(cache_dir / "xla"),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_persistent_cache_min_entry_size_bytes": 0,
+    }
+
+
+def _compiled(step: PackedStep, params: Params, layout: Layout) -> _JaxPolicy:
+    policy = _JaxPolicy(step, params)
+    policy.run(
+        np.zeros((1, layout.carry_size), np.float32),
+        np.zeros((1, layout.request_size), np.float32),
+        np.zeros((1, layout.carry_size), np.float32),
+        np.zeros((1, layout.response_size), np.float32),
+    )
+    return policy
+
+
+def _packed(step: Callable[..., tuple[tuple[Array, ...], Array]], layout: Layout) -> PackedStep:
+    """Take and give whole rows: each further argument of a call costs several microseconds of dispatch."""
+    cuts = np.cumsum(list(layout.carry.values()))[:-1].tolist()
+    D, A = layout.observation, layout.action
+
+    @jax.jit
+    def packed(
+        params: Params, carry: Float32[Array, "B C"], request: Float32[Array, "B R"]
+    ) -> tuple[Float32[Array, "B C"], Float32[Array, "B HA"]]:
+        new, actions = step(
+            params,
+            tuple(jnp.split(carry, cuts, axis=1)),
+            request[:, :D],
+            request[:, D : D + A],
+            request[:, D + A],
+            request[:, D + A + 1],
+        )
+        return jnp.concatenate(new, axis=1), actions.reshape(actions.shape[0], -1)
+
+    return packed

@@ -1,0 +1,66 @@
+"""What a caller of the router gives and gets: one inference request, its reply, and a session's description."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from jaxtyping import Float32
+
+__all__ = ["InferReply", "InferRequest", "SessionInfo"]
+
+
+@dataclass(frozen=True, slots=True)
+class InferRequest:
+    """One observation for which an action is wanted.
+
+    `step` counts from 0 after the start or reset of the session; left out, it is the next one. `reward` and
+    `executed_action` describe step t-1; step 0 ignores them. The model's previous action is the one that the
+    session was answered (as in training), so `executed_action` is checked for the record but not fed back.
+    `deadline_ms` counts from `received_ns` (`time.monotonic_ns()` at receipt; 0 means now); left out, it is
+    the setting's.
+    """
+
+    session_id: str
+    observation: Mapping[str, Any]
+    step: int | None = None
+    reward: float = 0.0
+    executed_action: Mapping[str, Any] | None = None
+    deadline_ms: float | None = None
+    received_ns: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class InferReply:
+    """An action in time, and where it came from.
+
+    `action` has the names, shapes and dtypes that training saw; `chunk` is the model's whole plan as flat
+    vectors, shape [H, A] in raw units, of which `action` is row 0. `state_step` is the number of steps that
+    the hidden state had seen when it produced the action. `timings_us` holds `queue` (receipt to the start
+    of the computation), `compute` and `total`. A repeat of an answered step gets this very object again.
+    """
+
+    action: dict[str, Any]
+    step: int
+    model_id: str
+    backend: str
+    state_step: int
+    timings_us: dict[str, float]
+    chunk: "Float32[np.ndarray, 'H A']" = field(repr=False)
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class SessionInfo:
+    """A session as `/sessions` shows it: its model, its next step, and its age and idle time in seconds."""
+
+    session_id: str
+    model_id: str
+    backend: str
+    next_step: int
+    age_s: float
+    idle_s: float
+    control_period_s: float | None
+    action_horizon: int

@@ -1,0 +1,306 @@
+"""The daemon's side of one worker process: start, submit steps, notice death and hanging, stop.
+
+All methods run on the event loop and none of them blocks it. Starting, waiting and reaping go to threads.
+"""
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from brain_service.errors import BrainError, CorruptDataError, UnavailableError
+from brain_service.inference.backends import BackendEntry
+from brain_service.inference.protocol import (
+    MAX_MESSAGE_BYTES,
+    Done,
+    Kind,
+    Run,
+    decode_document,
+    decode_done,
+    encode_document,
+    encode_run,
+    send_with_fd,
+)
+from brain_service.settings import child_environment
+
+__all__ = ["Ticket", "WorkerClient"]
+
+log = logging.getLogger(__name__)
+
+_WINDOW = 8
+"""Steps given to the worker ahead of its answers: enough to keep it busy, few enough that the rest can still
+be dropped here when their deadline passes."""
+
+_STOP_GRACE_S = 2.0
+_PACKAGE_ROOT = Path(__file__).resolve().parents[2]
+_REFUSALS: Mapping[str, type[BrainError]] = {CorruptDataError.slug: CorruptDataError}
+
+
+class Ticket:
+    """One step on its way through the worker.
+
+    `waiter` gives the answer, or the reason why there will be none; the one who waits may give up on it at any
+    time. `settled` turns true only when the worker can no longer touch the row.
+    """
+
+    __slots__ = ("_watchers", "run", "sent_ns", "settled", "waiter")
+
+    def __init__(self, run: Run, waiter: "asyncio.Future[Done]") -> None:
+        self.run = run
+        self.waiter = waiter
+        self.sent_ns = 0
+        self.settled = False
+        self._watchers: list[Callable[[], None]] = []
+
+    def when_settled(self, callback: Callable[[], None]) -> None:
+        """Call `callback` once the row is free; at once if it is."""
+        if self.settled:
+            callback()
+        else:
+            self._watchers.append(callback)
+
+    def settle(self) -> None:
+        """Mark the row as free and tell those who asked for it."""
+        self.settled = True
+        for callback in self._watchers:
+            callback()
+        self._watchers.clear()
+
+
+class WorkerClient:
+    """A running worker. Made by `start`; `on_lost(reason)` is called once if it dies unasked."""
+
+    def __init__(
+        self,
+        process: "subprocess.Popen[bytes]",
+        sock: socket.socket,
+        hang_s: float,
+        on_lost: Callable[[str], None],
+    ) -> None:
+        self.alive = True
+        self.report: dict[str, Any] = {}
+        self._process = process
+        self._socket = sock
+        self._hang_ns = int(hang_s * 1e9)
+        self._on_lost = on_lost
+        self._loop = asyncio.get_running_loop()
+        self._loaded: asyncio.Future[dict[str, Any]] = self._loop.create_future()
+        self._sequence = 0
+        self._in_flight: dict[int, Ticket] = {}
+        self._queue: deque[Ticket] = deque()
+        self._progress_ns = time.monotonic_ns()
+        self._watchdog: asyncio.TimerHandle | None = None
+        self._reaper: asyncio.Task[int] | None = None
+        self._loop.add_reader(sock.fileno(), self._on_readable)
+
+    @property
+    def pid(self) -> int:
+        """Process id of the worker."""
+        return self._process.pid
+
+    @classmethod
+    async def start(
+        cls,
+        entry: BackendEntry,
+        order: Mapping[str, Any],
+        memory_fd: int,
+        *,
+        timeout_s: float,
+        hang_s: float,
+        on_lost: Callable[[str], None],
+    ) -> "WorkerClient":
+        """Start a process, give it its LOAD `order` and the arena, and return when it is warm and checked.
+
+        Raises:
+            CorruptDataError: the bundle does not verify or fails the golden check.
+            UnavailableError: the process died, its runtime failed, or it took longer than `timeout_s`.
+        """
+        process, sock = await asyncio.to_thread(_spawn, entry, order, memory_fd)
+        client = cls(process, sock, hang_s, on_lost)
+        try:
+            async with asyncio.timeout(timeout_s):
+                client.report = await client._loaded
+        except TimeoutError as error:
+            await client.close(grace_s=0.0)
+            raise UnavailableError(
+                f"{entry.name}: the worker was not ready within {timeout_s} s; "
+                "see its log, or raise inference.worker_start_timeout_s"
+            ) from error
+        except BaseException:
+            await client.close(grace_s=0.0)
+            raise
+        return client
+
+    def submit(self, row: int, read_slot: int, deadline_ns: int) -> Ticket:
+        """Ask for one step of `row`; the answer, or the loss of the worker, comes through the ticket.
+
+        The caller writes the row's request before and touches the row only after the ticket is settled.
+
+        Raises:
+            UnavailableError: the worker is gone.
+        """
+        if not self.alive:
+            raise UnavailableError("the inference worker is gone and being started again; retry this step")
+        self._sequence += 1
+        ticket = Ticket(Run(self._sequence, row, read_slot, deadline_ns), self._loop.create_future())
+        self._queue.append(ticket)
+        self._pump()
+        return ticket
+
+    def kill(self, reason: str) -> None:
+        """End the process at once; its death is then noticed as any other."""
+        if self.alive:
+            log.error("killing inference worker %d: %s", self.pid, reason)
+            self._process.send_signal(signal.SIGKILL)
+
+    async def close(self, grace_s: float = _STOP_GRACE_S) -> None:
+        """Stop the worker: it exits when its socket closes, or is killed after `grace_s`."""
+        if self.alive:
+            self._detach()
+            await asyncio.to_thread(_stop, self._process, grace_s)
+            self._settle_all("the inference worker was stopped")
+        if self._reaper is not None:
+            await self._reaper
+
+    def _pump(self) -> None:
+        while self._queue and len(self._in_flight) < _WINDOW:
+            ticket = self._queue.popleft()
+            if ticket.waiter.done():
+                ticket.settle()
+                continue
+            try:
+                self._socket.send(encode_run(ticket.run))
+            except BlockingIOError:
+                self._queue.appendleft(ticket)
+                return
+            except OSError:
+                # The reader sees the closed socket too and settles what is in flight, this one with it.
+                log.debug("inference worker %d: cannot send", self.pid)
+            ticket.sent_ns = time.monotonic_ns()
+            self._in_flight[ticket.run.sequence] = ticket
+            if self._watchdog is None:
+                self._watch(self._hang_ns)
+
+    def _on_readable(self) -> None:
+        try:
+            message = self._socket.recv(MAX_MESSAGE_BYTES)
+        except BlockingIOError:
+            return
+        except OSError:
+            message = b""
+        if not message:
+            self._lose("the inference worker died")
+        elif not self._loaded.done():
+            self._on_report(message)
+        else:
+            self._on_done(message)
+
+    def _on_report(self, message: bytes) -> None:
+        try:
+            kind, document = decode_document(message)
+        except CorruptDataError as error:
+            self._loaded.set_exception(error)
+            return
+        if kind == Kind.LOADED:
+            self._loaded.set_result(document)
+        else:
+            refusal = _REFUSALS.get(str(document.get("slug")), UnavailableError)
+            self._loaded.set_exception(refusal(str(document.get("detail"))))
+
+    def _on_done(self, message: bytes) -> None:
+        try:
+            done = decode_done(message)
+            ticket = self._in_flight.pop(done.sequence)
+        except (CorruptDataError, KeyError) as error:
+            self.kill(f"it sent what is not an answer: {error}")
+            return
+        self._progress_ns = time.monotonic_ns()
+        if not ticket.waiter.done():
+            ticket.waiter.set_result(done)
+        ticket.settle()
+        if self._queue:
+            self._pump()
+
+    def _watch(self, delay_ns: int) -> None:
+        self._watchdog = self._loop.call_later(delay_ns / 1e9, self._check_progress)
+
+    def _check_progress(self) -> None:
+        self._watchdog = None
+        if not self._in_flight or not self.alive:
+            return
+        oldest = next(iter(self._in_flight.values()))
+        idle_ns = time.monotonic_ns() - max(oldest.sent_ns, self._progress_ns)
+        if idle_ns >= self._hang_ns:
+            self.kill(f"no answer for {idle_ns / 1e9:.1f} s")
+        else:
+            self._watch(self._hang_ns - idle_ns)
+
+    def _lose(self, reason: str) -> None:
+        # The kernel closes a process's sockets after its memory map, so from here on no row is written to.
+        self._detach()
+        self._reaper = self._loop.create_task(asyncio.to_thread(self._process.wait))
+        self._reaper.add_done_callback(lambda task: log.warning("%s: exit code %d", reason, task.result()))
+        self._settle_all(reason)
+        if self._loaded.done():
+            self._on_lost(reason)
+        else:
+            self._loaded.set_exception(UnavailableError(f"{reason} while it loaded the model; see its log"))
+
+    def _detach(self) -> None:
+        self.alive = False
+        self._loop.remove_reader(self._socket.fileno())
+        self._socket.close()
+        if self._watchdog is not None:
+            self._watchdog.cancel()
+
+    def _settle_all(self, reason: str) -> None:
+        tickets = [*self._in_flight.values(), *self._queue]
+        self._in_flight.clear()
+        self._queue.clear()
+        for ticket in tickets:
+            if not ticket.waiter.done():
+                ticket.waiter.set_exception(UnavailableError(f"{reason}; the state is unchanged, retry this step"))
+            ticket.settle()
+
+
+def _spawn(
+    entry: BackendEntry, order: Mapping[str, Any], memory_fd: int
+) -> "tuple[subprocess.Popen[bytes], socket.socket]":
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    try:
+        with theirs:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "brain_service.inference.worker", "--fd", str(theirs.fileno())],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=2,
+                cwd=_PACKAGE_ROOT,
+                env=child_environment(entry.environment),
+                # Ctrl-C on a terminal goes to the daemon, which stops its workers itself.
+                start_new_session=True,
+            )
+        try:
+            send_with_fd(ours, encode_document(Kind.LOAD, dict(order)), memory_fd)
+        except OSError:
+            log.debug("worker %d died at once", process.pid)
+        ours.setblocking(False)
+    except OSError as error:
+        ours.close()
+        raise UnavailableError(f"cannot start an inference worker: {error}") from error
+    return process, ours
+
+
+def _stop(process: "subprocess.Popen[bytes]", grace_s: float) -> None:
+    try:
+        process.wait(grace_s)
+    except subprocess.TimeoutExpired:
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()

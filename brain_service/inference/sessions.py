@@ -1,0 +1,214 @@
+"""Sessions: one robot's recurrent state on one model, its steps counted strictly, its last answer kept."""
+
+import logging
+import secrets
+import time
+from collections import OrderedDict
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from brain_service.errors import ConflictError, NotFoundError, TooManyError
+from brain_service.inference.arena import Row
+from brain_service.inference.calls import InferReply, SessionInfo
+from brain_service.inference.client import Ticket
+from brain_service.inference.served_model import ServedModel
+
+if TYPE_CHECKING:
+    from jaxtyping import Float32
+
+__all__ = ["ControlPeriod", "Session", "SessionTable"]
+
+log = logging.getLogger(__name__)
+
+_REMEMBERED_EVICTIONS = 1024
+
+
+class ControlPeriod:
+    """Watches how often a robot asks, against the period that its model was trained at.
+
+    A mean over about ten intervals; off by more than 20 % it gives a warning: the model's memory counts in steps.
+    """
+
+    _WEIGHT = 0.1
+    _SETTLED = 10
+    _TOLERANCE = 0.2
+
+    def __init__(self, trained_s: float | None) -> None:
+        self._trained_s = trained_s
+        self._last_ns = 0
+        self._mean_s = 0.0
+        self._intervals = -1
+
+    def observe(self, received_ns: int) -> tuple[str, ...]:
+        """Take in the receipt of a step and return the warnings that its answer carries."""
+        if self._trained_s is None:
+            return ()
+        interval_s, self._last_ns = (received_ns - self._last_ns) / 1e9, received_ns
+        self._intervals += 1
+        if self._intervals == 0:
+            return ()
+        weight = max(self._WEIGHT, 1.0 / self._intervals)
+        self._mean_s += weight * (interval_s - self._mean_s)
+        if self._intervals < self._SETTLED or abs(self._mean_s / self._trained_s - 1.0) <= self._TOLERANCE:
+            return ()
+        return (
+            f"control period {self._mean_s * 1e3:.3g} ms is more than {self._TOLERANCE:.0%} off the trained "
+            f"{self._trained_s * 1e3:.3g} ms",
+        )
+
+
+class Session:
+    """One robot's state: a row of its model's arena, and where it stands.
+
+    `slot` says which carry slot of the row holds the state; `previous_action` [A] is the last answered action.
+    """
+
+    def __init__(self, session_id: str, model: ServedModel) -> None:
+        self.session_id = session_id
+        self.created_s = time.monotonic()
+        self.begin(model)
+
+    def begin(self, model: ServedModel) -> None:
+        """Start at step 0 from the zero state on a row of `model`.
+
+        Raises:
+            UnavailableError: the model has no free row.
+        """
+        self.row: Row = model.take_row()
+        self.model = model
+        self.slot = 0
+        self.next_step = 0
+        self.stored: InferReply | None = None
+        self.previous_action: Float32[np.ndarray, "A"] = np.zeros(model.manifest.action_size, np.float32)
+        self.ticket: Ticket | None = None
+        self.period = ControlPeriod(model.manifest.control_period_s)
+        self.warnings: tuple[str, ...] = ()
+        self.used_s = time.monotonic()
+
+    def release(self) -> None:
+        """Give the row back, once a step that is still on its way no longer touches it."""
+        self.model.give_back(self.row, self.ticket)
+
+    def answer_for(self, step: int | None) -> InferReply | None:
+        """Return the stored answer if `step` is the one answered last, None if it is the next one.
+
+        Raises:
+            ConflictError: an older step, or a gap.
+        """
+        if step is None or step == self.next_step:
+            return None
+        if step == self.next_step - 1:
+            return self.stored
+        kind = "older than the last answered step" if step < self.next_step else "a gap"
+        raise ConflictError(
+            f"session {self.session_id}: step {step} is {kind}; the next step is {self.next_step}. "
+            "Send that, or reset the session to begin an episode",
+            field="step",
+        )
+
+    def info(self) -> SessionInfo:
+        """Describe the session."""
+        now_s = time.monotonic()
+        return SessionInfo(
+            session_id=self.session_id,
+            model_id=self.model.model_id,
+            backend=self.model.backend,
+            next_step=self.next_step,
+            age_s=now_s - self.created_s,
+            idle_s=now_s - self.used_s,
+            control_period_s=self.model.manifest.control_period_s,
+            action_horizon=self.model.manifest.action_horizon,
+        )
+
+
+class SessionTable:
+    """All live sessions, bounded, with the idle ones evicted."""
+
+    def __init__(self, max_sessions: int, idle_s: float) -> None:
+        self.evicted = 0
+        self._max_sessions = max_sessions
+        self._idle_s = idle_s
+        self._sessions: dict[str, Session] = {}
+        self._evictions: OrderedDict[str, None] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._sessions)
+
+    def create(self, model: ServedModel) -> Session:
+        """Start a session on `model`.
+
+        Raises:
+            TooManyError: the bound on sessions is reached.
+            UnavailableError: the model has no free row.
+        """
+        self.evict_idle()
+        if len(self._sessions) >= self._max_sessions:
+            raise TooManyError(
+                f"{len(self._sessions)} sessions are live, the bound is {self._max_sessions}; "
+                "end one (DELETE /sessions/{id}) or raise inference.max_sessions"
+            )
+        session = Session(secrets.token_hex(8), model)
+        self._sessions[session.session_id] = session
+        return session
+
+    def get(self, session_id: str) -> Session:
+        """Return a live session.
+
+        Raises:
+            NotFoundError: it never was, was ended, or was evicted.
+        """
+        session = self._sessions.get(session_id)
+        if session is None:
+            raise NotFoundError(self._absence(session_id), field="session_id")
+        return session
+
+    def for_infer(self, session_id: str) -> Session:
+        """Return a live session for a step, never a fresh one in place of a lost one.
+
+        Raises:
+            ConflictError: it never was, was ended, or was evicted: its hidden state is gone.
+        """
+        session = self._sessions.get(session_id)
+        if session is None:
+            raise ConflictError(self._absence(session_id), field="session_id")
+        return session
+
+    def holds(self, session: Session) -> bool:
+        """Tell whether `session` is still live."""
+        return self._sessions.get(session.session_id) is session
+
+    def end(self, session_id: str) -> None:
+        """End a session and free its row.
+
+        Raises:
+            NotFoundError: there is no such session.
+        """
+        session = self.get(session_id)
+        del self._sessions[session_id]
+        session.release()
+
+    def evict_idle(self) -> None:
+        """End the sessions that were idle too long; those with a step on its way stay."""
+        now_s = time.monotonic()
+        for session in list(self._sessions.values()):
+            busy = session.ticket is not None and not session.ticket.settled
+            if now_s - session.used_s > self._idle_s and not busy:
+                self.end(session.session_id)
+                self.evicted += 1
+                self._evictions[session.session_id] = None
+                log.warning("session %s evicted at step %d", session.session_id, session.next_step)
+        while len(self._evictions) > _REMEMBERED_EVICTIONS:
+            self._evictions.popitem(last=False)
+
+    def all(self) -> list[Session]:
+        """Return the live sessions, oldest first."""
+        return list(self._sessions.values())
+
+    def _absence(self, session_id: str) -> str:
+        if session_id in self._evictions:
+            return (
+                f"session {session_id} was evicted after more than {self._idle_s:g} s without a step and its "
+                "state is gone; start one with POST /sessions (inference.session_idle_s sets the time)"
+            )
+        return f"no session {session_id!r}; start one with POST /sessions"

@@ -1,0 +1,117 @@
+"""What a stage gets to work with: the job, its parameters, the settings, and a way to report and to stop."""
+
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from brain_service.errors import CancelledJobError
+from brain_service.jobs.events import EventLog
+from brain_service.jobs.job import Job, StageReport
+from brain_service.jobs.kinds import KINDS, parse_params
+from brain_service.jobs.table import JobTable
+from brain_service.settings import Settings
+
+__all__ = ["JobContext"]
+
+log = logging.getLogger(__name__)
+
+# Four reports a second are plenty for a person and little for a card.
+REPORT_INTERVAL_S = 0.25
+
+
+class JobContext:
+    """One running job, seen from its worker process.
+
+    `result` holds what the finished stages returned, also those of an earlier attempt.
+    """
+
+    def __init__(self, settings: Settings, table: JobTable, job: Job, events: EventLog) -> None:
+        self.settings = settings
+        self.table = table
+        self.job = job
+        self.params = parse_params(job.kind, job.params)
+        self.result: dict[str, Any] = dict(job.result)
+        names = KINDS[job.kind].stages
+        known = {report.name: report for report in job.stages}
+        self.stages: dict[str, StageReport] = {name: known.get(name, StageReport(name)) for name in names}
+        self._events = events
+        self._fraction = job.progress
+        self._span = (0.0, 1.0)
+        self._reported_s = 0.0
+        self._stop = False
+
+    def request_stop(self, *_: object) -> None:
+        """Make `should_stop` true; also a signal handler."""
+        self._stop = True
+
+    def should_stop(self) -> bool:
+        """Tell whether the job was asked to stop; long work asks this often."""
+        return self._stop
+
+    def check_stop(self) -> None:
+        """End the stage here if the job was asked to stop.
+
+        Raises:
+            CancelledJobError: it was.
+        """
+        if self._stop:
+            raise CancelledJobError(f"job {self.job.job_id} was asked to stop")
+
+    def enter_stage(self, report: StageReport, span: tuple[float, float]) -> None:
+        """Announce a stage and the part of the whole job's progress (two numbers in 0..1) that it covers."""
+        self._span = span
+        self._set(report)
+        self._publish(span[0])
+        self._events.append("stage", name=report.name, status=report.status, command=report.command)
+
+    def leave_stage(self, report: StageReport, result: Mapping[str, Any]) -> None:
+        """Record a stage's end; what it returned joins the job's result, durably."""
+        self.result.update(result)
+        self._set(report)
+        self._publish(self._span[1], self.result)
+        self._events.append(
+            "stage",
+            name=report.name,
+            status=report.status,
+            details=report.details,
+            duration_s=report.duration_s,
+        )
+
+    def report(self, fraction: float, **metrics: Any) -> None:
+        """Report the running stage: `fraction` of it in 0..1, and numbers worth plotting.
+
+        Raises:
+            CancelledJobError: the job was asked to stop.
+        """
+        self.check_stop()
+        now_s = time.monotonic()
+        if now_s - self._reported_s < REPORT_INTERVAL_S and fraction < 1.0:
+            return
+        self._reported_s = now_s
+        start, stop = self._span
+        self._publish(start + (stop - start) * min(max(fraction, 0.0), 1.0))
+        if metrics:
+            self._events.append("metrics", **metrics)
+
+    def say(self, message: str) -> None:
+        """Write a line for people, to the log and to whoever follows the events."""
+        log.info(message)
+        self._events.append("log", message=message)
+
+    def fail_stage(self) -> None:
+        """Mark the running stage as failed, before the job ends."""
+        for report in self.stages.values():
+            if report.status == "running":
+                self._set(replace(report, status="failed"))
+                self._events.append("stage", name=report.name, status="failed")
+
+    def _set(self, report: StageReport) -> None:
+        self.stages[report.name] = report
+
+    def _publish(self, fraction: float, result: Mapping[str, Any] | None = None) -> None:
+        # A restarted job passes over what it had reached: its bar stands, it never runs back.
+        self._fraction = max(self._fraction, fraction)
+        self.table.progress(self.job.job_id, self._fraction, list(self.stages.values()), result)
+        self._events.append("progress", progress=self._fraction)

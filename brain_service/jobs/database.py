@@ -1,0 +1,123 @@
+"""One SQLite connection in WAL mode, shared by a process's threads; SQLite's errors become ours."""
+
+import contextlib
+import sqlite3
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+from brain_service.errors import BrainError, ConfigError, CorruptDataError, UnavailableError
+
+__all__ = ["Database"]
+
+# Longer than any transaction here; a writer that waits this long has found a stopped process.
+BUSY_TIMEOUT_S = 10.0
+
+_CORRUPT = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+_NO_MEDIUM = (
+    sqlite3.SQLITE_FULL,
+    sqlite3.SQLITE_READONLY,
+    sqlite3.SQLITE_IOERR,
+    sqlite3.SQLITE_CANTOPEN,
+    sqlite3.SQLITE_BUSY,
+)
+
+
+class Database:
+    """A SQLite file of a known schema version. Safe to share between threads and between processes."""
+
+    def __init__(self, path: Path, schema: str, version: int) -> None:
+        """Open or create the file and its tables.
+
+        Raises:
+            ConfigError: the file cannot be opened, or a newer version of this program wrote it.
+            CorruptDataError: it is no intact SQLite database.
+        """
+        self._path = path
+        self._lock = threading.Lock()
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._connection = sqlite3.connect(
+                path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False
+            )
+        except (OSError, sqlite3.Error) as error:
+            raise ConfigError(f"cannot open {path}: {error}; check the data directory's owner") from error
+        try:
+            self._prepare(schema, version)
+        except BaseException:
+            self._connection.close()
+            raise
+
+    def _prepare(self, schema: str, version: int) -> None:
+        self._connection.row_factory = sqlite3.Row
+        try:
+            self._connection.execute("PRAGMA journal_mode=WAL")
+        except sqlite3.Error as error:
+            raise self._translated(error) from error
+        with self.transaction() as connection:
+            found = connection.execute("PRAGMA user_version").fetchone()[0]
+            if found > version:
+                raise ConfigError(
+                    f"{self._path} has schema {found}, this program knows up to {version}; update the program"
+                )
+            for statement in schema.split(";"):
+                connection.execute(statement)
+            # PRAGMA takes no parameters; the version is our own integer.
+            connection.execute(f"PRAGMA user_version={version:d}")
+
+    @contextlib.contextmanager
+    def transaction(self, *, durable: bool = False) -> Iterator[sqlite3.Connection]:
+        """Run a block as one write transaction: all of it, or nothing when the block raises.
+
+        `durable` waits until the commit is on the medium; without it a power cut may undo the last moments
+        (never tear them), which is enough for progress and spares the card.
+
+        Raises:
+            UnavailableError: the medium is full, read-only or failing, or the database stays locked.
+            CorruptDataError: the file is damaged.
+        """
+        with self._lock:
+            try:
+                self._connection.execute(f"PRAGMA synchronous={'FULL' if durable else 'NORMAL'}")
+                self._connection.execute("BEGIN IMMEDIATE")
+                try:
+                    yield self._connection
+                except BaseException:
+                    self._connection.rollback()
+                    raise
+                self._connection.execute("COMMIT")
+            except sqlite3.Error as error:
+                if self._connection.in_transaction:
+                    self._connection.rollback()
+                raise self._translated(error) from error
+
+    def read(self, sql: str, values: tuple[object, ...] = ()) -> list[sqlite3.Row]:
+        """Return the rows of one SELECT.
+
+        Raises:
+            UnavailableError: the medium fails or the database stays locked.
+            CorruptDataError: the file is damaged.
+        """
+        with self._lock:
+            try:
+                return self._connection.execute(sql, values).fetchall()
+            except sqlite3.Error as error:
+                raise self._translated(error) from error
+
+    def close(self) -> None:
+        """Close the connection; what was committed stays."""
+        with self._lock:
+            self._connection.close()
+
+    def _translated(self, error: sqlite3.Error) -> BrainError:
+        code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # the low byte is the primary code
+        if code in _CORRUPT:
+            return CorruptDataError(
+                f"{self._path} is damaged ({error}); stop the daemon, move the file away and start again: "
+                "it holds the history of jobs, while episodes, datasets and models are files of their own"
+            )
+        if code in _NO_MEDIUM:
+            return UnavailableError(
+                f"cannot write {self._path} ({error}); check free space and permissions of its folder"
+            )
+        return BrainError(f"{self._path}: {error}")

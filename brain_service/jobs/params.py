@@ -1,0 +1,98 @@
+"""Bodies of POST /convert, /train, /evaluate, /export and /pipeline: frozen, and an unknown key is an error.
+
+The names of presets, trainers and targets are written out here because this module is imported by the daemon,
+which must not import the model's code; a test compares them with the real tables.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+__all__ = ["ConvertParams", "EvaluateParams", "ExportParams", "Params", "PipelineParams", "TrainParams"]
+
+_DATASET = r"[a-z][a-z0-9_]{0,63}"
+
+DatasetName = Annotated[str, Field(pattern=rf"^{_DATASET}$")]
+"""What TFDS accepts as a dataset's name: lower-case letters, digits and `_`, a letter first."""
+
+RunId = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
+"""The job that trained: one path component, never a path."""
+
+DatasetRef = Annotated[str, Field(pattern=rf"^{_DATASET}(/[0-9]+\.[0-9]+\.[0-9]+)?$")]
+"""`name` (its newest version) or `name/1.0.3`."""
+
+
+class Params(BaseModel):
+    """What every job's parameters have in common: they are frozen and name every key they know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ConvertParams(Params):
+    """Every ended episode that was recorded becomes an RLDS dataset of TFRecord shards."""
+
+    name: DatasetName = Field(
+        default="episodes", description="The dataset's name; each conversion is a new version."
+    )
+    profile: Literal["oxe", "rlds"] = Field(
+        default="oxe", description="Where the last step's flags go: oxe one to one, rlds on a step of its own."
+    )
+    val_fraction: float = Field(default=0.1, ge=0, lt=1, description="Share of the episodes held out.")
+    compress: bool = Field(default=False, description="Also write a gzip archive to send elsewhere.")
+
+
+class TrainParams(Params):
+    """An empty body trains the development preset on all that was recorded, on this machine.
+
+    What is left out takes the trainer's own default.
+    """
+
+    preset: Literal["development", "pi5_optimized", "tpu_optimized"] = Field(
+        default="development", description="Size of the model."
+    )
+    steps: int | None = Field(
+        default=None, ge=0, le=100_000_000, description="Gradient steps; 0 = the freshly initialised model."
+    )
+    batch_size: int | None = Field(default=None, gt=0, le=65_536, description="Sequences a gradient step.")
+    sequence_length: int | None = Field(default=None, gt=0, le=65_536, description="Steps a sequence.")
+    learning_rate: float | None = Field(default=None, gt=0, le=10, description="Peak of the schedule.")
+    seed: int | None = Field(default=None, ge=0, lt=2**31, description="Initialisation and shuffling.")
+    trainer: Literal["auto", "jax", "pytorch"] = Field(default="auto", description="Who trains.")
+    target: Literal["local", "vertex", "queued_resource"] = Field(default="local", description="Where.")
+    dataset: DatasetRef | None = Field(
+        default=None, description="Train on this (`name` or `name/1.0.3`) instead of on all that was recorded."
+    )
+
+    @field_validator("trainer")
+    @classmethod
+    def _trainer_is_here(cls, trainer: str) -> str:
+        if trainer == "pytorch":
+            raise ValueError("'pytorch' is not available here; choose 'auto' or 'jax'")
+        return trainer
+
+    @field_validator("target")
+    @classmethod
+    def _target_is_here(cls, target: str) -> str:
+        if target != "local":
+            raise ValueError(f"{target!r} is not available here; choose 'local'")
+        return target
+
+
+class EvaluateParams(Params):
+    """Compare a checkpoint's actions with those of held-out episodes."""
+
+    checkpoint: RunId | None = Field(default=None, description="The run; left out: the newest.")
+    dataset: DatasetRef | None = Field(default=None, description="`name` or `name/1.0.3`; left out: the newest.")
+    split: Literal["train", "val"] = Field(default="val", description="Which episodes.")
+
+
+class ExportParams(Params):
+    """Turn a checkpoint into a bundle that can be served."""
+
+    checkpoint: RunId | None = Field(default=None, description="The run; left out: the newest.")
+
+
+class PipelineParams(TrainParams):
+    """The whole loop: health, inventory, convert, train, evaluate, export, canary, activate."""
+
+    activate: bool = Field(default=True, description="Serve the model once it passed the canary.")

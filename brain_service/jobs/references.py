@@ -1,0 +1,57 @@
+"""Names in bodies and results (`episodes/1.0.3`, a run's id) to folders, and the newest where none is named."""
+
+from pathlib import Path
+
+from brain_service.datasets.versions import list_versions
+from brain_service.errors import NotFoundError
+from brain_service.settings import Settings
+
+__all__ = ["checkpoint_path", "dataset_path"]
+
+
+def dataset_path(settings: Settings, reference: str | None) -> Path:
+    """Return the version folder of `name`, `name/1.0.3`, or of the dataset that was converted last.
+
+    Raises:
+        NotFoundError: there is no such dataset or version; names those that are.
+    """
+    root = settings.datasets_dir
+    found = {
+        f"{folder.name}/{version}": folder / version
+        for folder in (sorted(root.iterdir()) if root.is_dir() else ())
+        for version in list_versions(folder)
+    }
+    if not found:
+        raise NotFoundError(
+            "there is no dataset yet; POST /convert makes one of what was recorded", field="dataset"
+        )
+    if reference is None:
+        return max(found.values(), key=lambda path: path.stat().st_mtime_ns)
+    # Versions come oldest first: of several, the newest stays.
+    matching = [path for name, path in found.items() if reference in (name, path.parent.name)]
+    if not matching:
+        raise NotFoundError(f"no dataset {reference!r}; there are {', '.join(found)}", field="dataset")
+    return matching[-1]
+
+
+def checkpoint_path(settings: Settings, reference: str | None) -> Path:
+    """Return the folder of a run's checkpoints, or that of the newest run that has any.
+
+    Raises:
+        NotFoundError: there is no such run; names those that are.
+    """
+    root = settings.checkpoints_dir
+    runs = sorted(folder for folder in (root.iterdir() if root.is_dir() else ()) if _has_checkpoint(folder))
+    if not runs:
+        raise NotFoundError("there is no checkpoint yet; POST /train makes one", field="checkpoint")
+    if reference is None:
+        return runs[-1]
+    matching = [folder for folder in runs if folder.name == reference]
+    if not matching:
+        names = ", ".join(folder.name for folder in runs[-10:])
+        raise NotFoundError(f"no run {reference!r} with a checkpoint; the newest are {names}", field="checkpoint")
+    return matching[0]
+
+
+def _has_checkpoint(folder: Path) -> bool:
+    return folder.is_dir() and any(child.name.isdigit() for child in folder.iterdir())

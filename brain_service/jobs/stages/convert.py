@@ -1,0 +1,69 @@
+"""Stage: episodes become an RLDS dataset."""
+
+import shlex
+
+from brain_service.datasets.convert import convert_directory_to_tfrecord
+from brain_service.jobs.context import JobContext
+from brain_service.jobs.params import ConvertParams, TrainParams
+from brain_service.jobs.references import dataset_path
+from brain_service.jobs.stages import Outcome
+
+__all__ = ["command", "run"]
+
+
+def command(context: JobContext) -> str:
+    """Return the command line's conversion of the same folder."""
+    settings = context.settings
+    return shlex.join(
+        ["brain", "convert", "--input-dir", str(settings.episodes_dir), "--output-dir", str(settings.datasets_dir)]
+    )
+
+
+def run(context: JobContext) -> Outcome:
+    """Convert all ended episodes, or look up the dataset that the job names.
+
+    Raises:
+        InvalidError: no episode can be converted.
+        NotFoundError: the named dataset does not exist.
+        UnavailableError: the medium is full or read-only.
+        CancelledJobError: the job was asked to stop.
+    """
+    params, settings = context.params, context.settings
+    if isinstance(params, TrainParams) and params.dataset is not None:
+        path = dataset_path(settings, params.dataset)
+        return Outcome(
+            f"{path.parent.name}/{path.name} was given", _named(path.parent.name, path.name), skipped=True
+        )
+    options = params if isinstance(params, ConvertParams) else ConvertParams()
+    settings.episodes_dir.mkdir(parents=True, exist_ok=True)
+    report = convert_directory_to_tfrecord(
+        settings.episodes_dir,
+        settings.datasets_dir,
+        options.compress,
+        name=options.name,
+        profile=options.profile,
+        val_fraction=options.val_fraction,
+        progress=lambda done, total: context.report(done / max(total, 1)),
+    )
+    for left_out in report.quarantined:
+        context.say(f"left out {left_out['file']}: {left_out['reason']}")
+    splits = ", ".join(f"{count} {split}" for split, count in sorted(report.splits.items()))
+    reused = " (unchanged since an earlier conversion)" if report.reused else ""
+    return Outcome(
+        f"{report.episodes} episodes ({splits}), {report.steps} steps, {len(report.quarantined)} left out{reused}",
+        {
+            **_named(report.name, report.version),
+            "convert": {
+                "episodes": report.episodes,
+                "steps": report.steps,
+                "splits": report.splits,
+                "quarantined": report.quarantined,
+                "skipped_open": report.skipped_open,
+                "reused": report.reused,
+            },
+        },
+    )
+
+
+def _named(name: str, version: str) -> dict[str, str]:
+    return {"dataset": f"{name}/{version}"}

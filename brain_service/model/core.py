@@ -1,0 +1,131 @@
+"""CoreModel: encoder, wave, step-by-step cell and heads, as one step or over a sequence.
+
+Over a sequence the encoder, the wave's gates, the cell's input products and the heads run on all B * T steps at
+once; only the wave's elementwise recurrence and the cell run in time.
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Float32, Key
+
+from brain_service.model.cell import Cell, CellState, Drive
+from brain_service.model.config import CoreModelConfig
+from brain_service.model.heads import Encoder, Heads
+from brain_service.model.signals import StepInputs, StepOutputs
+from brain_service.model.state import Carry, init_carry
+from brain_service.model.wave import Wave, wave_sequence, wave_step
+
+__all__ = ["CoreModel", "Params", "count_parameters", "init_params", "step", "unroll"]
+
+Params = dict[str, Any]
+"""Nested maps of float32 parameter arrays."""
+
+
+class CoreModel(nn.Module):  # type: ignore[misc]
+    """A recurrent policy and world model with bounded state.
+
+    `step` advances one time step and `unroll` (also `__call__`) a sequence; they give the same numbers. A row whose
+    `is_first` is 1 starts from a fresh state, whatever the carry holds. All values are normalised and float32.
+    """
+
+    config: CoreModelConfig
+
+    def setup(self) -> None:
+        """Create the parts."""
+        config = self.config
+        self.encoder = Encoder(config, name="encoder")
+        self.wave = Wave(config, name="wave")
+        self.cell = Cell(config, name="cell")
+        self.heads = Heads(config, name="heads")
+        self.drive = nn.Dense(config.d_k + config.d_c + config.d_s, name="drive")
+        self.from_wave = nn.Dense(config.d_s, use_bias=False, name="from_wave")
+
+    def step(self, carry: Carry, inputs: StepInputs) -> tuple[Carry, StepOutputs]:
+        """Advance one step: inputs `[B, ...]`, outputs `[B, ...]`."""
+        encoded, decay, signal = self._before(inputs)
+        wave = wave_step(carry.wave, decay, signal)
+        state, features = self.cell(CellState(carry.fast, carry.slots, carry.clock), self._drive(encoded, wave, inputs))
+        return Carry(state.fast, wave, state.slots, state.clock), self._after(encoded, wave, features, inputs)
+
+    def unroll(self, carry: Carry, inputs: StepInputs) -> tuple[Carry, StepOutputs]:
+        """Advance T steps: inputs `[B, T, ...]`, outputs `[B, T, ...]`."""
+        encoded, decay, signal = self._before(inputs)
+        wave = wave_sequence(carry.wave, decay, signal, associative=self.config.associative_wave)
+        # Rematerialised: only the carry of each step is kept for the backward pass. Recomputing the rest is
+        # cheaper than moving it through memory (about half the time on CPU), and a long episode fits.
+        over_time = nn.scan(
+            nn.remat(lambda cell, state, drive: cell(state, drive), prevent_cse=False),
+            variable_broadcast="params",
+            split_rngs={"params": False},
+            in_axes=1,
+            out_axes=1,
+        )
+        state, features = over_time(
+            self.cell, CellState(carry.fast, carry.slots, carry.clock), self._drive(encoded, wave, inputs)
+        )
+        carry = Carry(state.fast, wave[:, -1], state.slots, state.clock)
+        return carry, self._after(encoded, wave, features, inputs)
+
+    def __call__(self, carry: Carry, inputs: StepInputs) -> tuple[Carry, StepOutputs]:
+        """Do `unroll`."""
+        return self.unroll(carry, inputs)
+
+    def _before(
+        self, inputs: StepInputs
+    ) -> tuple[Float32[Array, "B *T E"], Float32[Array, "B *T W"], Float32[Array, "B *T W"]]:
+        # Encoded input, wave decay (0 where an episode begins: the state before it is forgotten), wave input.
+        encoded = self.encoder(inputs)
+        decay, signal = self.wave(encoded)
+        return encoded, decay * (1.0 - inputs.is_first[..., None]), signal
+
+    def _drive(
+        self, encoded: Float32[Array, "B *T E"], wave: Float32[Array, "B *T W"], inputs: StepInputs
+    ) -> Drive:
+        mixed = self.drive(jnp.concatenate([encoded, wave], axis=-1))
+        return Drive(mixed, self.from_wave(wave), inputs.is_first)
+
+    def _after(
+        self,
+        encoded: Float32[Array, "B *T E"],
+        wave: Float32[Array, "B *T W"],
+        features: Float32[Array, "B *T F"],
+        inputs: StepInputs,
+    ) -> StepOutputs:
+        return self.heads(  # type: ignore[no-any-return]
+            jnp.concatenate([encoded, wave, features], axis=-1), inputs.observation
+        )
+
+
+def init_params(config: CoreModelConfig, rng: Key[Array, ""]) -> Params:
+    """Return freshly initialised parameters."""
+    inputs = StepInputs(
+        jnp.zeros((1, config.obs_dim), jnp.float32),
+        jnp.zeros((1, config.action_dim), jnp.float32),
+        jnp.zeros((1,), jnp.float32),
+        jnp.ones((1,), jnp.float32),
+    )
+    variables = CoreModel(config).init(rng, init_carry(config, 1), inputs, method="step")
+    return dict(variables["params"])
+
+
+def step(params: Params, config: CoreModelConfig, carry: Carry, inputs: StepInputs) -> tuple[Carry, StepOutputs]:
+    """Advance one step: inputs `[B, ...]` to the next carry and outputs `[B, ...]`."""
+    result: tuple[Carry, StepOutputs] = CoreModel(config).apply({"params": params}, carry, inputs, method="step")
+    return result
+
+
+def unroll(params: Params, config: CoreModelConfig, carry: Carry, inputs: StepInputs) -> tuple[Carry, StepOutputs]:
+    """Advance T steps: inputs `[B, T, ...]` to the last carry and outputs `[B, T, ...]`."""
+    result: tuple[Carry, StepOutputs] = CoreModel(config).apply(
+        {"params": params}, carry, inputs, method="unroll"
+    )
+    return result
+
+
+def count_parameters(params: Params) -> int:
+    """Return the number of scalars in the parameters."""
+    return sum(int(leaf.size) for leaf in jax.tree.leaves(params))

@@ -1,0 +1,208 @@
+"""Every setting of the daemon: one frozen, validated model. The only module that reads the environment.
+
+Order, strongest first: command line, `BRAIN_*` environment variables, the TOML file, defaults. The file is
+`--config`, else `$BRAIN_CONFIG`, else the first of `./brain.toml`, `~/.config/continuon-brain/brain.toml`,
+`/etc/continuon-brain/brain.toml` that exists. Nested settings are `[capture]` tables in TOML and
+`BRAIN_CAPTURE__SYNC_INTERVAL_S` in the environment. An unknown key is fatal everywhere.
+"""
+
+import difflib
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from brain_service.errors import ConfigError
+
+__all__ = [
+    "CaptureSettings",
+    "InferenceSettings",
+    "JobSettings",
+    "Settings",
+    "child_environment",
+    "load_settings",
+]
+
+PREFIX = "BRAIN_"
+CONFIG_PLACES = (
+    Path("brain.toml"),
+    Path("~/.config/continuon-brain/brain.toml"),
+    Path("/etc/continuon-brain/brain.toml"),
+)
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+
+class CaptureSettings(_Frozen):
+    """The capture log: durability, recovery and bounds."""
+
+    durability: Literal["interval", "step", "episode"] = "interval"
+    sync_interval_s: float = Field(default=0.2, gt=0, le=60)
+    recover_idle_s: float = Field(default=600.0, gt=0)
+    min_free_bytes: int = Field(default=256 * 1024**2, ge=0)
+    max_body_bytes: int = Field(default=16 * 1024**2, gt=0)
+    max_batch_steps: int = Field(default=10_000, gt=0)
+    max_step_bytes: int = Field(default=4 * 1024**2, gt=0)
+    max_open_episodes: int = Field(default=64, gt=0)
+
+
+class InferenceSettings(_Frozen):
+    """The router: order of backends, deadlines and sessions."""
+
+    backends: tuple[Literal["hailo", "tpu", "gpu", "cpu"], ...] = ("hailo", "tpu", "gpu", "cpu")
+    deadline_ms: float = Field(default=100.0, gt=0, le=60_000)
+    max_sessions: int = Field(default=64, gt=0, le=4096)
+    session_idle_s: float = Field(default=300.0, gt=0)
+    worker_start_timeout_s: float = Field(default=120.0, gt=0)
+    worker_hang_s: float = Field(default=2.0, gt=0)
+
+
+class JobSettings(_Frozen):
+    """The job runner."""
+
+    poll_interval_s: float = Field(default=0.2, gt=0)
+    cancel_grace_s: float = Field(default=2.0, gt=0)
+    max_attempts: int = Field(default=3, gt=0)
+    keep_finished: int = Field(default=500, gt=0)
+
+
+class Settings(_Frozen):
+    """The daemon's settings. Paths become absolute; durations end in `_s`, sizes in `_bytes`."""
+
+    data_dir: Path = Path("~/.local/share/continuon-brain")
+    host: str = "127.0.0.1"
+    port: int = Field(default=8080, ge=0, le=65535)
+    uds: Path | None = None
+    tokens_file: Path | None = None
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_format: Literal["auto", "json", "text"] = "auto"
+    capture: CaptureSettings = CaptureSettings()
+    inference: InferenceSettings = InferenceSettings()
+    jobs: JobSettings = JobSettings()
+
+    @field_validator("data_dir", "uds", "tokens_file")
+    @classmethod
+    def _absolute(cls, path: Path | None) -> Path | None:
+        return path.expanduser().absolute() if path is not None else None
+
+    @property
+    def episodes_dir(self) -> Path:
+        """Capture logs, one file an episode."""
+        return self.data_dir / "episodes"
+
+    @property
+    def datasets_dir(self) -> Path:
+        """RLDS datasets in TFDS layout, `<name>/<x.y.z>/`."""
+        return self.data_dir / "datasets"
+
+    @property
+    def checkpoints_dir(self) -> Path:
+        """Orbax checkpoints, `<run_id>/<step>/`."""
+        return self.data_dir / "checkpoints"
+
+    @property
+    def models_dir(self) -> Path:
+        """Bundles by model id, and the `active` and `previous` links."""
+        return self.data_dir / "models"
+
+    @property
+    def jobs_dir(self) -> Path:
+        """Logs and events of jobs, `<job_id>/`."""
+        return self.data_dir / "jobs"
+
+    @property
+    def cache_dir(self) -> Path:
+        """Compiled programs; safe to delete."""
+        return self.data_dir / "cache"
+
+    @property
+    def database(self) -> Path:
+        """SQLite file with jobs and activations."""
+        return self.data_dir / "brain.db"
+
+
+def load_settings(
+    overrides: Mapping[str, Any] | None = None,
+    *,
+    config: Path | None = None,
+    environ: Mapping[str, str] | None = None,
+) -> Settings:
+    """Read file and environment, apply `overrides` (None values are skipped) and validate.
+
+    Raises:
+        ConfigError: unreadable or invalid file, an unknown key (with the nearest known one) or a wrong value.
+    """
+    env = os.environ if environ is None else environ
+    path = config or (Path(env["BRAIN_CONFIG"]) if env.get("BRAIN_CONFIG") else None)
+    merged = _read_file(path)
+    for source in (_from_environment(env), {k: v for k, v in (overrides or {}).items() if v is not None}):
+        merged = _merge(merged, source)
+    try:
+        return Settings.model_validate(merged)
+    except ValidationError as error:
+        raise ConfigError(_explain(error)) from error
+
+
+def child_environment(extra: Mapping[str, str]) -> dict[str, str]:
+    """Return this process's environment with `extra` on top, for a child process."""
+    return {**os.environ, **extra}
+
+
+def _read_file(path: Path | None) -> dict[str, Any]:
+    candidates = (
+        [path.expanduser()] if path else [p for place in CONFIG_PLACES if (p := place.expanduser()).is_file()]
+    )
+    if not candidates:
+        return {}
+    try:
+        return tomllib.loads(candidates[0].read_text())
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"cannot read settings from {candidates[0]}: {error}") from error
+
+
+def _from_environment(env: Mapping[str, str]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in sorted(env.items()):
+        if not name.startswith(PREFIX) or name == "BRAIN_CONFIG":
+            continue
+        *tables, key = name.removeprefix(PREFIX).lower().split("__")
+        node = found
+        for table in tables:
+            node = node.setdefault(table, {})
+        node[key] = value.split(",") if key == "backends" else value
+    return found
+
+
+def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        mine = merged.get(key)
+        merged[key] = _merge(mine, value) if isinstance(mine, dict) and isinstance(value, Mapping) else value
+    return merged
+
+
+def _known_keys() -> list[str]:
+    keys: list[str] = []
+    for name, info in Settings.model_fields.items():
+        kind = info.annotation
+        nested = isinstance(kind, type) and issubclass(kind, BaseModel)
+        keys += [f"{name}.{inner}" for inner in kind.model_fields] if nested else [name]  # type: ignore[union-attr]
+    return keys
+
+
+def _explain(error: ValidationError) -> str:
+    parts = []
+    for problem in error.errors():
+        key = ".".join(str(part) for part in problem["loc"])
+        if problem["type"] == "extra_forbidden":
+            close = difflib.get_close_matches(key, _known_keys(), n=1)
+            hint = f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(_known_keys())}"
+            parts.append(f"unknown setting {key!r}{hint}")
+        else:
+            parts.append(f"setting {key!r}: {problem['msg']}, got {problem['input']!r}")
+    return "; ".join(parts)

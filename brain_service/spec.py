@@ -1,0 +1,308 @@
+"""What an observation or action looks like: named features, their check, and their flat vector.
+
+An observation or action is a flat or nested map of named arrays. Paths join names with `/`, as TFDS does in
+its examples (`observation/arm/joints`). The spec of an episode is declared or fixed by its first step; every
+later step, every dataset, every bundle and every `/infer` request is held against the same spec.
+
+Only NumPy is imported here: the inference worker of a backend that lives on the system Python uses it too.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import numpy as np
+
+from brain_service.errors import InvalidError
+
+if TYPE_CHECKING:
+    from jaxtyping import Float32
+
+__all__ = [
+    "Dtype",
+    "EpisodeSpec",
+    "Feature",
+    "FeatureSpec",
+    "Leaf",
+    "check_values",
+    "flatten",
+    "from_vector",
+    "infer_spec",
+    "to_vector",
+    "unflatten",
+    "vector_size",
+]
+
+Dtype = Literal["float32", "int64", "bool", "uint8", "text"]
+DTYPES: tuple[str, ...] = get_args(Dtype)
+
+Leaf = np.ndarray[Any, np.dtype[Any]] | str
+"""One value of a step: an array of the feature's dtype and shape, or text."""
+
+
+@dataclass(frozen=True, slots=True)
+class Feature:
+    """Dtype and shape of one named value in one step; `()` is a scalar. Text has no shape."""
+
+    dtype: Dtype
+    shape: tuple[int, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Return `{"dtype": ..., "shape": [...]}`."""
+        return {"dtype": self.dtype, "shape": list(self.shape)}
+
+    @staticmethod
+    def from_json(document: Any, field: str) -> "Feature":
+        """Parse `{"dtype": "float32", "shape": [3]}`; `field` names it in errors.
+
+        Raises:
+            InvalidError: unknown key or dtype, or a shape that is not a list of positive integers.
+        """
+        if not isinstance(document, Mapping) or not set(document) <= {"dtype", "shape"} or "dtype" not in document:
+            raise InvalidError(
+                f"{field}: a feature is {{'dtype': ..., 'shape': [...]}}, not {document!r}", field=field
+            )
+        dtype, shape = document["dtype"], document.get("shape", [])
+        if dtype not in DTYPES:
+            raise InvalidError(f"{field}: dtype {dtype!r} is none of {', '.join(DTYPES)}", field=field)
+        if not isinstance(shape, list | tuple) or not all(type(n) is int and n > 0 for n in shape):
+            raise InvalidError(f"{field}: shape {shape!r} is not a list of positive integers", field=field)
+        if dtype == "text" and shape:
+            raise InvalidError(f"{field}: text has no shape, got {shape!r}", field=field)
+        return Feature(dtype, tuple(shape))
+
+
+FeatureSpec = Mapping[str, Feature]
+"""Features by path, in sorted path order."""
+
+
+@dataclass(frozen=True, slots=True)
+class EpisodeSpec:
+    """The features of a step's observation and of its action."""
+
+    observation: FeatureSpec
+    action: FeatureSpec
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the JSON form that episode headers, datasets and bundles carry."""
+        return {
+            "observation": {path: feature.to_json() for path, feature in self.observation.items()},
+            "action": {path: feature.to_json() for path, feature in self.action.items()},
+        }
+
+    @staticmethod
+    def from_json(document: Any) -> "EpisodeSpec":
+        """Parse `{"observation": {path: feature}, "action": {path: feature}}`; nested maps are flattened.
+
+        Raises:
+            InvalidError: a part is missing or empty, or a feature is wrong; the error names it.
+        """
+        if not isinstance(document, Mapping) or set(document) != {"observation", "action"}:
+            raise InvalidError("features: give exactly 'observation' and 'action'", field="features")
+        return EpisodeSpec(
+            _parse_part(document["observation"], "observation"), _parse_part(document["action"], "action")
+        )
+
+
+def _parse_part(document: Any, field: str) -> FeatureSpec:
+    if not isinstance(document, Mapping) or not document:
+        raise InvalidError(f"features/{field}: give a map of at least one feature", field=f"features/{field}")
+    found: dict[str, Feature] = {}
+
+    def visit(node: Any, path: str) -> None:
+        if isinstance(node, Mapping) and not isinstance(node.get("dtype"), str):
+            for name, child in node.items():
+                visit(child, _join(path, name, field))
+        else:
+            found[path] = Feature.from_json(node, f"features/{field}/{path}")
+
+    for name, child in document.items():
+        visit(child, _join("", name, field))
+    return dict(sorted(found.items()))
+
+
+def _join(path: str, name: Any, field: str) -> str:
+    if not isinstance(name, str) or not name or name.startswith("/") or name.endswith("/") or "//" in name:
+        raise InvalidError(f"{field}: {name!r} is not a feature name; use non-empty text", field=field)
+    return f"{path}/{name}" if path else name
+
+
+def flatten(tree: Any, field: str) -> dict[str, Any]:
+    """Flatten nested maps into `{path: leaf}` in sorted path order; `field` names the tree in errors.
+
+    Raises:
+        InvalidError: `tree` is not a map, is empty, or a name is empty or stands twice.
+    """
+    found: dict[str, Any] = {}
+
+    def visit(node: Any, path: str) -> None:
+        if isinstance(node, Mapping):
+            if not node:
+                raise InvalidError(
+                    f"{field}: {path or 'the map'} is empty; name at least one feature", field=field
+                )
+            for name, child in node.items():
+                visit(child, _join(path, name, field))
+        elif path in found:
+            raise InvalidError(f"{field}/{path} is given twice", field=f"{field}/{path}")
+        else:
+            found[path] = node
+
+    if not isinstance(tree, Mapping):
+        raise InvalidError(
+            f'{field}: give a map of named arrays such as {{"state": [0.1, 0.2]}}, not {type(tree).__name__}',
+            field=field,
+        )
+    visit(tree, "")
+    return dict(sorted(found.items()))
+
+
+def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """Rebuild nested maps from `{path: leaf}`: the inverse of `flatten`."""
+    tree: dict[str, Any] = {}
+    for path, leaf in flat.items():
+        *folders, name = path.split("/")
+        node = tree
+        for folder in folders:
+            node = node.setdefault(folder, {})
+        node[name] = leaf
+    return tree
+
+
+def infer_spec(flat: Mapping[str, Any], field: str) -> FeatureSpec:
+    """Derive the spec from the first step's values.
+
+    JSON numbers are float32 and JSON booleans bool; typed arrays keep their kind: floats are float32, uint8
+    stays uint8, other integers are int64.
+
+    Raises:
+        InvalidError: a value is ragged, empty, mixed or of no known kind.
+    """
+    return {path: _infer(value, f"{field}/{path}") for path, value in flat.items()}
+
+
+def _infer(value: Any, field: str) -> Feature:
+    if isinstance(value, str):
+        return Feature("text")
+    typed = isinstance(value, np.ndarray | np.generic)
+    array = _as_array(value, field)
+    if array.size == 0:
+        raise InvalidError(f"{field} has no elements", field=field)
+    dtypes: dict[str, Dtype] = {"b": "bool", "f": "float32", "i": "float32", "u": "float32"}
+    if typed:
+        dtypes |= {"i": "int64", "u": "uint8" if array.dtype == np.uint8 else "int64"}
+    return Feature(dtypes[array.dtype.kind], array.shape)
+
+
+def check_values(flat: Mapping[str, Any], spec: FeatureSpec, field: str) -> dict[str, Leaf]:
+    """Hold the values of one step against the spec and return them as arrays of its dtypes.
+
+    Raises:
+        InvalidError: a name is missing or unknown, or a value has another shape or kind, is NaN or infinite
+            (in float32), or does not fit its integer range. The error names the field.
+    """
+    if flat.keys() != spec.keys():
+        missing, unknown = sorted(spec.keys() - flat.keys()), sorted(flat.keys() - spec.keys())
+        name = (unknown or missing)[0]
+        raise InvalidError(
+            f"{field}: "
+            + "; ".join(
+                [f"unknown {', '.join(unknown)}"] * bool(unknown)
+                + [f"missing {', '.join(missing)}"] * bool(missing)
+            )
+            + f"; this episode or model has {', '.join(spec)}",
+            field=f"{field}/{name}",
+        )
+    return {path: _check(flat[path], feature, f"{field}/{path}") for path, feature in spec.items()}
+
+
+def _check(value: Any, feature: Feature, field: str) -> Leaf:
+    if feature.dtype == "text" or isinstance(value, str):
+        if feature.dtype == "text" and isinstance(value, str):
+            return value
+        raise InvalidError(f"{field}: expected {feature.dtype}, got {type(value).__name__}", field=field)
+    array = _as_array(value, field)
+    if array.shape != feature.shape:
+        raise InvalidError(f"{field}: expected shape {list(feature.shape)}, got {list(array.shape)}", field=field)
+    if (array.dtype.kind == "b") != (feature.dtype == "bool"):
+        found = "booleans" if array.dtype.kind == "b" else "numbers"
+        raise InvalidError(f"{field}: expected {feature.dtype}, got {found}", field=field)
+    if feature.dtype == "bool":
+        return array.astype(np.bool_, copy=False)
+    if feature.dtype == "float32":
+        with np.errstate(over="ignore"):
+            floats = array.astype(np.float32, copy=False)
+        if not np.isfinite(floats).all():
+            raise InvalidError(f"{field}: holds NaN, an infinity or a number beyond float32", field=field)
+        return floats
+    return _check_integers(array, feature, field)
+
+
+def _check_integers(array: np.ndarray[Any, np.dtype[Any]], feature: Feature, field: str) -> Leaf:
+    limits = np.iinfo(feature.dtype)
+    if array.dtype.kind == "f" and not (np.isfinite(array).all() and (array == np.floor(array)).all()):
+        raise InvalidError(f"{field}: expected {feature.dtype}, got fractions, NaN or an infinity", field=field)
+    # Compared as Python numbers: 2**63 as a float64 would slip past a comparison in floating point.
+    if array.size and not (limits.min <= int(array.min()) and int(array.max()) <= limits.max):
+        raise InvalidError(f"{field}: beyond {feature.dtype} ({limits.min} to {limits.max})", field=field)
+    return array.astype(feature.dtype)
+
+
+def _as_array(value: Any, field: str) -> np.ndarray[Any, np.dtype[Any]]:
+    try:
+        array = np.asarray(value)
+    except (ValueError, OverflowError) as error:
+        raise InvalidError(f"{field}: rows differ in length", field=field) from error
+    if array.dtype.kind not in "bfiu":
+        found = "null" if value is None else "something other than numbers of one kind"
+        raise InvalidError(f"{field}: expected numbers or booleans, got {found}", field=field)
+    if array.dtype.kind != "b" and not isinstance(value, np.ndarray) and _holds_bool(value):
+        raise InvalidError(f"{field}: mixes booleans and numbers", field=field)
+    return array
+
+
+def _holds_bool(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return any(
+            _holds_bool(item) if isinstance(item, list | tuple) else item is True or item is False
+            for item in value
+        )
+    return isinstance(value, bool)
+
+
+def vector_size(spec: FeatureSpec) -> int:
+    """Return the length of the flat vector: the element counts of all features but text, summed."""
+    return sum(prod(feature.shape) for feature in spec.values() if feature.dtype != "text")
+
+
+def to_vector(values: Mapping[str, Leaf], spec: FeatureSpec) -> "Float32[np.ndarray, 'D']":
+    """Concatenate checked values into one float32 vector (shape `[vector_size(spec)]`), in sorted path order.
+
+    Integers and booleans are cast to float32; text is left out.
+    """
+    parts = [np.ravel(values[path]) for path, feature in spec.items() if feature.dtype != "text"]  # type: ignore[arg-type]
+    return np.concatenate(parts).astype(np.float32, copy=False) if parts else np.zeros(0, np.float32)
+
+
+def from_vector(vector: "Float32[np.ndarray, 'D']", spec: FeatureSpec) -> dict[str, Leaf]:
+    """Cut a flat vector (shape `[vector_size(spec)]`) back into named arrays of the spec's shapes and dtypes.
+
+    Integers are rounded and kept inside their range, booleans are `value >= 0.5`.
+    """
+    values: dict[str, Leaf] = {}
+    start = 0
+    for path, feature in spec.items():
+        if feature.dtype == "text":
+            continue
+        stop = start + prod(feature.shape)
+        part = vector[start:stop].reshape(feature.shape)
+        start = stop
+        if feature.dtype == "float32":
+            values[path] = part.astype(np.float32)
+        elif feature.dtype == "bool":
+            values[path] = part >= 0.5
+        else:
+            limits = np.iinfo(feature.dtype)
+            values[path] = np.clip(np.rint(part), limits.min, limits.max).astype(feature.dtype)
+    return values

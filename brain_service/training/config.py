@@ -1,0 +1,104 @@
+"""How to train: sizes, optimiser, disturbances and checkpoints, checked when they are made."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from brain_service.errors import InvalidError
+from brain_service.model.config import PRESETS, CoreModelConfig
+
+__all__ = ["TrainConfig"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Settings of one training run; the defaults clone a simulated reaching task from 60 episodes.
+
+    Raises:
+        InvalidError: a value is impossible; the error names the field.
+    """
+
+    preset: str = "development"
+    """Name of the model's preset."""
+    steps: int = 2000
+    """Optimiser steps in all; the learning rate ends its decay there."""
+    batch_size: int = 32
+    """Sequences a step."""
+    sequence_length: int = 64
+    """Time steps of a sequence."""
+    learning_rate: float = 2e-3
+    """Peak learning rate."""
+    warmup_steps: int = 100
+    """Steps of linear warm-up."""
+    weight_decay: float = 1e-3
+    """Decay of matrices a unit of learning rate."""
+    clip_norm: float = 1.0
+    """Greatest global norm of a gradient."""
+    previous_action_dropout: float = 0.5
+    """Probability that the model does not see its previous action."""
+    observation_noise: float = 0.02
+    """Standard deviation of the noise on observations, in normalised units."""
+    seed: int = 0
+    """Decides parameters, data order and disturbances."""
+    checkpoint_every: int = 500
+    """Steps between two checkpoints; the last step is always kept."""
+    keep: int = 2
+    """Checkpoints that stay."""
+    model: Mapping[str, Any] = field(default_factory=dict)
+    """Overrides of the preset's fields."""
+
+    def __post_init__(self) -> None:
+        if self.preset not in PRESETS:
+            raise InvalidError(f"preset {self.preset!r} is none of {', '.join(PRESETS)}", field="preset")
+        for name in ("steps", "batch_size", "sequence_length", "checkpoint_every", "keep"):
+            if type(getattr(self, name)) is not int or getattr(self, name) < 1:
+                raise InvalidError(f"{name} is {getattr(self, name)!r}; use a positive integer", field=name)
+        for name in ("warmup_steps", "seed"):
+            value = getattr(self, name)
+            if type(value) is not int or not 0 <= value < 2**31 - 1:
+                raise InvalidError(f"{name} is {value!r}; use an integer from 0", field=name)
+        for name, low, high in (
+            ("learning_rate", 1e-8, 1.0),
+            ("clip_norm", 1e-6, 1e6),
+            ("weight_decay", 0.0, 1.0),
+            ("previous_action_dropout", 0.0, 1.0),
+            ("observation_noise", 0.0, 1.0),
+        ):
+            if not low <= getattr(self, name) <= high:
+                raise InvalidError(
+                    f"{name} is {getattr(self, name)!r}; use {low:g} to {high:g}", field=name
+                )
+        self.model_config(1, 1)
+
+    def model_config(self, obs_dim: int, action_dim: int) -> CoreModelConfig:
+        """Return the preset with the overrides, for vectors of these lengths.
+
+        Raises:
+            InvalidError: an override is unknown or impossible.
+        """
+        try:
+            return PRESETS[self.preset](
+                **{**self.model, "obs_dim": obs_dim, "action_dim": action_dim}
+            )
+        except (ValueError, TypeError) as error:
+            raise InvalidError(f"model: {error}", field="model") from error
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return a JSON-ready mapping of all fields: the inverse of `from_dict`."""
+        return asdict(self) | {"model": dict(self.model)}
+
+    @classmethod
+    def from_dict(cls, document: Mapping[str, Any]) -> "TrainConfig":
+        """Build a config from field values; fields left out keep their defaults.
+
+        Raises:
+            InvalidError: a key is unknown, or a value impossible.
+        """
+        known = [item.name for item in fields(cls)]
+        unknown = sorted(set(document) - set(known))
+        if unknown:
+            raise InvalidError(
+                f"unknown training setting {', '.join(unknown)}; the settings are {', '.join(known)}",
+                field=unknown[0],
+            )
+        return cls(**document)

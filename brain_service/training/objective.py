@@ -1,0 +1,134 @@
+"""What training minimises: negative log likelihood of the action chunk, plus what makes the state worth keeping.
+
+    loss = action + 0.5 next observation + 0.1 reward + 0.1 value
+
+The model's inputs at time t are o_t, a_{t-1}, r_{t-1} and is_first; a_t and r_t enter here only, as targets.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jaxtyping import Float32
+
+from brain_service.datasets.loader import Batch
+from brain_service.model.signals import StepInputs, StepOutputs
+from brain_service.training.normalisation import Normaliser
+
+__all__ = ["Metrics", "Sequences", "chunk_targets", "losses", "masked_mean", "normalise_batch"]
+
+Metrics = dict[str, Float32[Array, ""]]
+"""Scalars by name; `loss` is what is minimised."""
+
+DISCOUNT = 0.97
+WEIGHTS = {"action": 1.0, "next_observation": 0.5, "reward": 0.1, "value": 0.1}
+
+
+class Sequences(NamedTuple):
+    """A batch in the model's units; a mask is 1 where an entry counts."""
+
+    inputs: StepInputs
+    action: Float32[Array, "B T A"]
+    reward: Float32[Array, "B T"]
+    is_terminal: Float32[Array, "B T"]
+    mask: Float32[Array, "B T"]
+    """Real steps, not padding."""
+    valid_mask: Float32[Array, "B T"]
+    """Real steps whose action and reward mean something."""
+    loss_mask: Float32[Array, "B T"]
+    """Steps whose action is to be imitated."""
+    next_mask: Float32[Array, "B T"]
+    """Steps whose successor is in the sequence."""
+
+
+def normalise_batch(batch: Batch, normaliser: Normaliser) -> Sequences:
+    """Return a loader's batch in the model's units, as JAX arrays."""
+    inputs = StepInputs(
+        _device(normaliser.observation(batch.observation)),
+        _device(normaliser.action(batch.previous_action)),
+        _device(normaliser.reward(batch.previous_reward)),
+        _device(batch.is_first),
+    )
+    return Sequences(
+        inputs,
+        _device(normaliser.action(batch.action)),
+        _device(normaliser.reward(batch.reward)),
+        _device(batch.is_terminal),
+        _device(batch.mask),
+        _device(batch.valid_mask),
+        _device(batch.loss_mask),
+        _device(batch.next_mask),
+    )
+
+
+def _device(array: Float32[np.ndarray | Array, "..."]) -> Float32[Array, "..."]:
+    return jnp.asarray(array, jnp.float32)
+
+
+def masked_mean(values: Float32[Array, "*B"], mask: Float32[Array, "*B"]) -> Float32[Array, ""]:
+    """Return the mean of the entries whose mask is 1; 0 where there is none."""
+    return jnp.sum(values * mask) / jnp.maximum(jnp.sum(mask), 1.0)
+
+
+def chunk_targets(
+    action: Float32[Array, "B T A"],
+    counts: Float32[Array, "B T"],
+    is_first: Float32[Array, "B T"],
+    horizon: int,
+) -> tuple[Float32[Array, "B T H A"], Float32[Array, "B T H"]]:
+    """Return at every t the actions a_t ... a_{t+H-1}, and a mask that ends at the sequence's or episode's end."""
+    targets, masks, whole = [action], [counts], jnp.ones_like(counts)
+    for _ in range(1, horizon):
+        action, counts, is_first = (_shift(array) for array in (action, counts, is_first))
+        whole = whole * (1.0 - is_first)
+        targets.append(action)
+        masks.append(counts * whole)
+    return jnp.stack(targets, axis=2), jnp.stack(masks, axis=2)
+
+
+def _shift(array: Float32[Array, "B T *X"]) -> Float32[Array, "B T *X"]:
+    # Entry t becomes what was at t + 1; nothing follows the last.
+    return jnp.concatenate([array[:, 1:], jnp.zeros_like(array[:, :1])], axis=1)
+
+
+def losses(outputs: StepOutputs, sequences: Sequences) -> Metrics:
+    """Return each part of the loss, their weighted sum `loss`, and `action_rmse` of the first action.
+
+    The value's target is one reward and the model's own estimate after it (Sutton and Barto, section 6.1).
+    """
+    horizon = outputs.action_mean.shape[2]
+    target, counts = chunk_targets(
+        sequences.action, sequences.loss_mask, sequences.inputs.is_first, horizon
+    )
+    error = target - outputs.action_mean
+    log_std = outputs.action_log_std
+    nll = 0.5 * jnp.square(error * jnp.exp(-log_std)) + log_std
+    import os
+    V=os.environ.get('V','nll')
+    if V=='nll': like=nll
+    elif V.startswith('beta'): like=nll*jax.lax.stop_gradient(jnp.exp(2*float(V[4:])*log_std))
+    elif V=='mse': like=5*jnp.square(error)+0.1*(0.5*jnp.square(jax.lax.stop_gradient(error) * jnp.exp(-log_std)) + log_std)
+    elif V=='mae': like=2*jnp.abs(error)+0.1*(0.5*jnp.square(jax.lax.stop_gradient(error) * jnp.exp(-log_std)) + log_std)
+    likelihood = jnp.mean(like, axis=-1)
+
+    change = _shift(sequences.inputs.observation) - outputs.next_observation
+    after = _shift(outputs.value) * sequences.next_mask * (1.0 - sequences.is_terminal)
+    returns = jax.lax.stop_gradient(sequences.reward + DISCOUNT * after)
+    known = jnp.maximum(sequences.next_mask, sequences.is_terminal) * sequences.valid_mask
+    parts = {
+        "action": masked_mean(likelihood, counts),
+        "next_observation": masked_mean(jnp.mean(_huber(change), axis=-1), sequences.next_mask),
+        "reward": masked_mean(_huber(sequences.reward - outputs.reward), sequences.valid_mask),
+        "value": masked_mean(_huber(returns - outputs.value), known),
+    }
+    first = jnp.mean(jnp.square(error[:, :, 0]), axis=-1)
+    rmse = jnp.sqrt(masked_mean(first, sequences.loss_mask))
+    total = sum((WEIGHTS[name] * part for name, part in parts.items()), jnp.zeros(()))
+    return {"loss": total, **parts, "action_rmse": rmse}
+
+
+def _huber(error: Float32[Array, "*B"]) -> Float32[Array, "*B"]:
+    size = jnp.abs(error)
+    return jnp.where(size < 1.0, 0.5 * size * size, size - 0.5)

@@ -1,0 +1,67 @@
+"""`cloud-trainer`: train the CoreModel on a dataset and leave checkpoints and a bundle in the output directory."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from brain_service.errors import BrainError, InvalidError
+from cloud_trainer.job import JobOptions, run_job
+
+__all__ = ["main"]
+
+EXAMPLES = """\
+example:
+  python -m cloud_trainer --data-path ./datasets --output-dir ./run1 \\
+      --batch-size 256 --num-steps 10000 --learning-rate 1e-4
+
+A second call with the same --output-dir takes the run up where it stood.
+"""
+
+
+def local_path(text: str) -> Path:
+    """Turn an argument into a path.
+
+    Raises:
+        InvalidError: it is a `gs://` address, which this version does not read; copy the data first.
+    """
+    if "://" in text:
+        raise InvalidError(
+            f"{text}: only local paths are read here; copy the data first (gcloud storage cp -r {text} .)"
+        )
+    return Path(text)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the job and return its exit code: 0 done, 2 failed with one line that tells why."""
+    parser = argparse.ArgumentParser(
+        prog="cloud-trainer",
+        description=__doc__,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--data-path", required=True, help="dataset directory in TFDS layout")
+    parser.add_argument("--output-dir", required=True, help="where checkpoints/ and models/ go")
+    parser.add_argument("--preset", default="tpu_optimized", help="size of the model (default: %(default)s)")
+    parser.add_argument("--batch-size", type=int, default=256, help="sequences a step (default: %(default)s)")
+    parser.add_argument("--num-steps", type=int, default=10_000, help="optimiser steps (default: %(default)s)")
+    parser.add_argument("--learning-rate", type=float, default=1e-4, help="peak rate (default: %(default)s)")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="of parameters, order and noise (default: %(default)s)"
+    )
+    options = parser.parse_args(arguments)
+    try:
+        job = JobOptions(
+            data_path=local_path(options.data_path),
+            output_dir=local_path(options.output_dir),
+            preset=options.preset,
+            batch_size=options.batch_size,
+            num_steps=options.num_steps,
+            learning_rate=options.learning_rate,
+            seed=options.seed,
+        )
+        bundle = run_job(job, report=lambda line: print(line, flush=True))
+    except BrainError as error:
+        print(f"cloud-trainer: {error.detail}", file=sys.stderr)
+        return 2
+    print(bundle)
+    return 0

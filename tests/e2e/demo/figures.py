@@ -1,0 +1,105 @@
+"""The demo's figures: success with its interval, latency, and the table that is printed."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from tests.e2e.demo.robot import Drive
+
+
+def wilson_interval(successes: int, trials: int, z: float = 1.96) -> tuple[float, float]:
+    """Return the Wilson score interval of a success rate (Wilson 1927); z = 1.96 is 95 %."""
+    if trials == 0:
+        return 0.0, 1.0
+    p, n = successes / trials, trials
+    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+@dataclass(frozen=True)
+class Score:
+    """Closed-loop result of one model."""
+
+    model_id: str
+    successes: int
+    episodes: int
+    interval: tuple[float, float]
+    mean_steps: float
+    latency_ms_p50: float
+    latency_ms_p99: float
+
+    @staticmethod
+    def of(model_id: str, drives: Sequence[Drive]) -> "Score":
+        """Sum up the drives of one model."""
+        latency = np.concatenate([drive.latency_ms for drive in drives])
+        wins = sum(drive.success for drive in drives)
+        return Score(
+            model_id=model_id,
+            successes=wins,
+            episodes=len(drives),
+            interval=wilson_interval(wins, len(drives)),
+            mean_steps=float(np.mean([drive.steps for drive in drives])),
+            latency_ms_p50=float(np.percentile(latency, 50)),
+            latency_ms_p99=float(np.percentile(latency, 99)),
+        )
+
+
+@dataclass
+class Figures:
+    """Everything the demo measured; `build/demo.json` holds the same."""
+
+    episodes: int = 0
+    steps: int = 0
+    record_s: float = 0.0
+    untrained: Score | None = None
+    trained: Score | None = None
+    pipeline: dict[str, Any] = field(default_factory=dict)
+    pipeline_s: float = 0.0
+    total_s: float = 0.0
+    peak_memory_bytes: int = 0
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the figures as a JSON-ready mapping."""
+        return asdict(self)
+
+
+def print_figures(figures: Figures, console: Console) -> None:
+    """Print the table: the two models side by side, then what it took."""
+    assert figures.trained and figures.untrained
+    models = Table(title="Reaching a goal it has never seen (Meta-World reach-v3, closed loop over HTTP)")
+    for name in ("", "success", "95 % interval", "steps to the goal", "p50", "p99"):
+        models.add_column(name, justify="right" if name else "left")
+    for label, score in (("untrained", figures.untrained), ("trained", figures.trained)):
+        low, high = score.interval
+        models.add_row(
+            label,
+            f"{score.successes}/{score.episodes}",
+            f"{100 * low:.0f}-{100 * high:.0f} %",
+            f"{score.mean_steps:.0f}",
+            f"{score.latency_ms_p50:.2f} ms",
+            f"{score.latency_ms_p99:.2f} ms",
+        )
+    console.print(models)
+    train, data = figures.pipeline.get("train", {}), figures.pipeline.get("dataset", {})
+    held_out = figures.pipeline.get("evaluation", {})
+    facts = Table(show_header=False, title="What it took")
+    facts.add_row("recorded", f"{figures.episodes} episodes, {figures.steps} steps in {figures.record_s:.0f} s")
+    facts.add_row("dataset", ", ".join(f"{key} {value}" for key, value in data.items()))
+    facts.add_row("training", ", ".join(f"{key} {_short(value)}" for key, value in train.items()))
+    facts.add_row("held out", ", ".join(f"{key} {_short(value)}" for key, value in held_out.items()))
+    facts.add_row("pipeline", f"{figures.pipeline_s:.0f} s from POST /pipeline to the new model in service")
+    facts.add_row(
+        "in all",
+        f"{figures.total_s:.0f} s, peak memory {figures.peak_memory_bytes / 1e9:.2f} GB (simulator too)",
+    )
+    console.print(facts)
+
+
+def _short(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,49 @@
+"""Step bodies and stores that the capture tests share."""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from brain_service.episodes.store import EpisodeStore
+from brain_service.settings import CaptureSettings
+
+JSON = "application/json"
+NDJSON = "application/x-ndjson"
+SPEC = {
+    "observation": {"arm/joints": {"dtype": "float32", "shape": [3]}, "grip": {"dtype": "bool"}},
+    "action": {"command": {"dtype": "float32", "shape": [2]}},
+}
+
+
+def step(index: int | None = None, **changes: Any) -> dict[str, Any]:
+    """Return a step body whose values tell its index (0.1 is no float32, so the text form matters)."""
+    i = index or 0
+    body: dict[str, Any] = {
+        "observation": {"arm": {"joints": [0.1 * i, 1.0, -2.5]}, "grip": i % 2 == 0},
+        "action": {"command": [0.01 * i, 1e-7]},
+        "reward": 0.1 * i,
+        "timestamp_ns": 1_700_000_000_000_000_000 + i,
+    }
+    if index is not None:
+        body["step_index"] = index
+    return body | changes
+
+
+def as_json(body: Any) -> bytes:
+    """Return the request body."""
+    return orjson.dumps(body)
+
+
+@contextlib.contextmanager
+def open_store(root: Path, **settings: Any) -> Iterator[EpisodeStore]:
+    """Run a store whose recovery is done; the disk reserve is off unless given."""
+    store = EpisodeStore(root, CaptureSettings(**{"min_free_bytes": 0, **settings}))
+    store.start()
+    try:
+        assert store.wait_recovered(30)
+        yield store
+    finally:
+        store.close()

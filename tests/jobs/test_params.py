@@ -1,0 +1,73 @@
+"""Bodies of the job requests: what is accepted, and how a wrong one is named."""
+
+from typing import get_args
+
+import pytest
+
+from brain_service.errors import InvalidError
+from brain_service.jobs.kinds import KINDS, parse_params
+from brain_service.jobs.params import PipelineParams, TrainParams
+from brain_service.jobs.stages import STAGES
+from brain_service.model.config import PRESETS
+
+
+@pytest.mark.parametrize("kind", sorted(KINDS))
+def test_an_empty_body_is_enough_for_every_kind(kind: str) -> None:
+    assert parse_params(kind, {}) == KINDS[kind].params()
+
+
+@pytest.mark.parametrize("kind", sorted(KINDS))
+def test_an_unknown_key_is_refused_with_the_known_ones(kind: str) -> None:
+    with pytest.raises(InvalidError, match="known: ") as caught:
+        parse_params(kind, {"presett": "development"})
+    assert caught.value.field == "presett"
+    assert all(name in caught.value.detail for name in KINDS[kind].params.model_fields)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "told"),
+    [
+        ("preset", "huge", "pi5_optimized"),
+        ("steps", -1, "greater than or equal to 0"),
+        ("steps", "many", "integer"),
+        ("learning_rate", 0, "greater than 0"),
+        ("dataset", "../../etc", "pattern"),
+        ("dataset", "episodes/1.0", "pattern"),
+        ("trainer", "tensorflow", "jax"),
+        ("target", "moon", "local"),
+    ],
+)
+def test_a_wrong_value_is_named_with_what_would_do(field: str, value: object, told: str) -> None:
+    with pytest.raises(InvalidError) as caught:
+        parse_params("pipeline", {field: value})
+    assert caught.value.field == field
+    assert told in caught.value.detail
+    assert repr(value) in caught.value.detail
+
+
+@pytest.mark.parametrize("wanted", [{"trainer": "pytorch"}, {"target": "vertex"}, {"target": "queued_resource"}])
+def test_what_this_machine_cannot_do_is_refused_with_what_it_can(wanted: dict[str, str]) -> None:
+    with pytest.raises(InvalidError, match="is not available here; choose") as caught:
+        parse_params("train", wanted)
+    assert caught.value.field == next(iter(wanted))
+
+
+def test_the_presets_are_those_of_the_model() -> None:
+    assert set(get_args(TrainParams.model_fields["preset"].annotation)) == set(PRESETS)
+
+
+def test_every_stage_of_every_kind_exists_and_offers_what_the_pipeline_calls() -> None:
+    for name in {name for kind in KINDS.values() for name in kind.stages}:
+        module = STAGES[name].load()
+        assert callable(module.run)
+        assert callable(module.command)
+
+
+def test_every_field_is_documented() -> None:
+    for kind in KINDS.values():
+        properties = kind.params.model_json_schema()["properties"]
+        assert all(schema.get("description") for schema in properties.values())
+
+
+def test_a_pipeline_takes_what_a_training_takes() -> None:
+    assert set(TrainParams.model_fields) < set(PipelineParams.model_fields)

@@ -1,0 +1,171 @@
+"""Laws of feature specs: round trips, and refusals that name the field."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from brain_service.errors import InvalidError
+from brain_service.spec import (
+    EpisodeSpec,
+    Feature,
+    check_values,
+    flatten,
+    from_vector,
+    infer_spec,
+    to_vector,
+    unflatten,
+    vector_size,
+)
+
+NAMES = st.text("abcxyz_09", min_size=1, max_size=4)
+FLOATS = hnp.arrays(np.float32, hnp.array_shapes(max_dims=3, max_side=3), elements=st.floats(-1e6, 1e6, width=32))
+LEAVES = st.one_of(
+    FLOATS,
+    hnp.arrays(np.bool_, hnp.array_shapes(max_dims=2, max_side=3)),
+    hnp.arrays(np.uint8, hnp.array_shapes(max_dims=2, max_side=3)),
+    hnp.arrays(np.int64, hnp.array_shapes(max_dims=1, max_side=3), elements=st.integers(-(2**20), 2**20)),
+)
+TREES = st.recursive(LEAVES, lambda children: st.dictionaries(NAMES, children, min_size=1, max_size=3))
+MAPS = st.dictionaries(NAMES, TREES, min_size=1, max_size=3)
+
+
+def same(left: Any, right: Any) -> bool:
+    if isinstance(left, Mapping):
+        return left.keys() == right.keys() and all(same(left[key], right[key]) for key in left)
+    return bool(np.array_equal(left, right)) and left.dtype == right.dtype
+
+
+@given(MAPS)
+def test_flatten_then_unflatten_gives_the_tree_back(tree: dict[str, Any]) -> None:
+    flat = flatten(tree, "observation")
+    assert list(flat) == sorted(flat)
+    assert same(unflatten(flat), tree)
+
+
+@given(MAPS)
+def test_typed_values_pass_the_spec_they_imply_and_survive_the_vector(tree: dict[str, Any]) -> None:
+    flat = flatten(tree, "observation")
+    spec = infer_spec(flat, "observation")
+    checked = check_values(flat, spec, "observation")
+    vector = to_vector(checked, spec)
+    assert vector.shape == (vector_size(spec),)
+    assert same(from_vector(vector, spec), checked)
+
+
+@given(MAPS)
+def test_spec_survives_json(tree: dict[str, Any]) -> None:
+    part = infer_spec(flatten(tree, "observation"), "observation")
+    spec = EpisodeSpec(part, part)
+    assert EpisodeSpec.from_json(spec.to_json()) == spec
+
+
+def test_json_numbers_are_float32_and_booleans_bool() -> None:
+    spec = infer_spec({"a": [1, 2], "b": [True, False], "c": 3, "d": "go"}, "observation")
+    assert spec == {
+        "a": Feature("float32", (2,)),
+        "b": Feature("bool", (2,)),
+        "c": Feature("float32"),
+        "d": Feature("text"),
+    }
+
+
+SPEC = {
+    "arm/joints": Feature("float32", (3,)),
+    "count": Feature("int64"),
+    "grip": Feature("bool"),
+    "pixel": Feature("uint8", (2,)),
+    "task": Feature("text"),
+}
+GOOD: dict[str, Any] = {
+    "arm/joints": [0.1, 0.2, 0.3],
+    "count": 7,
+    "grip": True,
+    "pixel": [0, 255],
+    "task": "reach",
+}
+
+
+def test_good_values_take_the_declared_dtypes() -> None:
+    checked = check_values(GOOD, SPEC, "observation")
+    assert {path: getattr(value, "dtype", "text") for path, value in checked.items()} == {
+        "arm/joints": np.float32,
+        "count": np.int64,
+        "grip": np.bool_,
+        "pixel": np.uint8,
+        "task": "text",
+    }
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "says"),
+    [
+        ("arm/joints", [0.1, 0.2], r"expected shape \[3\], got \[2\]"),
+        ("arm/joints", [[0.1, 0.2, 0.3]], r"expected shape \[3\], got \[1, 3\]"),
+        ("arm/joints", [0.1, float("nan"), 0.3], "NaN"),
+        ("arm/joints", [0.1, float("inf"), 0.3], "infinity"),
+        ("arm/joints", [0.1, 1e39, 0.3], "beyond float32"),
+        ("arm/joints", [0.1, None, 0.3], "expected numbers"),
+        ("arm/joints", [0.1, [0.2], 0.3], "differ in length"),
+        ("arm/joints", [0.1, True, 0.3], "mixes"),
+        ("arm/joints", [True, True, False], "expected float32, got booleans"),
+        ("arm/joints", "0.1", "expected float32, got str"),
+        ("arm/joints", 10**400, "expected numbers"),
+        ("count", 7.5, "fractions"),
+        ("count", 2**63, "beyond int64"),
+        ("count", float("nan"), "NaN"),
+        ("grip", 1, "expected bool, got numbers"),
+        ("pixel", [0, 256], "beyond uint8"),
+        ("pixel", [-1, 0], "beyond uint8"),
+        ("task", 3, "expected text"),
+    ],
+)
+def test_a_wrong_value_is_refused_by_name(path: str, value: Any, says: str) -> None:
+    with pytest.raises(InvalidError, match=says) as refused:
+        check_values({**GOOD, path: value}, SPEC, "observation")
+    assert refused.value.field == f"observation/{path}"
+    assert refused.value.status == 422
+
+
+def test_unknown_and_missing_names_are_both_told() -> None:
+    values = {**GOOD, "tusk": "reach"}
+    del values["task"]
+    with pytest.raises(InvalidError, match="unknown tusk; missing task") as refused:
+        check_values(values, SPEC, "observation")
+    assert refused.value.field == "observation/tusk"
+
+
+@pytest.mark.parametrize(
+    "tree", [[0.1], 3, None, {}, {"": 1}, {"a": {}}, {"a/b": 1, "a": {"b": 2}}, {"/a": 1}, {3: 1}]
+)
+def test_what_is_no_map_of_names_is_refused(tree: Any) -> None:
+    with pytest.raises(InvalidError):
+        flatten(tree, "observation")
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        {"observation": {"a": {"dtype": "float64", "shape": [3]}}},
+        {"observation": {"a": {"dtype": "float32", "shape": [0]}}},
+        {"observation": {"a": {"dtype": "float32", "shape": "3"}}},
+        {"observation": {"a": {"dtype": "text", "shape": [2]}}},
+        {"observation": {"a": {"dtype": "float32", "size": 3}}},
+        {"observation": {}},
+        {},
+    ],
+)
+def test_a_wrong_declaration_is_refused(document: dict[str, Any]) -> None:
+    whole = {"action": {"command": {"dtype": "float32", "shape": [2]}}, **document}
+    with pytest.raises(InvalidError):
+        EpisodeSpec.from_json(whole)
+
+
+def test_a_nested_declaration_is_read_as_paths() -> None:
+    feature = {"dtype": "float32", "shape": [2]}
+    spec = EpisodeSpec.from_json({"observation": {"arm": {"joints": feature}}, "action": {"command": feature}})
+    assert list(spec.observation) == ["arm/joints"]
