@@ -281,7 +281,7 @@ def to_vector(values: Mapping[str, Leaf], spec: FeatureSpec) -> "Float32[np.ndar
 
     Integers and booleans are cast to float32; text is left out.
     """
-    parts = [np.ravel(values[path]) for path, feature in spec.items() if feature.dtype != "text"]  # type: ignore[arg-type]
+    parts = [np.ravel(values[path]) for path, feature in spec.items() if feature.dtype != "text"]
     return np.concatenate(parts).astype(np.float32, copy=False) if parts else np.zeros(0, np.float32)
 
 

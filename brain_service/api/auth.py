@@ -87,6 +87,9 @@ def scope_for(method: str, path: str) -> str | None:
     root = path.strip("/").split("/")[0]
     if method in ("GET", "HEAD", "OPTIONS"):
         return "read"
+    # What deletes a recording is an operator's act; ending a session is the controller's own.
+    if method == "DELETE" and root == "episodes":
+        return "operate"
     return "control" if root in CONTROL_ROOTS else "operate"
 
 

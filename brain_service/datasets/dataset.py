@@ -123,25 +123,34 @@ class Dataset:
 
         Raises:
             NotFoundError: there is no such split or episode.
-            CorruptDataError: the record fails its checksum or does not hold the features; names shard and byte.
+            CorruptDataError: the record is gone, fails its checksum or lacks a feature; names shard and byte.
         """
         entries = self.entries(split)
         if not 0 <= index < len(entries):
             raise NotFoundError(f"{self.path}: split {split!r} has episodes 0 to {len(entries) - 1}, not {index}")
         entry = entries[index]
-        with (self.path / entry.shard).open("rb") as file:
-            file.seek(entry.offset_bytes)
-            payload = read_record(file, str(self.path / entry.shard))
-        if payload is None:
-            raise CorruptDataError(f"{self.path / entry.shard} ends before byte {entry.offset_bytes}")
         place = f"{self.path / entry.shard}, episode {entry.episode_id}"
-        columns = decode_episode(payload, self._features, entry.length, place)
+        columns = decode_episode(self._payload(entry), self._features, entry.length, place)
         for path, feature in self.spec.action.items():
             column = columns.pop(action_name(self.spec, path))
             if not isinstance(column, list):
                 column = column.reshape(entry.length, *feature.shape)
             columns[f"action/{path}"] = column
         return columns
+
+    def _payload(self, entry: EpisodeEntry) -> bytes:
+        path = self.path / entry.shard
+        try:
+            with path.open("rb") as file:
+                file.seek(entry.offset_bytes)
+                payload = read_record(file, str(path))
+        except OSError as error:
+            raise CorruptDataError(
+                f"{path}: {error.strerror}; restore it or convert the episodes again", file=entry.shard
+            ) from error
+        if payload is None:
+            raise CorruptDataError(f"{path} ends before byte {entry.offset_bytes}", file=entry.shard)
+        return payload
 
     def vectors(self, split: str, index: int) -> EpisodeVectors:
         """Return an episode as flat vectors; decoded once while the cache holds it. Do not write to the arrays.

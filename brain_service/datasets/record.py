@@ -14,7 +14,7 @@ import orjson
 from brain_service.datasets.columns import Column, Columns
 from brain_service.datasets.example import Values, decode_example, encode_example
 from brain_service.episodes.reader import Episode
-from brain_service.errors import CorruptDataError
+from brain_service.errors import CorruptDataError, InvalidError
 from brain_service.spec import Feature
 
 __all__ = ["METADATA_FEATURES", "decode_episode", "encode_episode", "episode_metadata"]
@@ -34,35 +34,54 @@ Metadata = dict[str, str | int]
 
 
 def episode_metadata(episode: Episode) -> Metadata:
-    """Return the stored metadata of an episode; what has no field of its own is kept in `metadata_json`."""
+    """Return the stored metadata of an episode; what has no field of its own is kept in `metadata_json`.
+
+    Raises:
+        InvalidError: the metadata holds something JSON has no form for.
+    """
     rest = dict(episode.metadata)
     created_ns = rest.pop("created_ns", None)
+    if not isinstance(created_ns, int) or created_ns.bit_length() > 63:
+        created_ns = int(episode.timestamp_ns[0])
     known = {name: str(rest.pop(name, None) or "") for name in ("environment_id", "robot_id", "xr_mode")}
     rest.pop("episode_id", None)
+    try:
+        kept = orjson.dumps(rest, option=orjson.OPT_SORT_KEYS | orjson.OPT_SERIALIZE_NUMPY, default=str)
+    except TypeError as error:
+        raise InvalidError(f"metadata has no JSON form: {error}", field="metadata") from error
     return {
-        "created_ns": created_ns if isinstance(created_ns, int) else int(episode.timestamp_ns[0]),
+        "created_ns": created_ns,
         "end": episode.end or "open",
         "episode_id": episode.episode_id,
-        "metadata_json": orjson.dumps(
-            rest, option=orjson.OPT_SORT_KEYS | orjson.OPT_SERIALIZE_NUMPY, default=str
-        ).decode(),
+        "metadata_json": kept.decode(),
         **known,
     }
 
 
 def encode_episode(columns: Columns, metadata: Metadata) -> bytes:
-    """Return the serialised example of an episode; equal episodes give equal bytes."""
-    values: dict[str, Values] = {f"steps/{name}": _flat(column) for name, column in columns.items()}
+    """Return the serialised example of an episode; equal episodes give equal bytes.
+
+    Raises:
+        InvalidError: a text has no UTF-8 form; names the feature.
+    """
+    values: dict[str, Values] = {f"steps/{name}": _flat(column, name) for name, column in columns.items()}
     for name, value in metadata.items():
-        flat = np.array([value], np.int64) if isinstance(value, int) else [value.encode()]
+        flat = np.array([value], np.int64) if isinstance(value, int) else [_utf8(value, name)]
         values[f"episode_metadata/{name}"] = flat
     return encode_example(values)
 
 
-def _flat(column: Column) -> Values:
+def _flat(column: Column, name: str) -> Values:
     if isinstance(column, list):
-        return [text.encode() for text in column]
+        return [_utf8(text, name) for text in column]
     return column.reshape(-1) if column.dtype == np.float32 else column.reshape(-1).astype(np.int64)
+
+
+def _utf8(text: str, name: str) -> bytes:
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidError(f"{name}: {text!r} has no UTF-8 form ({error.reason})", field=name) from error
 
 
 def decode_episode(data: bytes, features: Mapping[str, Feature], length: int, name: str) -> Columns:

@@ -54,7 +54,9 @@ def decode_line(line: bytes) -> dict[str, Any]:
         raise CorruptDataError("the line does not end in its checksum: it was cut short or changed")
     stored, computed = line[-11:-3], b"%08x" % google_crc32c.value(line[:mark])
     if stored != computed:
-        raise CorruptDataError(f"checksum {computed.decode()} where the line says {stored!r}")
+        raise CorruptDataError(
+            f"checksum {computed.decode()} where the line says {stored.decode(errors='replace')}"
+        )
     try:
         record = orjson.loads(line)
     except orjson.JSONDecodeError as error:

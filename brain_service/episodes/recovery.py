@@ -181,7 +181,9 @@ def quarantine(path: Path, reason: str) -> Path:
     folder = path.parent / "quarantine"
     try:
         folder.mkdir(exist_ok=True)
-        target = _free_name(folder / path.name)
+        target = folder / path.name
+        if target.exists():
+            target = _free_name(target)
         write_atomic(target.with_name(f"{target.name}.reason.txt"), f"{reason}\n".encode())
         path.rename(target)
         fsync_directory(folder)

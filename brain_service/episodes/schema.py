@@ -118,8 +118,8 @@ def check_step(
     Raises:
         InvalidError: a wrong name, shape, dtype, role or number, NaN or an infinity; the error names the field.
     """
-    observation = flatten(body.observation, f"{prefix}observation")
-    action = flatten(body.action, f"{prefix}action")
+    observation = _flatten(body.observation, f"{prefix}observation")
+    action = _flatten(body.action, f"{prefix}action")
     if spec is None:
         spec = EpisodeSpec(infer_spec(observation, f"{prefix}observation"), infer_spec(action, f"{prefix}action"))
         for part, features in (("observation", spec.observation), ("action", spec.action)):
@@ -127,7 +127,7 @@ def check_step(
     executed = None
     if body.executed_action is not None:
         name = f"{prefix}executed_action"
-        executed = check_values(flatten(body.executed_action, name), spec.action, name)
+        executed = check_values(_flatten(body.executed_action, name), spec.action, name)
     if body.episode_id is not None and body.episode_id != header.episode_id:
         raise InvalidError(
             f"{prefix}episode_id: {body.episode_id!r} is not {header.episode_id!r}, the one it was posted to",
@@ -147,6 +147,13 @@ def check_step(
         policy=body.policy if body.policy is not None else nested.policy,
     )
     return step, spec
+
+
+def _flatten(tree: Mapping[str, Any], field: str) -> dict[str, Any]:
+    try:
+        return flatten(tree, field)
+    except RecursionError as error:
+        raise InvalidError(f"{field} is nested too deeply", field=field) from error
 
 
 def _check_reward(reward: float, field: str) -> np.float32:

@@ -6,11 +6,9 @@ moves the call to the store's own threads.
 
 import asyncio
 import contextlib
-import logging
 import shutil
 import threading
-from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
@@ -20,19 +18,17 @@ from brain_service.episodes import catalogue
 from brain_service.episodes.flusher import Flusher
 from brain_service.episodes.header import EpisodeHeader
 from brain_service.episodes.log import io_problem
-from brain_service.episodes.recovery import RecoveryReport, looks_like_seed, quarantine, recover, sweep
+from brain_service.episodes.open_episodes import OpenEpisodes
 from brain_service.episodes.schema import StepIn
 from brain_service.episodes.wire import parse_steps
 from brain_service.episodes.writer import Appended, Ended, EndReason, EpisodeWriter, require_same_end
 from brain_service.errors import (
-    BrainError,
     ConfigError,
     ConflictError,
     CorruptDataError,
     InvalidError,
     NotFoundError,
     TooLargeError,
-    TooManyError,
     UnavailableError,
 )
 from brain_service.settings import CaptureSettings
@@ -43,10 +39,8 @@ P = ParamSpec("P")
 T = TypeVar("T")
 Records = list[dict[str, Any]]
 
-_LOG = logging.getLogger(__name__)
 # Enough to share a group commit between many waiting controllers; threads start as they are needed.
 _THREADS = 16
-_REPORTS_KEPT = 100
 
 
 class EpisodeStore:
@@ -56,16 +50,11 @@ class EpisodeStore:
         self._root = root
         self._settings = settings
         self._flusher = Flusher(settings.sync_interval_s)
-        self._writers: dict[str, EpisodeWriter] = {}
-        self._recovered: set[str] = set()
-        self._opening: dict[str, threading.Lock] = {}
-        self._lock = threading.Lock()
+        self._open = OpenEpisodes(root, settings, self._flusher)
         self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="capture-io")
         self._stopping = threading.Event()
         self._recovery_done = threading.Event()
         self._housekeeper = threading.Thread(target=self._keep_house, name="capture-recovery", daemon=True)
-        self._reports: deque[dict[str, Any]] = deque(maxlen=_REPORTS_KEPT)
-        self._last_error: str | None = None
 
     def start(self) -> None:
         """Make the directory, start flushing, and recover open logs in the background.
@@ -83,7 +72,7 @@ class EpisodeStore:
             problem = io_problem(error, f"write to the episodes directory {self._root}")
             if "full" not in problem.detail and "quota" not in problem.detail:
                 raise ConfigError(f"{problem.detail}, or choose another data_dir") from error
-            self._last_error = problem.detail
+            self._open.last_error = problem.detail
         self._flusher.start()
         self._housekeeper.start()
 
@@ -94,10 +83,7 @@ class EpisodeStore:
         if self._housekeeper.ident is not None:
             self._housekeeper.join()
         self._flusher.close()
-        with self._lock:
-            writers, self._writers = dict(self._writers), {}
-        for writer in writers.values():
-            writer.close()
+        self._open.close()
 
     async def run(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run one of this store's methods on its own threads and return what it returns.
@@ -127,18 +113,12 @@ class EpisodeStore:
             UnavailableError: the disk is full, read-only or failing.
         """
         header = EpisodeHeader.parse(body)
-        with self._lock:
-            if len(self._writers) >= self._settings.max_open_episodes:
-                raise TooManyError(
-                    f"{len(self._writers)} episodes are open, the limit is max_open_episodes = "
-                    f"{self._settings.max_open_episodes}: end some with POST /episodes/{{id}}/end"
-                )
+        self._open.require_place()
         self._require_space()
         path = catalogue.episode_path(self._root, header.episode_id)
         with self._noting_errors():
             writer = EpisodeWriter.create(path, header, self._settings, self._flusher)
-        with self._lock:
-            self._writers[header.episode_id] = writer
+        self._open.add(writer)
         return header
 
     def append_json(self, episode_id: str, body: bytes, content_type: str = "application/json") -> Appended:
@@ -184,7 +164,7 @@ class EpisodeStore:
         """
         if reason not in (None, "terminated", "truncated"):
             raise InvalidError(f"reason {reason!r} is neither 'terminated' nor 'truncated'", field="reason")
-        writer = self._writer(episode_id)
+        writer = self._open.find(episode_id)
         if writer is None:
             stored = catalogue.read_end(catalogue.episode_path(self._root, episode_id))
             if stored is None:
@@ -193,7 +173,7 @@ class EpisodeStore:
             return require_same_end(episode_id, ended, reason)
         with self._noting_errors():
             ended = writer.end(reason, final_observation)
-        self._forget(episode_id)
+        self._open.forget(episode_id)
         return ended
 
     def get(self, episode_id: str) -> dict[str, Any]:
@@ -204,8 +184,7 @@ class EpisodeStore:
             CorruptDataError: its file is damaged.
             UnavailableError: the medium cannot read it.
         """
-        with self._lock:
-            writer = self._writers.get(episode_id)
+        writer = self._open.known(episode_id)
         if writer is None or writer.ended is not None:
             return catalogue.closed_summary(catalogue.episode_path(self._root, episode_id))
         found = catalogue.summary(writer.header, "open", writer.steps, writer.durable_through)
@@ -242,7 +221,7 @@ class EpisodeStore:
         if start < 0 or limit < 0:
             raise InvalidError(f"start {start} and limit {limit} must not be negative", field="start")
         path = catalogue.episode_path(self._root, episode_id)
-        writer = self._writers.get(episode_id)
+        writer = self._open.known(episode_id)
         if writer is not None:
             return catalogue.read_span(path, *writer.span(start, limit))
         return catalogue.read_closed(path, start, limit)
@@ -256,7 +235,7 @@ class EpisodeStore:
             UnavailableError: the medium refuses.
         """
         path = catalogue.episode_path(self._root, episode_id)
-        if self._writer(episode_id) is not None or catalogue.read_end(path) is None:
+        if self._open.find(episode_id) is not None or catalogue.read_end(path) is None:
             raise ConflictError(f"episode {episode_id!r} is open; POST /episodes/{episode_id}/end first")
         try:
             for part in self._root.glob(f"{path.name}.corrupt-*"):
@@ -268,8 +247,7 @@ class EpisodeStore:
 
     def status(self) -> dict[str, Any]:
         """Return what `/health` shows: open episodes, unflushed steps and their age, free bytes, recovery."""
-        with self._lock:
-            writers = [writer for writer in self._writers.values() if writer.ended is None]
+        writers = self._open.writers()
         failed = next((writer.failed for writer in writers if writer.failed), None)
         try:
             free_bytes: int | None = shutil.disk_usage(self._root).free
@@ -282,8 +260,8 @@ class EpisodeStore:
             "free_bytes": free_bytes,
             "min_free_bytes": self._settings.min_free_bytes,
             "recovering": not self._recovery_done.is_set(),
-            "recoveries": list(self._reports),
-            "last_error": failed or self._last_error,
+            "recoveries": [*self._open.reports],
+            "last_error": failed or self._open.last_error,
         }
 
     def _append(self, episode_id: str, steps: Sequence[StepIn], batch: bool) -> Appended:
@@ -291,63 +269,13 @@ class EpisodeStore:
             raise TooLargeError(
                 f"{len(steps)} steps at once, the limit is {self._settings.max_batch_steps}; split them"
             )
-        writer = self._writer(episode_id)
+        writer = self._open.find(episode_id)
         if writer is None:
             state = self.get(episode_id)["state"]
             why = "is being written by another process" if state == "open" else f"has ended as {state}"
             raise ConflictError(f"episode {episode_id!r} {why}; POST /episodes starts another")
         with self._noting_errors():
             return writer.append(steps, batch=batch)
-
-    def _writer(self, episode_id: str) -> EpisodeWriter | None:
-        """Return the writer of an open episode, recovering its log if need be; None if it is not ours to write.
-
-        Raises:
-            NotFoundError: no such episode.
-        """
-        writer = self._writers.get(episode_id)
-        if writer is not None:
-            return writer
-        path = catalogue.episode_path(self._root, episode_id)
-        with self._lock:
-            opening = self._opening.setdefault(episode_id, threading.Lock())
-        try:
-            with opening:
-                writer = self._writers.get(episode_id)
-                if writer is None and catalogue.read_end(path) is None:
-                    writer = self._recover(episode_id, path)
-        finally:
-            with self._lock:
-                self._opening.pop(episode_id, None)
-        return writer
-
-    def _recover(self, episode_id: str, path: Path) -> EpisodeWriter | None:
-        try:
-            catalogue.read_header(path)
-            file, found, report = recover(path)
-        except ConflictError:
-            return None
-        self._report(report)
-        if found.end is not None:
-            file.close()
-            return None
-        writer = EpisodeWriter(file, found, self._settings, self._flusher)
-        with self._lock:
-            self._writers[episode_id] = writer
-            self._recovered.add(episode_id)
-        return writer
-
-    def _report(self, report: RecoveryReport) -> None:
-        self._reports.append(report.to_json())
-        if report.bytes_cut:
-            _LOG.warning("episode %s: %s", report.episode_id, report.to_json())
-        else:
-            _LOG.info("episode %s is open at step %d", report.episode_id, report.steps)
-
-    def _forget(self, episode_id: str) -> None:
-        with self._lock:
-            self._writers.pop(episode_id, None)
-            self._recovered.discard(episode_id)
 
     def _require_space(self) -> None:
         try:
@@ -361,55 +289,18 @@ class EpisodeStore:
             )
 
     @contextlib.contextmanager
-    def _noting_errors(self) -> Any:
+    def _noting_errors(self) -> Iterator[None]:
+        """Keep the reason while the medium refuses, and forget it once it takes a write again."""
         try:
             yield
         except UnavailableError as error:
-            self._last_error = error.detail
+            self._open.last_error = error.detail
             raise
+        self._open.last_error = None
 
     def _keep_house(self) -> None:
-        """Recover what the last run left open, then close what stays idle as `recovered`."""
-        try:
-            sweep(self._root)
-            for episode_id in catalogue.list_ids(self._root):
-                if self._stopping.is_set():
-                    return
-                self._recover_quietly(episode_id)
-        except UnavailableError as error:
-            self._last_error = error.detail
+        """Recover what the last run left open, then close what stays idle."""
+        self._open.recover_all(self._stopping)
         self._recovery_done.set()
         while not self._stopping.wait(min(1.0, self._settings.recover_idle_s / 4)):
-            self._end_idle()
-
-    def _recover_quietly(self, episode_id: str) -> None:
-        path = catalogue.episode_path(self._root, episode_id)
-        try:
-            self._writer(episode_id)
-        except NotFoundError as error:
-            self._quarantine(path, error.detail)
-        except BrainError as error:
-            self._last_error = error.detail
-            _LOG.error("episode %s cannot be recovered: %s", episode_id, error.detail)
-
-    def _quarantine(self, path: Path, reason: str) -> None:
-        try:
-            if not path.exists() or looks_like_seed(path):
-                return
-            moved = quarantine(path, reason)
-        except (OSError, UnavailableError) as error:
-            self._last_error = str(error)
-            return
-        report = RecoveryReport(path.stem, 0, moved_to=f"quarantine/{moved.name}", reason=reason)
-        self._reports.append(report.to_json())
-        _LOG.error("%s is no episode and was moved to %s: %s", path.name, moved, reason)
-
-    def _end_idle(self) -> None:
-        with self._lock:
-            recovered = [(name, self._writers[name]) for name in self._recovered]
-        for name, writer in recovered:
-            try:
-                if writer.end_if_idle(self._settings.recover_idle_s):
-                    self._forget(name)
-            except BrainError as error:
-                self._last_error = error.detail
+            self._open.end_idle()

@@ -49,7 +49,7 @@ def _parse_lines(body: bytes) -> list[StepIn]:
 def _parse_msgpack(body: bytes) -> tuple[list[StepIn], bool]:
     try:
         document = _typed(msgspec.msgpack.decode(body))
-    except (msgspec.DecodeError, ValueError, TypeError) as error:
+    except (msgspec.DecodeError, KeyError, ValueError, TypeError, RecursionError) as error:
         raise MalformedError(f"the body is no msgpack step: {error}") from error
     batch = isinstance(document, list)
     try:
@@ -79,7 +79,7 @@ def _decode(decoder: "msgspec.json.Decoder[Any]", body: bytes, prefix: str) -> A
         return decoder.decode(body)
     except msgspec.ValidationError as error:
         raise _invalid(error, prefix) from error
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         where = f"{prefix}: " if prefix else ""
         raise MalformedError(f"{where}the body is no JSON: {error}", field=prefix or None) from error
 

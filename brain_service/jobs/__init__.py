@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from brain_service.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from brain_service.jobs.events import read_events, tail_events
+    from brain_service.jobs.events import read_events
     from brain_service.jobs.folder import JobFolder
     from brain_service.jobs.job import Activation, Job, JobPage, StageReport
     from brain_service.jobs.kinds import KINDS, parse_params
@@ -26,7 +26,6 @@ __all__ = [
     "StageReport",
     "parse_params",
     "read_events",
-    "tail_events",
 ]
 
 __getattr__ = lazy_names(
@@ -42,6 +41,5 @@ __getattr__ = lazy_names(
         "StageReport": "job",
         "parse_params": "kinds",
         "read_events": "events",
-        "tail_events": "events",
     },
 )

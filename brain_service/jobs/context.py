@@ -65,6 +65,7 @@ class JobContext:
         self._set(report)
         self._publish(span[0])
         self._events.append("stage", name=report.name, status=report.status, command=report.command)
+        log.info("stage %s starts", report.name)
 
     def leave_stage(self, report: StageReport, result: Mapping[str, Any]) -> None:
         """Record a stage's end; what it returned joins the job's result, durably."""
@@ -78,6 +79,7 @@ class JobContext:
             details=report.details,
             duration_s=report.duration_s,
         )
+        log.info("stage %s %s: %s", report.name, report.status, report.details)
 
     def report(self, fraction: float, **metrics: Any) -> None:
         """Report the running stage: `fraction` of it in 0..1, and numbers worth plotting.
@@ -100,12 +102,13 @@ class JobContext:
         log.info(message)
         self._events.append("log", message=message)
 
-    def fail_stage(self) -> None:
-        """Mark the running stage as failed, before the job ends."""
-        for report in self.stages.values():
+    def fail_stage(self, reason: str) -> None:
+        """Mark the running stage as failed, with the reason, before the job ends."""
+        for report in list(self.stages.values()):
             if report.status == "running":
-                self._set(replace(report, status="failed"))
-                self._events.append("stage", name=report.name, status="failed")
+                self._set(replace(report, status="failed", details=reason))
+                self._publish(self._fraction)
+                self._events.append("stage", name=report.name, status="failed", details=reason)
 
     def _set(self, report: StageReport) -> None:
         self.stages[report.name] = report

@@ -6,13 +6,12 @@ is a byte offset, so that it can go on where it stopped (Last-Event-ID of an eve
 
 import os
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import orjson
 
-__all__ = ["Event", "EventKind", "EventLog", "read_events", "tail_events"]
+__all__ = ["Event", "EventKind", "EventLog", "read_events"]
 
 EventKind = Literal["progress", "metrics", "stage", "log", "state"]
 
@@ -82,18 +81,3 @@ def read_events(path: Path, offset: int = 0) -> list[Event]:
         if isinstance(document, dict):
             events.append(Event(offset, document))
     return events
-
-
-def tail_events(
-    path: Path, offset: int = 0, *, ended: Callable[[], bool], poll_interval_s: float = 0.25
-) -> Iterator[Event]:
-    """Yield events as they come, blocking, until `ended()` is true and all were read."""
-    while True:
-        # Asked before reading: what was written before the end is then never missed.
-        last = ended()
-        while events := read_events(path, offset):
-            yield from events
-            offset = events[-1].offset
-        if last:
-            return
-        time.sleep(poll_interval_s)

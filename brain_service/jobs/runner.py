@@ -10,12 +10,13 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from brain_service.errors import BrainError
 from brain_service.logs import setup_logging
-from brain_service.settings import load_settings
+from brain_service.settings import child_environment, load_settings
 
 __all__ = ["RunnerProcess", "main"]
 
@@ -34,8 +35,10 @@ class RunnerProcess:
     runner ends its job's worker and goes. `start` and `stop` block; call them off the event loop.
     """
 
-    def __init__(self, data_dir: Path) -> None:
+    def __init__(self, data_dir: Path, environment: Mapping[str, str] | None = None) -> None:
+        """`environment` is put over this process's own: settings that came by the command line, for instance."""
         self._data_dir = data_dir
+        self._environment = child_environment(environment or {})
         self._done = threading.Event()
         self._thread: threading.Thread | None = None
         self._child: subprocess.Popen[bytes] | None = None
@@ -90,6 +93,7 @@ class RunnerProcess:
                 *("--data-dir", str(self._data_dir), "--lifeline-fd", str(lifeline)),
             ],
             stdin=subprocess.DEVNULL,
+            env=self._environment,
             pass_fds=(lifeline,),
             # Ctrl-C on the terminal is the daemon's to handle: it then stops the runner in order.
             start_new_session=True,
@@ -131,6 +135,7 @@ def main(arguments: list[str] | None = None) -> int:
     # Here, because the daemon imports this module and has no use for the loop.
     from brain_service.jobs.loop import RunnerLoop
 
+    setup_logging("info")
     try:
         settings = load_settings({"data_dir": options.data_dir})
         setup_logging(settings.log_level, settings.log_format)

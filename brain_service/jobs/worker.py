@@ -23,7 +23,7 @@ from brain_service.jobs.table import JobTable
 from brain_service.logs import setup_logging
 from brain_service.settings import Settings, load_settings
 
-__all__ = ["EXIT_STOPPED", "main"]
+__all__ = ["EXIT_STOPPED", "main", "problem_of"]
 
 log = logging.getLogger(__name__)
 
@@ -65,16 +65,16 @@ def _carry_out(settings: Settings, table: JobTable, job_id: str) -> int:
             return EXIT_STOPPED
         except Exception as error:  # noqa: BLE001  the one boundary between a job and its process
             traceback.print_exc()
+            problem = problem_of(error, job_id)
             if context is not None:
-                context.fail_stage()
-                table.progress(job_id, 0.0, list(context.stages.values()), context.result)
-            table.finish(job_id, "failed", error=_problem(error, job_id))
+                context.fail_stage(str(problem["detail"]))
+            table.finish(job_id, "failed", error=problem)
             return 1
         table.finish(job_id, "succeeded", result=context.result)
     return 0
 
 
-def _problem(error: Exception, job_id: str) -> Mapping[str, Any]:
+def problem_of(error: Exception, job_id: str) -> Mapping[str, Any]:
     """Return the problem document a client sees: what failed, never how the stack looked."""
     if isinstance(error, BrainError):
         return error.problem()

@@ -83,9 +83,7 @@ class CoreModelConfig:
             raise ValueError(f"cms_sizes is {self.cms_sizes!r}; give one positive slot count a level")
         for name in ("cms_periods", "cms_decays"):
             if len(getattr(self, name)) != levels:
-                raise ValueError(
-                    f"{name} has {len(getattr(self, name))} entries; cms_sizes names {levels} levels"
-                )
+                raise ValueError(f"{name} has {len(getattr(self, name))} entries; cms_sizes names {levels} levels")
         periods = self.cms_periods
         if any(type(period) is not int for period in periods) or periods[0] != 1:
             raise ValueError(f"cms_periods is {periods!r}; use integers that begin with 1")
@@ -139,9 +137,7 @@ class CoreModelConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-ready mapping of all fields: the inverse of `from_dict`."""
-        return {
-            name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()
-        }
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
 
     @classmethod
     def from_dict(cls, document: Mapping[str, Any]) -> "CoreModelConfig":

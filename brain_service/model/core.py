@@ -48,7 +48,9 @@ class CoreModel(nn.Module):  # type: ignore[misc]
         """Advance one step: inputs `[B, ...]`, outputs `[B, ...]`."""
         encoded, decay, signal = self._before(inputs)
         wave = wave_step(carry.wave, decay, signal)
-        state, features = self.cell(CellState(carry.fast, carry.slots, carry.clock), self._drive(encoded, wave, inputs))
+        state, features = self.cell(
+            CellState(carry.fast, carry.slots, carry.clock), self._drive(encoded, wave, inputs)
+        )
         return Carry(state.fast, wave, state.slots, state.clock), self._after(encoded, wave, features, inputs)
 
     def unroll(self, carry: Carry, inputs: StepInputs) -> tuple[Carry, StepOutputs]:
@@ -120,9 +122,7 @@ def step(params: Params, config: CoreModelConfig, carry: Carry, inputs: StepInpu
 
 def unroll(params: Params, config: CoreModelConfig, carry: Carry, inputs: StepInputs) -> tuple[Carry, StepOutputs]:
     """Advance T steps: inputs `[B, T, ...]` to the last carry and outputs `[B, T, ...]`."""
-    result: tuple[Carry, StepOutputs] = CoreModel(config).apply(
-        {"params": params}, carry, inputs, method="unroll"
-    )
+    result: tuple[Carry, StepOutputs] = CoreModel(config).apply({"params": params}, carry, inputs, method="unroll")
     return result
 
 

@@ -45,9 +45,7 @@ class Heads(nn.Module):  # type: ignore[misc]
         small = nn.initializers.variance_scaling(0.01, "fan_in", "truncated_normal")
         self.out = nn.Dense(2 * chunk + config.obs_dim + 2, kernel_init=small, name="out")
 
-    def __call__(
-        self, features: Float32[Array, "B *T F"], observation: Float32[Array, "B *T D"]
-    ) -> StepOutputs:
+    def __call__(self, features: Float32[Array, "B *T F"], observation: Float32[Array, "B *T D"]) -> StepOutputs:
         """Return the predictions; the next observation is predicted as a change of this one."""
         config = self.config
         hidden = nn.silu(self.first(features))

@@ -1,6 +1,6 @@
 """The particle: a small nonlinear state that moves a bounded part of the way to where z_t drives it.
 
-    p_t = p_{t-1} + rate * (tanh(target) - p_{t-1}),   (target, rate) = MLP(p_{t-1}, z_t),   0 < rate < 1
+p_t = p_{t-1} + rate * (tanh(target) - p_{t-1}),   (target, rate) = MLP(p_{t-1}, z_t),   0 < rate < 1
 """
 
 import flax.linen as nn
@@ -23,9 +23,7 @@ class Particle(nn.Module):  # type: ignore[misc]
         self.hidden = nn.Dense(self.config.d_c, name="hidden")
         self.move = nn.Dense(2 * self.config.d_p, name="move")
 
-    def __call__(
-        self, particle: Float32[Array, "B P"], drive: Float32[Array, "B C"]
-    ) -> Float32[Array, "B P"]:
+    def __call__(self, particle: Float32[Array, "B P"], drive: Float32[Array, "B C"]) -> Float32[Array, "B P"]:
         """Return the next particle state under the driving signal z_t."""
         hidden = nn.silu(self.hidden(jnp.concatenate([particle, drive], axis=-1)))
         target, rate = jnp.split(self.move(hidden), 2, axis=-1)

@@ -20,8 +20,8 @@ class TrainConfig:
 
     preset: str = "development"
     """Name of the model's preset."""
-    steps: int = 2000
-    """Optimiser steps in all; the learning rate ends its decay there."""
+    steps: int = 800
+    """Optimiser steps in all; the learning rate ends its decay there. 0 saves the freshly initialised model."""
     batch_size: int = 32
     """Sequences a step."""
     sequence_length: int = 64
@@ -50,10 +50,10 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if self.preset not in PRESETS:
             raise InvalidError(f"preset {self.preset!r} is none of {', '.join(PRESETS)}", field="preset")
-        for name in ("steps", "batch_size", "sequence_length", "checkpoint_every", "keep"):
+        for name in ("batch_size", "sequence_length", "checkpoint_every", "keep"):
             if type(getattr(self, name)) is not int or getattr(self, name) < 1:
                 raise InvalidError(f"{name} is {getattr(self, name)!r}; use a positive integer", field=name)
-        for name in ("warmup_steps", "seed"):
+        for name in ("steps", "warmup_steps", "seed"):
             value = getattr(self, name)
             if type(value) is not int or not 0 <= value < 2**31 - 1:
                 raise InvalidError(f"{name} is {value!r}; use an integer from 0", field=name)
@@ -65,9 +65,7 @@ class TrainConfig:
             ("observation_noise", 0.0, 1.0),
         ):
             if not low <= getattr(self, name) <= high:
-                raise InvalidError(
-                    f"{name} is {getattr(self, name)!r}; use {low:g} to {high:g}", field=name
-                )
+                raise InvalidError(f"{name} is {getattr(self, name)!r}; use {low:g} to {high:g}", field=name)
         self.model_config(1, 1)
 
     def model_config(self, obs_dim: int, action_dim: int) -> CoreModelConfig:
@@ -77,9 +75,7 @@ class TrainConfig:
             InvalidError: an override is unknown or impossible.
         """
         try:
-            return PRESETS[self.preset](
-                **{**self.model, "obs_dim": obs_dim, "action_dim": action_dim}
-            )
+            return PRESETS[self.preset](**{**self.model, "obs_dim": obs_dim, "action_dim": action_dim})
         except (ValueError, TypeError) as error:
             raise InvalidError(f"model: {error}", field="model") from error
 

@@ -71,9 +71,7 @@ class Normaliser:
         half = (self.action_high - self.action_low) / np.float32(2)
         return np.where(half > RANGE_FLOOR, half, np.float32(1)).astype(np.float32)
 
-    def observation(
-        self, raw: Float32[Array | np.ndarray, "*B D"]
-    ) -> Float32[Array | np.ndarray, "*B D"]:
+    def observation(self, raw: Float32[Array | np.ndarray, "*B D"]) -> Float32[Array | np.ndarray, "*B D"]:
         """Normalise observations."""
         return ((raw - self.observation_mean) / self.observation_std).clip(-CLIP, CLIP)
 
@@ -85,9 +83,7 @@ class Normaliser:
         """Normalise actions; recorded ones come to lie in [-1, 1]."""
         return (raw - self.action_centre) / self.action_scale
 
-    def raw_action(
-        self, normalised: Float32[Array | np.ndarray, "*B A"]
-    ) -> Float32[Array | np.ndarray, "*B A"]:
+    def raw_action(self, normalised: Float32[Array | np.ndarray, "*B A"]) -> Float32[Array | np.ndarray, "*B A"]:
         """Return actions in raw units, cut to the recorded limits."""
         return (normalised * self.action_scale + self.action_centre).clip(self.action_low, self.action_high)
 

@@ -62,9 +62,7 @@ def make_train_step(
     optimiser = make_optimiser(config)
     base = jax.random.key(config.seed + 1)
 
-    def objective(
-        params: Params, sequences: Sequences, rng: Key[Array, ""]
-    ) -> tuple[Float32[Array, ""], Metrics]:
+    def objective(params: Params, sequences: Sequences, rng: Key[Array, ""]) -> tuple[Float32[Array, ""], Metrics]:
         inputs = disturb(sequences.inputs, config, rng)
         carry = init_carry(model, inputs.is_first.shape[0])
         _, outputs = unroll(params, model, carry, inputs)

@@ -1,6 +1,5 @@
 """From capture files to a dataset version."""
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -184,7 +183,7 @@ def test_no_input_says_what_to_do(tmp_path: Path) -> None:
         convert_directory_to_tfrecord(tmp_path / "missing", tmp_path / "out")
     (tmp_path / "in").mkdir()
     with pytest.raises(
-        InvalidError, match="no episode to convert in .*record one with EpisodeLogger or POST /episodes"
+        InvalidError, match=r"no episode to convert in .*record one with EpisodeLogger or POST /episodes"
     ):
         convert_directory_to_tfrecord(tmp_path / "in", tmp_path / "out")
     (tmp_path / "in" / "bad.json").write_text("{")
@@ -262,6 +261,5 @@ def test_conversion_imports_no_tensorflow_and_no_jax(tmp_path: Path) -> None:
         capture_output=True,
         text=True,
         check=True,
-        env=os.environ | {"PYTHONPATH": os.getcwd()},
     )
     assert done.stdout.strip() == "[]"

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from brain_service.datasets.columns import PROFILES, Profile, episode_columns, step_features
 from brain_service.datasets.example import decode_example
 from brain_service.datasets.record import METADATA_FEATURES, decode_episode, encode_episode, episode_metadata
-from brain_service.errors import CorruptDataError
+from brain_service.errors import CorruptDataError, InvalidError
 from brain_service.spec import Feature
 
 from .samples import START_NS, VECTOR_SPEC, Recipe, assert_equal_columns, make_episode, recipes
@@ -40,6 +40,22 @@ def test_metadata_keeps_what_has_no_field_of_its_own() -> None:
 def test_an_episode_without_creation_time_was_made_at_its_first_step() -> None:
     assert episode_metadata(make_episode())["created_ns"] == START_NS
     assert episode_metadata(make_episode(metadata={"created_ns": 5}))["created_ns"] == 5
+
+
+def test_a_creation_time_beyond_int64_is_passed_over() -> None:
+    assert episode_metadata(make_episode(metadata={"created_ns": 2**63}))["created_ns"] == START_NS
+
+
+@pytest.mark.parametrize("value", [2**70, "\ud800"])
+def test_metadata_without_json_form_is_refused(value: object) -> None:
+    with pytest.raises(InvalidError, match="metadata has no JSON form"):
+        episode_metadata(make_episode(metadata={"operator": value}))
+
+
+def test_text_without_utf8_form_names_its_feature() -> None:
+    columns = episode_columns(make_episode(metadata={"language_instruction": "\ud800"}), "oxe")
+    with pytest.raises(InvalidError, match=r"language_instruction: .* has no UTF-8 form"):
+        encode_episode(columns, {})
 
 
 def test_names_are_those_of_tfds() -> None:

@@ -93,7 +93,7 @@ def test_the_file_gives_the_figures_back_and_vectors_follow_the_spec(tmp_path: P
     found = read_statistics(tmp_path)
     assert found == written
     action = [*written.action["arm/command"].mean, *written.action["gripper"].mean, *written.action["mode"].mean]
-    assert_allclose(found.vector("action", "mean"), np.float32(action))
+    assert_allclose(found.vector("action", "mean"), np.array(action, np.float32))
     assert found.to_octo()["proprio"]["q99"] == found.vector("observation", "q99").tolist()
 
 

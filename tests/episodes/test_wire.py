@@ -69,7 +69,7 @@ def test_a_wrong_member_is_named(body: bytes, content_type: str, field: str | No
         (b"{", JSON),
         (b'{"observation": {"x": NaN}, "action": {}}', JSON),
         (b'{"observation": {"\xff": 1}, "action": {}}', JSON),
-        (b"[" * 100_000, JSON),
+        (b'{"observation":' + b'{"a":' * 100_000, JSON),
         (b'{"observation": {}, "action": {}}\n{"obs', NDJSON),
         (b"\xc1", "application/msgpack"),
         (msgspec.msgpack.encode({"observation": {"x": {"__ndarray__": True}}}), "application/msgpack"),

@@ -121,7 +121,7 @@ def test_a_model_that_misses_its_golden_vectors_is_never_served(toys: Toys) -> N
 
     async def scenario() -> None:
         async with serving(toys.models_dir, toys.cache_dir, toys.first) as router:
-            with pytest.raises(CorruptDataError, match="golden vectors by 1.0"):
+            with pytest.raises(CorruptDataError, match=r"golden vectors by 1\.0"):
                 await router.activate(wrong)
             assert router.status()["active_model"] == toys.first and len(router.status()["models"]) == 1
 
@@ -131,7 +131,7 @@ def test_a_model_that_misses_its_golden_vectors_is_never_served(toys: Toys) -> N
 def test_why_no_backend_was_used(toys: Toys) -> None:
     async def scenario() -> None:
         async with serving(toys.models_dir, toys.cache_dir, backends=("hailo", "gpu")) as router:
-            with pytest.raises(UnavailableError, match="hailo: this version has no backend.*gpu: this"):
+            with pytest.raises(UnavailableError, match=r"hailo: this version has no backend.*gpu: this"):
                 await router.activate(toys.first)
             with pytest.raises(UnavailableError, match="no model yet"):
                 await router.create_session()

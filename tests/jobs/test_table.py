@@ -226,7 +226,7 @@ def test_pages_hold_every_job_once_newest_first(table: JobTable) -> None:
 @pytest.mark.parametrize("wrong", [{"cursor": "x"}, {"cursor": "-1"}, {"kind": "dance"}, {"state": "lost"}])
 def test_a_wrong_filter_is_named(table: JobTable, wrong: dict[str, str]) -> None:
     with pytest.raises(InvalidError) as caught:
-        table.list(10, **wrong)  # type: ignore[arg-type]
+        table.list(10, **wrong)
     assert caught.value.field == next(iter(wrong))
 
 

@@ -6,6 +6,7 @@ written here. The controller knows the daemon only by its URL.
 
 import warnings
 from dataclasses import dataclass
+from typing import Any
 
 import gymnasium
 import httpx
@@ -106,9 +107,9 @@ class Robot:
         self._env.close()
         self._http.close()
 
-    def _post(self, path: str, body: dict[str, object]) -> dict[str, object]:
+    def _post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
         answer = self._http.post(path, json=body)
         if answer.is_error:
             raise RuntimeError(f"POST {path} -> {answer.status_code}: {answer.text}")
-        document: dict[str, object] = answer.json()
+        document: dict[str, Any] = answer.json()
         return document

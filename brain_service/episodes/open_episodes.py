@@ -1,0 +1,163 @@
+"""The episodes that this process writes: found by id, recovered after a crash, closed when left idle."""
+
+import logging
+import threading
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+from brain_service.episodes import catalogue
+from brain_service.episodes.flusher import Flusher
+from brain_service.episodes.recovery import RecoveryReport, looks_like_seed, quarantine, recover, sweep
+from brain_service.episodes.writer import EpisodeWriter
+from brain_service.errors import BrainError, ConflictError, NotFoundError, TooManyError, UnavailableError
+from brain_service.settings import CaptureSettings
+
+__all__ = ["OpenEpisodes"]
+
+_LOG = logging.getLogger(__name__)
+_REPORTS_KEPT = 100
+
+
+class OpenEpisodes:
+    """Writers by episode id. A log is recovered by whoever asks for it first: a live robot or `recover_all`.
+
+    `reports` says what recovery found, `last_error` why the medium refuses now (None: it does not).
+    """
+
+    def __init__(self, root: Path, settings: CaptureSettings, flusher: Flusher) -> None:
+        self.reports: deque[dict[str, Any]] = deque(maxlen=_REPORTS_KEPT)
+        self.last_error: str | None = None
+        self._root = root
+        self._settings = settings
+        self._flusher = flusher
+        self._writers: dict[str, EpisodeWriter] = {}
+        self._recovered: set[str] = set()
+        self._opening: dict[str, threading.Lock] = {}
+        self._lock = threading.Lock()
+
+    def writers(self) -> list[EpisodeWriter]:
+        """Return the writers of all episodes that are open now."""
+        with self._lock:
+            return [writer for writer in self._writers.values() if writer.ended is None]
+
+    def known(self, episode_id: str) -> EpisodeWriter | None:
+        """Return the writer if the episode is open here already; touches no file."""
+        return self._writers.get(episode_id)
+
+    def find(self, episode_id: str) -> EpisodeWriter | None:
+        """Return the writer, recovering the log if need be; None if it ended or another process writes it.
+
+        Raises:
+            NotFoundError: no such episode.
+            UnavailableError: its log cannot be recovered now.
+        """
+        writer = self._writers.get(episode_id)
+        if writer is not None:
+            return writer
+        path = catalogue.episode_path(self._root, episode_id)
+        with self._lock:
+            opening = self._opening.setdefault(episode_id, threading.Lock())
+        try:
+            with opening:
+                writer = self._writers.get(episode_id)
+                if writer is None and catalogue.read_end(path) is None:
+                    writer = self._recover(episode_id, path)
+        finally:
+            with self._lock:
+                self._opening.pop(episode_id, None)
+        return writer
+
+    def require_place(self) -> None:
+        """Check that one more episode may be open.
+
+        Raises:
+            TooManyError: `max_open_episodes` are.
+        """
+        count = len(self.writers())
+        if count >= self._settings.max_open_episodes:
+            raise TooManyError(
+                f"{count} episodes are open, the limit is max_open_episodes = "
+                f"{self._settings.max_open_episodes}: end some with POST /episodes/{{id}}/end"
+            )
+
+    def add(self, writer: EpisodeWriter, *, recovered: bool = False) -> None:
+        """Enter an open episode; only a recovered one closes by itself when idle."""
+        with self._lock:
+            self._writers[writer.header.episode_id] = writer
+            if recovered:
+                self._recovered.add(writer.header.episode_id)
+
+    def forget(self, episode_id: str) -> None:
+        """Drop an episode that has ended."""
+        with self._lock:
+            self._writers.pop(episode_id, None)
+            self._recovered.discard(episode_id)
+
+    def close(self) -> None:
+        """Flush and release every log without ending it."""
+        for writer in self.writers():
+            writer.close()
+            self.forget(writer.header.episode_id)
+
+    def recover_all(self, stopping: threading.Event) -> None:
+        """Recover every log that the last run left open, and put what is no log into quarantine."""
+        try:
+            sweep(self._root)
+            for episode_id in catalogue.list_ids(self._root):
+                if stopping.is_set():
+                    return
+                self._recover_quietly(episode_id)
+        except UnavailableError as error:
+            self.last_error = error.detail
+
+    def end_idle(self) -> None:
+        """End recovered episodes as `recovered` that nobody went on with for `recover_idle_s` seconds."""
+        with self._lock:
+            recovered = [(name, self._writers[name]) for name in self._recovered]
+        for name, writer in recovered:
+            try:
+                if writer.end_if_idle(self._settings.recover_idle_s):
+                    self.forget(name)
+            except BrainError as error:
+                self.last_error = error.detail
+
+    def _recover(self, episode_id: str, path: Path) -> EpisodeWriter | None:
+        try:
+            catalogue.read_header(path)
+            file, found, report = recover(path)
+        except ConflictError:
+            return None
+        self.reports.append(report.to_json())
+        if report.bytes_cut:
+            _LOG.warning("episode %s was damaged: %s", episode_id, report.to_json())
+        if found.end is not None:
+            file.close()
+            return None
+        writer = EpisodeWriter(file, found, self._settings, self._flusher)
+        self.add(writer, recovered=True)
+        return writer
+
+    def _recover_quietly(self, episode_id: str) -> None:
+        path = catalogue.episode_path(self._root, episode_id)
+        try:
+            self.find(episode_id)
+        except NotFoundError as error:
+            self._quarantine(path, error.detail)
+        except BrainError as error:
+            self.last_error = error.detail
+            _LOG.error("episode %s cannot be recovered: %s", episode_id, error.detail)
+
+    def _quarantine(self, path: Path, reason: str) -> None:
+        try:
+            if not path.exists() or looks_like_seed(path):
+                return
+            size_bytes = path.stat().st_size
+            moved = quarantine(path, reason)
+        except (OSError, UnavailableError) as error:
+            self.last_error = str(error)
+            return
+        moved_to = f"quarantine/{moved.name}"
+        report = RecoveryReport(path.stem, 0, bytes_cut=size_bytes, moved_to=moved_to, reason=reason)
+        self.reports.append(report.to_json())
+        _LOG.error("%s is no episode and was moved to %s: %s", path.name, moved, reason)

@@ -1,0 +1,61 @@
+"""Stage: train the model, resuming from the newest checkpoint of this job if an earlier attempt left one."""
+
+import shlex
+from typing import Any
+
+from brain_service.jobs.context import JobContext
+from brain_service.jobs.params import TrainParams
+from brain_service.jobs.references import dataset_path
+from brain_service.jobs.stages import Outcome
+from brain_service.training.config import TrainConfig
+from brain_service.training.loop import TrainProgress, train
+
+__all__ = ["command", "run"]
+
+
+def command(context: JobContext) -> str:
+    """Return the command line's training on the same dataset with the same settings."""
+    settings, result = context.settings, context.result
+    return shlex.join(
+        [
+            *("brain", "train", "--data-path", str(settings.datasets_dir / str(result["dataset"]))),
+            *("--checkpoint-dir", str(settings.checkpoints_dir / context.job.job_id)),
+            *(
+                part
+                for name, value in _chosen(context).items()
+                for part in (f"--{name.replace('_', '-')}", str(value))
+            ),
+        ]
+    )
+
+
+def run(context: JobContext) -> Outcome:
+    """Train on the dataset of the stage before; the run is named after the job.
+
+    Raises:
+        InvalidError: a setting does not fit the data.
+        CorruptDataError: a shard or checkpoint is damaged.
+        CancelledJobError: the job was asked to stop.
+    """
+    run_id = context.job.job_id
+    begun = train(
+        dataset_path(context.settings, str(context.result["dataset"])),
+        context.settings.checkpoints_dir / run_id,
+        TrainConfig(**_chosen(context)),
+        on_progress=lambda progress: _report(context, progress),
+        should_stop=context.should_stop,
+    )
+    context.check_stop()
+    return Outcome(f"{begun.step} steps", {"train": {"checkpoint": run_id, "steps": begun.step}})
+
+
+def _chosen(context: JobContext) -> dict[str, Any]:
+    """Return the settings that the request names; the rest is the trainer's to choose."""
+    assert isinstance(context.params, TrainParams)
+    names = ("preset", "steps", "batch_size", "sequence_length", "learning_rate", "seed")
+    values = {name: getattr(context.params, name) for name in names}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _report(context: JobContext, progress: TrainProgress) -> None:
+    context.report(progress.step / max(progress.steps, 1), step=progress.step, loss=progress.loss)

@@ -1,0 +1,185 @@
+"""Opening and reading a dataset, whole and damaged."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import orjson
+import pytest
+
+from brain_service.datasets.convert import convert_directory_to_tfrecord
+from brain_service.datasets.dataset import Dataset, open_dataset
+from brain_service.errors import BrainError, CorruptDataError, InvalidError, NotFoundError
+from brain_service.spec import EpisodeSpec, Feature, to_vector
+
+from .recording import record, record_many
+from .samples import PERIOD_NS, RICH_SPEC, make_episode
+
+LENGTHS = [3, 5, 4, 6]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A dataset version of four short episodes."""
+    record_many(tmp_path / "in", LENGTHS, spec=RICH_SPEC)
+    return convert_directory_to_tfrecord(tmp_path / "in", tmp_path / "out", val_fraction=0.0).dataset_dir
+
+
+def test_version_name_and_root_open_the_newest(folder: Path) -> None:
+    record(folder.parents[2] / "in", [make_episode("later", spec=RICH_SPEC)])
+    newest = convert_directory_to_tfrecord(folder.parents[2] / "in", folder.parents[1]).dataset_dir
+    assert open_dataset(folder).path == folder
+    assert open_dataset(str(folder.parent)).path == newest
+    assert open_dataset(folder.parents[1]).path == newest
+
+
+def test_a_root_of_several_datasets_asks_which(folder: Path) -> None:
+    convert_directory_to_tfrecord(folder.parents[2] / "in", folder.parents[1], name="other")
+    with pytest.raises(InvalidError, match="several datasets, episodes, other"):
+        open_dataset(folder.parents[1])
+
+
+@pytest.mark.parametrize("place", ["missing", "."])
+def test_no_dataset_says_how_to_make_one(tmp_path: Path, place: str) -> None:
+    with pytest.raises(NotFoundError, match="POST /convert"):
+        open_dataset(tmp_path / place)
+
+
+def test_the_index_tells_lengths_roles_and_period(folder: Path) -> None:
+    dataset = open_dataset(folder)
+    assert dataset.splits == ("train",)
+    assert dataset.lengths("train").tolist() == LENGTHS
+    assert dataset.control_period_s == pytest.approx(PERIOD_NS / 1e9)
+    assert [entry.roles for entry in dataset.entries("train")] == [{"expert": length} for length in LENGTHS]
+    assert dataset.statistics.num_transitions == sum(LENGTHS)
+
+
+def test_an_unknown_split_or_episode_is_named(folder: Path) -> None:
+    dataset = open_dataset(folder)
+    with pytest.raises(NotFoundError, match="no split 'val'; it has train; record at least two episodes"):
+        dataset.lengths("val")
+    with pytest.raises(NotFoundError, match="has episodes 0 to 3, not 4"):
+        dataset.read("train", 4)
+
+
+def test_vectors_are_those_of_the_spec(folder: Path) -> None:
+    episode = make_episode("e02", 4, spec=RICH_SPEC)
+    vectors = open_dataset(folder).vectors("train", 2)
+    for t in range(4):
+        for found, columns, spec in (
+            (vectors.observation, episode.observation, RICH_SPEC.observation),
+            (vectors.action, episode.action, RICH_SPEC.action),
+        ):
+            values = {
+                path: np.asarray(column[t]) for path, column in columns.items() if not isinstance(column, list)
+            }
+            assert np.array_equal(found[t], to_vector(values, spec))
+    assert np.array_equal(vectors.reward, episode.reward)
+    assert vectors.is_first.tolist() == [True, False, False, False]
+    assert vectors.is_terminal.tolist() == [False, False, False, True]
+    assert vectors.control_role == ("expert",) * 4
+
+
+def test_a_single_action_has_its_own_shape_again(tmp_path: Path) -> None:
+    spec = EpisodeSpec({"state": Feature("float32")}, {"motor/throttle": Feature("float32")})
+    episode = make_episode(spec=spec)
+    record(tmp_path / "in", [episode])
+    dataset = open_dataset(convert_directory_to_tfrecord(tmp_path / "in", tmp_path / "out").dataset_dir)
+    assert np.array_equal(dataset.read("train", 0)["action/motor/throttle"], episode.action["motor/throttle"])
+    assert dataset.vectors("train", 0).action.shape == (5, 1)
+
+
+def test_an_observation_of_text_alone_has_no_vector(tmp_path: Path) -> None:
+    spec = EpisodeSpec({"note": Feature("text")}, {"command": Feature("float32", (2,))})
+    record(tmp_path / "in", [make_episode(spec=spec)])
+    dataset = open_dataset(convert_directory_to_tfrecord(tmp_path / "in", tmp_path / "out").dataset_dir)
+    assert dataset.vectors("train", 0).observation.shape == (5, 0)
+    assert len(dataset.statistics.vector("observation", "mean")) == 0
+
+
+def test_the_cache_is_bounded_and_changes_nothing(folder: Path) -> None:
+    roomy, tight = open_dataset(folder), open_dataset(folder, cache_bytes=1)
+    for _ in range(2):
+        for index in range(len(LENGTHS)):
+            assert np.array_equal(
+                roomy.vectors("train", index).observation, tight.vectors("train", index).observation
+            )
+    assert roomy.vectors("train", 0) is roomy.vectors("train", 0)
+    first = tight.vectors("train", 0)
+    tight.vectors("train", 1)
+    assert tight.vectors("train", 0) is not first
+
+
+def _read_all(folder: Path) -> None:
+    dataset = Dataset(folder)
+    for index in range(len(dataset.entries("train"))):
+        dataset.read("train", index)
+
+
+def test_every_flipped_bit_of_a_shard_is_found(folder: Path) -> None:
+    (shard,) = folder.glob("*.tfrecord-*")
+    good = shard.read_bytes()
+    rng = np.random.default_rng(0)
+    for position in rng.integers(0, 8 * len(good), 200):
+        bad = bytearray(good)
+        bad[position // 8] ^= 1 << position % 8
+        shard.write_bytes(bad)
+        with pytest.raises(CorruptDataError, match=shard.name):
+            _read_all(folder)
+
+
+def test_a_missing_or_cut_shard_is_found_on_opening(folder: Path) -> None:
+    (shard,) = folder.glob("*.tfrecord-*")
+    shard.write_bytes(shard.read_bytes()[:-1])
+    with pytest.raises(CorruptDataError, match=f"{shard.name} has .* bytes, the manifest says"):
+        open_dataset(folder)
+    shard.unlink()
+    with pytest.raises(CorruptDataError, match=f"{shard.name} is missing; restore it or convert") as caught:
+        open_dataset(folder)
+    assert caught.value.members["file"] == shard.name
+
+
+def test_a_shard_that_vanishes_or_shrinks_under_an_open_dataset_is_named(folder: Path) -> None:
+    dataset = open_dataset(folder)
+    (shard,) = folder.glob("*.tfrecord-*")
+    shard.write_bytes(b"")
+    with pytest.raises(CorruptDataError, match=f"{shard.name} ends before byte"):
+        dataset.read("train", 1)
+    shard.unlink()
+    with pytest.raises(CorruptDataError, match=f"{shard.name}: No such file"):
+        dataset.read("train", 1)
+
+
+def test_a_damaged_manifest_is_named(folder: Path) -> None:
+    manifest = folder / "manifest.json"
+    good = orjson.loads(manifest.read_bytes())
+    good["splits"]["train"][0]["offset_bytes"] = 10**9
+    manifest.write_bytes(orjson.dumps(good))
+    with pytest.raises(CorruptDataError, match="outside the shards"):
+        open_dataset(folder)
+    for broken in (b"", b"{}", b"[1]", b'{"schema":"other/9"}'):
+        manifest.write_bytes(broken)
+        with pytest.raises(CorruptDataError, match=r"manifest\.json"):
+            open_dataset(folder)
+
+
+def test_another_schema_is_refused(folder: Path) -> None:
+    manifest = folder / "manifest.json"
+    document = orjson.loads(manifest.read_bytes()) | {"schema": "continuon-brain/dataset/9"}
+    manifest.write_bytes(orjson.dumps(document))
+    with pytest.raises(CorruptDataError, match="dataset/9"):
+        open_dataset(folder)
+
+
+def test_a_copied_dataset_opens_anywhere(folder: Path, tmp_path: Path) -> None:
+    moved = shutil.copytree(folder, tmp_path / "elsewhere")
+    assert open_dataset(moved).lengths("train").tolist() == LENGTHS
+
+
+def test_an_index_of_other_lengths_is_found_on_reading(folder: Path) -> None:
+    manifest = folder / "manifest.json"
+    document = orjson.loads(manifest.read_bytes())
+    document["splits"]["train"][0]["length"] += 1
+    manifest.write_bytes(orjson.dumps(document))
+    with pytest.raises(BrainError, match=r"episode e00: steps/.* should hold"):
+        open_dataset(folder).read("train", 0)

@@ -1,0 +1,133 @@
+"""Damage of every kind at every place: what is good stays, what is bad is cut or set aside, never guessed."""
+
+from pathlib import Path
+
+import pytest
+
+from brain_service.episodes.log import EpisodeFile
+from brain_service.episodes.reader import read_episode
+from brain_service.episodes.recovery import LogScan, RecoveryReport, recover, scan
+from brain_service.errors import BrainError, ConflictError, CorruptDataError
+from tests.episodes.bodies import JSON, as_json, open_store, step
+
+STEPS = 2
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """A closed log of `STEPS` steps: header, steps, end."""
+    root = tmp_path_factory.mktemp("whole")
+    with open_store(root) as store:
+        episode = store.create({"episode_id": "e", "durability": "episode"}).episode_id
+        for index in range(STEPS):
+            body = step(index, observation={"s": [0.1 * index]}, action={"a": 1})
+            store.append_json(episode, as_json(body), JSON)
+        store.end(episode, "truncated")
+    return (root / "e.jsonl").read_bytes()
+
+
+def ends(data: bytes) -> list[int]:
+    """Offsets behind each newline."""
+    return [place + 1 for place, byte in enumerate(data) if byte == ord("\n")]
+
+
+def put(path: Path, data: bytes) -> None:
+    """Write a fresh file: ext4 flushes one that is cut and written again, which costs these tests seconds."""
+    path.unlink(missing_ok=True)
+    path.write_bytes(data)
+
+
+def recover_and_close(path: Path) -> tuple[LogScan, RecoveryReport]:
+    file, found, report = recover(path)
+    file.close()
+    return found, report
+
+
+def test_a_log_cut_at_any_byte_keeps_every_whole_line(whole: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "e.jsonl"
+    line_ends = ends(whole)
+    for length in range(line_ends[0], len(whole) + 1):
+        put(path, whole[:length])
+        found, report = recover_and_close(path)
+        good = max(end for end in line_ends if end <= length)
+        assert path.read_bytes() == whole[:good]
+        assert len(found.offsets) == min(line_ends.index(good), STEPS) == report.steps
+        assert (report.bytes_cut, report.lines_lost) == (length - good, int(length > good))
+        assert report.moved_to is None
+        assert (found.end is not None) == (length == len(whole))
+
+
+def test_a_log_cut_inside_its_header_is_no_episode(whole: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "e.jsonl"
+    for length in range(ends(whole)[0]):
+        put(path, whole[:length])
+        with pytest.raises(CorruptDataError, match=r"e\.jsonl:1"):
+            recover(path)
+        assert path.read_bytes() == whole[:length]
+
+
+def test_a_flipped_bit_at_any_byte_costs_no_other_line_and_destroys_nothing(whole: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "e.jsonl"
+    line_ends = ends(whole)
+    for place in range(line_ends[0], len(whole)):
+        damaged = bytearray(whole)
+        damaged[place] ^= 1 << (place % 8)
+        put(path, damaged)
+        found, report = recover_and_close(path)
+        good = max(end for end in line_ends if end <= place)
+        assert path.read_bytes() == whole[:good]
+        assert len(found.offsets) == line_ends.index(good)
+        assert report.reason is not None
+        if report.moved_to is None:
+            assert b"\n" not in damaged[good:]
+        else:
+            aside = tmp_path / report.moved_to
+            assert aside.read_bytes() == bytes(damaged[good:])
+            aside.unlink()
+
+
+def test_a_reader_never_returns_a_damaged_value(whole: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "e.jsonl"
+    for place in range(len(whole)):
+        damaged = bytearray(whole)
+        damaged[place] ^= 1 << (place % 8)
+        put(path, damaged)
+        try:
+            found = read_episode(path)
+        except CorruptDataError as error:
+            assert str(path) in error.detail
+        else:
+            # Only the last newline can go unnoticed: the end line then counts as torn.
+            assert place == len(whole) - 1
+            assert (len(found), found.end) == (STEPS, None)
+
+
+def test_set_aside_pieces_keep_their_own_names(whole: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "e.jsonl"
+    for _ in range(2):
+        path.write_bytes(whole.replace(b'"step_index":1', b'"step_index":7'))
+        recover_and_close(path)
+    assert sorted(p.name for p in tmp_path.glob("*corrupt*")) == ["e.jsonl.corrupt-1", "e.jsonl.corrupt-2"]
+
+
+@pytest.mark.parametrize("order", [(0, 2, 1), (0, 1, 1, 2), (0, 2, 3), (0, 1, 3, 2), (0, 1, 0)])
+def test_whole_lines_in_a_wrong_order_are_bad_lines(whole: bytes, tmp_path: Path, order: tuple[int, ...]) -> None:
+    lines = whole.splitlines(keepends=True)
+    path = tmp_path / "e.jsonl"
+    path.write_bytes(b"".join(lines[number] for number in order))
+    found = scan(path)
+    assert found.problem is not None
+    kept = len(found.offsets) + 1 + (found.end is not None)
+    assert b"".join(lines[number] for number in order[:kept]) == path.read_bytes()[: found.good_bytes]
+    with pytest.raises(BrainError):
+        read_episode(path)
+
+
+def test_a_locked_log_is_left_alone(whole: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "e.jsonl"
+    path.write_bytes(whole[:-5])
+    holder = EpisodeFile.open(path)
+    with pytest.raises(ConflictError, match="another process"):
+        recover(path)
+    holder.close()
+    assert path.read_bytes() == whole[:-5]

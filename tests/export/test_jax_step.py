@@ -1,0 +1,121 @@
+"""From parameters to a bundle: raw units in and out, the model's own numbers, for every platform we name."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from jax import export
+from safetensors.numpy import load
+
+from brain_service.errors import CorruptDataError
+from brain_service.export.bundle import JAX_STEP, PARAMS, Bundle
+from brain_service.export.jax_step import GOLDEN_RESET, PLATFORMS, export_policy
+from brain_service.export.policy import flat_params, make_policy_step, policy_step_of
+from brain_service.model.core import unroll
+from brain_service.model.signals import StepInputs
+from brain_service.model.state import init_carry
+from brain_service.spec import unflatten
+from tests.export.models import CONFIG, NORMALISER, source
+from tests.export.samples import DRAFT
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    path = export_policy(source(), tmp_path_factory.mktemp("models"), evaluation={"mae": 0.5}, source_run="run-7")
+    return Bundle.open(path)
+
+
+def test_the_manifest_tells_what_the_model_is(bundle: Bundle) -> None:
+    manifest = bundle.manifest
+    assert manifest.config == CONFIG.to_dict() and manifest.spec == source().spec
+    assert (manifest.observation_size, manifest.action_size, manifest.action_horizon) == (4, 2, 3)
+    assert manifest.action_low == tuple(NORMALISER.action_low.tolist())
+    assert manifest.parity["jax"].measured <= manifest.parity["jax"].bound == 1e-4
+    assert (manifest.source_run, manifest.evaluation, manifest.control_period_s) == ("run-7", {"mae": 0.5}, 0.02)
+
+
+def test_golden_vectors_are_the_models_own_unrolled_in_normalised_units(bundle: Bundle) -> None:
+    golden = bundle.golden()
+    inputs = StepInputs(
+        NORMALISER.observation(jax.numpy.asarray(golden.observation)[None]),
+        NORMALISER.action(jax.numpy.asarray(golden.previous_action)[None]),
+        NORMALISER.reward(jax.numpy.asarray(golden.previous_reward)[None]),
+        jax.numpy.asarray(golden.is_first)[None],
+    )
+    _, outputs = unroll(dict(source().params), CONFIG, init_carry(CONFIG, 1), inputs)
+    expected = NORMALISER.raw_action(outputs.action_mean)[0]
+    np.testing.assert_allclose(golden.action, expected, rtol=1e-5, atol=1e-4)
+    assert np.ptp(golden.action, axis=0).min() > 0
+    np.testing.assert_array_equal(golden.previous_action[1:], golden.action[:-1, 0])
+    assert np.flatnonzero(golden.is_first).tolist() == [0, GOLDEN_RESET]
+
+
+def test_the_exported_step_runs_from_its_bytes_alone(bundle: Bundle) -> None:
+    exported = export.deserialize(bytearray(bundle.read(JAX_STEP)))
+    assert exported.platforms == PLATFORMS
+    params, golden = load(bundle.read(PARAMS)), bundle.golden()
+    carry: Any = tuple(np.zeros((1, size), np.float32) for size in bundle.manifest.carry.values())
+    for t in range(8):
+        now = slice(t, t + 1)
+        carry, action = exported.call(
+            params,
+            carry,
+            golden.observation[now],
+            golden.previous_action[now],
+            golden.previous_reward[now],
+            golden.is_first[now],
+        )
+        np.testing.assert_allclose(action[0], golden.action[t], rtol=1e-5, atol=1e-5)
+
+
+def test_actions_stay_within_the_recorded_limits_whatever_comes_in() -> None:
+    # A head driven far into saturation: the limits, not the model, end it.
+    params = jax.tree.map(lambda leaf: leaf * 30.0, dict(source().params))
+    step = jax.jit(make_policy_step(CONFIG, NORMALISER))
+    rng = np.random.default_rng(0)
+    carry: Any = tuple(init_carry(CONFIG, 64))
+    reached = []
+    for _ in range(20):
+        observation, reward = rng.uniform(-1e9, 1e9, (64, 4)), rng.uniform(-1e9, 1e9, 64)
+        carry, action = step(
+            flat_params(params),
+            carry,
+            observation.astype(np.float32),
+            np.zeros((64, 2), np.float32),
+            reward.astype(np.float32),
+            np.zeros(64, np.float32),
+        )
+        assert (action >= NORMALISER.action_low).all() and (action <= NORMALISER.action_high).all()
+        reached.append(np.asarray(action))
+    assert (np.concatenate(reached) == NORMALISER.action_high).any()
+
+
+def test_the_same_model_has_the_same_id_and_another_another(bundle: Bundle, tmp_path: Path) -> None:
+    assert export_policy(source(0), tmp_path).name == bundle.manifest.model_id
+    assert export_policy(source(1), tmp_path).name != bundle.manifest.model_id
+
+
+def test_the_step_can_be_rebuilt_from_the_manifest(bundle: Bundle) -> None:
+    step, params, golden = policy_step_of(bundle.manifest), load(bundle.read(PARAMS)), bundle.golden()
+    carry: Any = tuple(init_carry(CONFIG, 1))
+    first = slice(0, 1)
+    _, action = step(
+        params, carry, golden.observation[first], golden.previous_action[first], golden.previous_reward[first],
+        golden.is_first[first],
+    )  # fmt: skip
+    np.testing.assert_allclose(action[0], golden.action[0], rtol=1e-5, atol=1e-5)
+
+
+def test_a_config_of_another_model_cannot_be_rebuilt() -> None:
+    with pytest.raises(CorruptDataError, match="sizes"):
+        policy_step_of(DRAFT)
+
+
+def test_flat_params_are_sorted_and_nest_again() -> None:
+    nested = {"b": {"w": np.ones(2), "a": np.zeros(1)}, "a": np.full(3, 2.0)}
+    flat = flat_params(nested)
+    assert list(flat) == ["a", "b/a", "b/w"]
+    again = unflatten(flat)
+    assert again["b"]["w"].tolist() == [1.0, 1.0] and again["a"].tolist() == [2.0] * 3

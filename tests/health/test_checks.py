@@ -1,0 +1,93 @@
+"""Health checks: each state of a part becomes the right status, and what is not well names its fix."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from brain_service.health.checks import (
+    Check,
+    capture_check,
+    disk_check,
+    inference_check,
+    jobs_check,
+    memory_check,
+    overall,
+)
+
+CAPTURE: dict[str, Any] = {"unsynced_s": 0.05, "last_error": None, "recoveries": []}
+INFERENCE: dict[str, Any] = {
+    "ready": True,
+    "state": "serving",
+    "active_model": "m1",
+    "backend": "cpu",
+    "error": "",
+    "warnings": [],
+    "total_us": {"p50": 300.0, "p99": 900.0, "count": 10},
+}
+
+
+@given(st.lists(st.sampled_from(["pass", "warn", "fail"])))
+def test_the_whole_is_as_bad_as_its_worst_part(statuses: list[Any]) -> None:
+    checks = {str(n): Check(status, None, "") for n, status in enumerate(statuses)}
+    order = ["pass", "warn", "fail"]
+    assert overall(checks) == max(statuses, key=order.index, default="pass")
+
+
+def test_disk_warns_before_it_fails(tmp_path: Path) -> None:
+    free = disk_check(tmp_path, 0).observed_value
+    assert isinstance(free, int)
+    assert free > 0
+    assert disk_check(tmp_path, 1).status == "pass"
+    assert disk_check(tmp_path, free // 2).status == "warn"
+    full = disk_check(tmp_path, free * 2)
+    assert full.status == "fail"
+    assert "refused" in full.output
+
+
+def test_memory_is_a_percentage() -> None:
+    check = memory_check()
+    assert isinstance(check.observed_value, float)
+    assert 0 < check.observed_value <= 100
+
+
+@pytest.mark.parametrize(
+    ("changes", "status", "word"),
+    [
+        ({}, "pass", ""),
+        ({"unsynced_s": 5.0}, "fail", "SD card"),
+        ({"last_error": "no space left on the medium"}, "fail", "no space"),
+        ({"recoveries": [{"bytes_cut": 12}]}, "warn", "cut"),
+        ({"recoveries": [{"bytes_cut": 0}]}, "pass", ""),
+    ],
+)
+def test_capture(changes: dict[str, Any], status: str, word: str) -> None:
+    check = capture_check({**CAPTURE, **changes}, sync_interval_s=0.2)
+    assert check.status == status
+    assert word in check.output
+
+
+@pytest.mark.parametrize(
+    ("changes", "status", "word"),
+    [
+        ({}, "pass", "m1"),
+        ({"state": "no-model", "ready": False}, "warn", "POST /pipeline"),
+        ({"state": "failed", "ready": False, "error": "params.safetensors: wrong hash"}, "fail", "wrong hash"),
+        ({"state": "loading", "ready": False}, "warn", "loading"),
+        ({"state": "restarting", "ready": False}, "warn", "restarting"),
+        ({"warnings": ["control period 20 ms is off"]}, "warn", "control period"),
+    ],
+)
+def test_inference(changes: dict[str, Any], status: str, word: str) -> None:
+    check = inference_check({**INFERENCE, **changes})
+    assert check.status == status
+    assert word in check.output
+
+
+def test_jobs() -> None:
+    assert jobs_check({"alive": True, "restarts": 0}).status == "pass"
+    dead = jobs_check({"alive": False, "restarts": 3})
+    assert dead.status == "warn"
+    assert dead.observed_value == 3

@@ -1,0 +1,183 @@
+"""The whole loop as jobs, for real: recordings in, a served model out, through kills."""
+
+import contextlib
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from brain_service.export.bundle import Bundle
+from brain_service.jobs.events import read_events
+from brain_service.jobs.folder import JobFolder
+from brain_service.jobs.job import Job
+from brain_service.jobs.table import JobTable
+from tests.jobs.recordings import write_episodes
+from tests.jobs.running import running_runner, wait_ended, wait_until, worker_pid
+
+SMALL = {"steps": 30, "batch_size": 4, "sequence_length": 16, "learning_rate": 1e-3}
+
+
+@contextlib.contextmanager
+def answering_daemon(table: JobTable) -> Iterator[list[str]]:
+    """Accept every activation, as a daemon whose router is content would; yields the model ids."""
+    activated: list[str] = []
+    done = threading.Event()
+
+    def answer() -> None:
+        while not done.wait(0.05):
+            for request in table.pending_activations():
+                activated.append(request.model_id)
+                table.resolve_activation(request.activation_id, True, "")
+
+    thread = threading.Thread(target=answer)
+    thread.start()
+    try:
+        yield activated
+    finally:
+        done.set()
+        thread.join()
+
+
+@dataclass(frozen=True)
+class Learned:
+    """A data directory in which a pipeline ran, the job as it ended, and what it asked to activate."""
+
+    data_dir: Path
+    table: JobTable
+    job: Job
+    activated: list[str]
+
+
+@pytest.fixture(scope="module")
+def learned(tmp_path_factory: pytest.TempPathFactory) -> Learned:
+    data_dir = tmp_path_factory.mktemp("brain")
+    write_episodes(data_dir / "episodes", 10, 40)
+    table = JobTable(data_dir / "brain.db")
+    job_id = table.create("pipeline", SMALL).job_id
+    with answering_daemon(table) as activated, running_runner(data_dir):
+        job = wait_ended(table, job_id)
+    return Learned(data_dir, table, job, activated)
+
+
+def run_job(learned: Learned, kind: str, **params: object) -> Job:
+    """Run one more job in the same data directory."""
+    job_id = learned.table.create(kind, params).job_id
+    with running_runner(learned.data_dir):
+        return wait_ended(learned.table, job_id)
+
+
+def test_the_pipeline_turns_recordings_into_an_activated_bundle(learned: Learned) -> None:
+    job = learned.job
+    assert job.state == "succeeded", job.error
+    assert {stage.name: stage.status for stage in job.stages} == dict.fromkeys(
+        ("health", "inventory", "convert", "train", "evaluate", "export", "canary", "activate"), "done"
+    )
+    assert {"model_id", "dataset", "train", "evaluation", "activated"} <= set(job.result)
+    assert job.result["dataset"] == "episodes/1.0.0"
+    assert job.result["train"]["steps"] == SMALL["steps"]
+    assert job.result["activated"] is True
+    assert learned.activated == [job.result["model_id"]]
+    bundle = Bundle.open(learned.data_dir / "models" / job.result["model_id"])
+    assert bundle.manifest.source_run == job.job_id
+    assert bundle.manifest.evaluation == job.result["evaluation"]
+
+
+def test_the_bundle_was_compared_with_its_checkpoint_on_a_held_out_episode(learned: Learned) -> None:
+    canary = learned.job.result["canary"]
+    assert canary["source"].startswith("val episode ")
+    assert canary["difference"] <= canary["bound"]
+    assert canary["steps"] == 40
+
+
+def test_progress_and_metrics_were_told_in_order(learned: Learned) -> None:
+    events = [event.data for event in read_events(JobFolder(learned.data_dir / "jobs", learned.job.job_id).events)]
+    fractions = [event["progress"] for event in events if event["kind"] == "progress"]
+    assert fractions == sorted(fractions)
+    assert fractions[-1] == 1.0
+    losses = [event["loss"] for event in events if event["kind"] == "metrics" and "loss" in event]
+    assert losses
+    assert all(isinstance(loss, float) for loss in losses)
+
+
+def test_evaluation_and_export_take_the_newest_run_by_themselves(learned: Learned) -> None:
+    evaluated = run_job(learned, "evaluate")
+    assert evaluated.state == "succeeded", evaluated.error
+    assert evaluated.result["evaluation"] == learned.job.result["evaluation"]
+    exported = run_job(learned, "export", checkpoint=learned.job.job_id)
+    assert exported.state == "succeeded", exported.error
+    # Content-addressed: the same checkpoint is the same model.
+    assert exported.result["model_id"] == learned.job.result["model_id"]
+    assert exported.result["canary"]["source"] == "the golden sequence"
+
+
+def test_a_damaged_bundle_does_not_pass_the_canary(learned: Learned) -> None:
+    # Export keeps an intact bundle as it is; a job that reaches the canary with a damaged one must stop there.
+    exported = run_job(learned, "export")
+    params = learned.data_dir / "models" / exported.result["model_id"] / "params.safetensors"
+    whole = params.read_bytes()
+    params.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    assert run_job(learned, "export").state == "succeeded"
+    assert params.read_bytes() == whole
+
+
+def test_zero_steps_give_the_untrained_model(learned: Learned) -> None:
+    job = run_job(learned, "pipeline", steps=0, activate=False)
+    assert job.state == "succeeded", job.error
+    assert job.result["train"]["steps"] == 0
+    assert job.result["activated"] is False
+    assert job.result["model_id"] != learned.job.result["model_id"]
+
+
+def test_an_unknown_run_fails_with_the_runs_that_are(learned: Learned) -> None:
+    job = run_job(learned, "evaluate", checkpoint="nothing")
+    assert job.error is not None
+    assert job.error["status"] == 404
+    assert learned.job.job_id in job.error["detail"]
+
+
+@pytest.mark.long
+def test_a_training_goes_on_after_kills_of_its_worker_and_of_the_runner(tmp_path: Path) -> None:
+    write_episodes(tmp_path / "episodes", 10, 40)
+    table = JobTable(tmp_path / "brain.db")
+    job_id = table.create("train", {**SMALL, "steps": 2000}).job_id
+    checkpoints = tmp_path / "checkpoints" / job_id
+
+    def has_checkpoint() -> bool:
+        return checkpoints.is_dir() and any(path.name.isdigit() for path in checkpoints.iterdir())
+
+    with running_runner(tmp_path) as runner:
+        worker = worker_pid(table)
+        wait_until(has_checkpoint, "a first checkpoint")
+        os.kill(worker, signal.SIGKILL)
+        worker_pid(table, attempt=2)
+        runner.kill()
+    with running_runner(tmp_path):
+        job = wait_ended(table, job_id)
+    assert (job.state, job.attempt) == ("succeeded", 3), job.error
+    assert job.result["train"]["steps"] == 2000
+    assert job.result["train"]["resumed_from"] > 0
+    events = [event.data for event in read_events(JobFolder(tmp_path / "jobs", job_id).events)]
+    begun = [event["name"] for event in events if event["kind"] == "stage" and event["status"] == "running"]
+    assert begun.count("convert") == 1
+    assert begun.count("train") >= 2
+
+
+def test_a_training_is_cancelled_in_the_middle(tmp_path: Path) -> None:
+    write_episodes(tmp_path / "episodes", 10, 40)
+    table = JobTable(tmp_path / "brain.db")
+    job_id = table.create("train", {**SMALL, "steps": 1_000_000}).job_id
+    with running_runner(tmp_path):
+        worker = worker_pid(table)
+        wait_until(
+            lambda: "train" in [s.name for s in table.get(job_id).stages if s.status == "running"], "training"
+        )
+        table.cancel(job_id)
+        job = wait_ended(table, job_id)
+        with pytest.raises(ProcessLookupError):
+            os.killpg(worker, 0)
+    assert job.state == "cancelled"
+    assert [stage.status for stage in job.stages if stage.name == "train"] == ["cancelled"]

@@ -1,0 +1,105 @@
+"""The command line as a person meets it: help with examples, one-line failures, the loop by hand."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from brain_service import EpisodeLogger
+from tests.processes import Daemon, free_port
+
+
+def brain(*arguments: str, module: str = "brain_service") -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", module, *arguments], capture_output=True, text=True, timeout=280)
+
+
+def record(folder: Path, episodes: int = 4, steps: int = 12) -> None:
+    logger = EpisodeLogger(folder, format="jsonl")
+    for number in range(episodes):
+        logger.start_episode(environment_id="toy", xr_mode="trainer")
+        for step in range(steps):
+            state = [0.1 * (step + number), -0.1 * step]
+            logger.log_step(
+                obs={"state": state}, action={"command": [state[0] / 2]}, reward=0.5, done=step == steps - 1
+            )
+        logger.end_episode()
+
+
+@pytest.mark.parametrize("module", ["brain_service", "cloud_trainer"])
+def test_help_shows_examples(module: str) -> None:
+    done = brain("--help", module=module)
+    assert done.returncode == 0
+    assert "example" in done.stdout
+
+
+def test_help_needs_no_framework() -> None:
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "brain_service", "--help"], capture_output=True, text=True
+    )
+    assert " brain_service" in done.stderr
+    assert "jax" not in done.stderr
+
+
+FAILURES = [
+    (("convert", "--input-dir", "/nowhere", "--output-dir", "out"), "/nowhere"),
+    (("convert", "--input-dir", "empty", "--output-dir", "out"), "episode"),
+    (("train", "--data-path", "empty", "--checkpoint-dir", "ckpt"), "empty"),
+    (("train", "--data-path", "empty", "--checkpoint-dir", "ckpt", "--preset", "huge"), "development"),
+    (("evaluate", "--data-path", "empty", "--checkpoint-dir", "ckpt"), "ckpt"),
+    (("export", "--checkpoint-dir", "ckpt", "--output-dir", "models"), "ckpt"),
+    (("health", "--url", f"http://127.0.0.1:{free_port()}"), "brain serve"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "word"), FAILURES, ids=[" ".join(case[0][:3]) for case in FAILURES])
+def test_a_failure_is_one_line_with_the_next_step(tmp_path: Path, arguments: tuple[str, ...], word: str) -> None:
+    (tmp_path / "empty").mkdir()
+    done = subprocess.run(
+        [sys.executable, "-m", "brain_service", *arguments],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        timeout=120,
+    )
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert len(done.stderr.splitlines()) == 1, done.stderr
+    assert done.stderr.startswith(f"brain {arguments[0]}: ")
+    assert word in done.stderr
+
+
+def test_health_exits_by_the_worst_check(daemon: Daemon) -> None:
+    done = brain("health", "--url", daemon.url)
+    assert done.returncode == 1, "a daemon without a model warns"
+    assert "POST /pipeline" in done.stdout
+
+
+@pytest.mark.long
+def test_the_loop_by_hand(tmp_path: Path) -> None:
+    record(tmp_path / "episodes")
+    datasets, checkpoints, models = (str(tmp_path / name) for name in ("datasets", "checkpoints", "models"))
+    converted = brain("convert", "--input-dir", str(tmp_path / "episodes"), "--output-dir", datasets)
+    assert json.loads(converted.stdout)["episodes"] == 4
+    trained = brain("train", "--data-path", datasets, "--checkpoint-dir", checkpoints, "--steps", "3")
+    assert json.loads(trained.stdout)["step"] == 3, trained.stderr
+    evaluated = brain("evaluate", "--data-path", datasets, "--checkpoint-dir", checkpoints)
+    assert json.loads(evaluated.stdout)["episodes"] >= 1
+    exported = brain("export", "--checkpoint-dir", checkpoints, "--output-dir", models)
+    assert (Path(exported.stdout.strip()) / "manifest.json").is_file(), exported.stderr
+
+
+@pytest.mark.long
+def test_the_cloud_job_on_local_paths(tmp_path: Path) -> None:
+    record(tmp_path / "episodes")
+    datasets, output = str(tmp_path / "datasets"), str(tmp_path / "run")
+    brain("convert", "--input-dir", str(tmp_path / "episodes"), "--output-dir", datasets)
+    options = ("--preset", "development", "--batch-size", "4", "--num-steps", "3", "--learning-rate", "1e-4")
+    done = brain("--data-path", datasets, "--output-dir", output, *options, module="cloud_trainer")
+    assert done.returncode == 0, done.stderr
+    bundle = Path(done.stdout.splitlines()[-1])
+    assert (bundle / "manifest.json").is_file()
+    refused = brain("--data-path", "gs://bucket/data", "--output-dir", output, module="cloud_trainer")
+    assert refused.returncode == 2
+    assert refused.stderr.startswith("cloud-trainer: gs://bucket/data")

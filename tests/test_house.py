@@ -1,0 +1,76 @@
+"""The house keeps its own rules: public surfaces, locks without hosts, wheels for the robot, a valid unit."""
+
+import importlib
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PROJECT = Path(__file__).parent.parent
+PACKAGES = [
+    "brain_service",
+    *(f"brain_service.{path.parent.name}" for path in sorted((PROJECT / "brain_service").glob("*/__init__.py"))),
+]
+
+
+@pytest.mark.parametrize("name", PACKAGES)
+def test_a_public_surface_is_sorted_and_every_name_imports(name: str) -> None:
+    package = importlib.import_module(name)
+    assert package.__doc__, f"{name} says what it is for"
+    assert list(package.__all__) == sorted(package.__all__)
+    for public in package.__all__:
+        assert getattr(package, public).__doc__, f"{name}.{public}"
+
+
+def test_an_unknown_public_name_is_an_attribute_error() -> None:
+    package = importlib.import_module("brain_service")
+    with pytest.raises(AttributeError, match="CoreModle"):
+        package.CoreModle  # noqa: B018
+
+
+@pytest.mark.parametrize("lock", ["runtime", "demo", "dev"])
+def test_a_lock_is_exact_and_names_no_host(lock: str) -> None:
+    lines = (PROJECT / "deploy" / "locks" / f"{lock}.txt").read_text().splitlines()
+    assert len(lines) > 30
+    for line in lines:
+        assert re.fullmatch(r"[a-z0-9._-]+==[^ ]+( ; .+)?", line), line
+
+
+def test_what_a_robot_installs_is_what_the_tests_ran() -> None:
+    locks = {
+        lock: set((PROJECT / "deploy" / "locks" / f"{lock}.txt").read_text().splitlines())
+        for lock in ("runtime", "demo", "dev")
+    }
+    assert locks["runtime"] <= locks["demo"] <= locks["dev"]
+
+
+def test_the_ci_script_runs_what_the_readme_says() -> None:
+    commands = re.findall(r"^```\n(make test)\n```$", (PROJECT / "README.md").read_text(), re.MULTILINE)
+    assert commands == ["make test"]
+
+
+@pytest.mark.wheels
+def test_every_runtime_dependency_has_an_aarch64_wheel() -> None:
+    done = subprocess.run(
+        [sys.executable, str(PROJECT / "deploy" / "locks" / "check_wheels.py")], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("wheels") == 2
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd-analyze is not installed")
+def test_the_unit_is_valid_and_hardened(tmp_path: Path) -> None:
+    text = (PROJECT / "systemd" / "continuon-brain.service").read_text()
+    unit = tmp_path / "continuon-brain.service"
+    unit.write_text(text.replace("/opt/continuon-brain/.venv/bin/brain", sys.executable))
+    done = subprocess.run(["systemd-analyze", "verify", str(unit)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    security = subprocess.run(
+        ["systemd-analyze", "security", "--offline=true", str(unit)], capture_output=True, text=True
+    )
+    exposure = re.search(r"exposure level for .*: ([0-9.]+)", security.stdout)
+    assert exposure, security.stdout
+    assert float(exposure[1]) < 4.0
