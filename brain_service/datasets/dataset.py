@@ -51,7 +51,7 @@ class EpisodeVectors:
 
     @property
     def size_bytes(self) -> int:
-        """Memory of the arrays."""
+        """Memory of the arrays in bytes."""
         arrays = (getattr(self, field.name) for field in fields(self) if field.name != "control_role")
         return sum(array.nbytes for array in arrays)
 
@@ -108,7 +108,7 @@ class Dataset:
             ) from error
 
     def lengths(self, split: str) -> Int64[np.ndarray, " n"]:
-        """Return the stored steps of each episode of a split, in order.
+        """Return the stored steps of each of a split's n episodes, in order, shape `[n]`.
 
         Raises:
             NotFoundError: there is no such split.

@@ -24,7 +24,7 @@ _TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
 
 
 def shard_name(dataset: str, split: str, index: int, count: int) -> str:
-    """Return the file name of shard `index` of `count`, as TFDS spells it."""
+    """Return the file name of shard `index` (from 0) of `count` shards, as TFDS spells it."""
     return f"{dataset}-{split}.tfrecord-{index:05d}-of-{count:05d}"
 
 
@@ -60,7 +60,7 @@ def _leaf(feature: Feature) -> dict[str, Any]:
 
 
 def dataset_info_json(name: str, version: str, splits: Mapping[str, tuple[Sequence[int], int]]) -> dict[str, Any]:
-    """Return the document of `dataset_info.json`; `splits` gives per split the episodes a shard and the bytes."""
+    """Return the document of `dataset_info.json`; `splits` gives per split the episodes a shard and its bytes."""
     return {
         "name": name,
         "version": version,
@@ -81,7 +81,10 @@ def dataset_info_json(name: str, version: str, splits: Mapping[str, tuple[Sequen
 def write_layout(
     folder: Path, name: str, version: str, spec: EpisodeSpec, splits: Mapping[str, tuple[Sequence[int], int]]
 ) -> None:
-    """Write both files into a dataset folder that is not published yet."""
+    """Write both files into a dataset folder that is not published yet.
+
+    `splits` gives per split the episodes of each shard and the bytes of its records without framing.
+    """
     for file, document in (
         (FEATURES_FILE, features_json(spec)),
         (INFO_FILE, dataset_info_json(name, version, splits)),

@@ -5,10 +5,11 @@ windows are shuffled anew each epoch. Nothing but the step number is state, so a
 gets the batches that it would have got.
 """
 
-import queue
-import threading
+from collections import deque
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import count
 
 import numpy as np
 from jaxtyping import Float32, Int64
@@ -80,16 +81,16 @@ class SequenceLoader:
 
     @property
     def window_count(self) -> int:
-        """Windows an epoch."""
+        """Windows an epoch: sequences of at most T steps."""
         return len(self._windows)
 
     @property
     def steps_per_epoch(self) -> int:
-        """Batches until every window has been seen, rounded up."""
+        """Batches of B windows until every window has been seen once, rounded up."""
         return -(-self.window_count // self.batch_size)
 
     def windows(self, step: int) -> list[tuple[int, int]]:
-        """Return the (episode, first step) of each row of batch `step`.
+        """Return B pairs (episode, first step), one for each row of batch `step`.
 
         Epochs follow each other without a gap: a batch may hold the end of one and the start of the next.
         """
@@ -119,7 +120,7 @@ class SequenceLoader:
         return Batch(**{name: np.stack([row[name] for row in rows]) for name in rows[0]})
 
     def batches(self, start: int = 0, prefetch: int = 2) -> Iterator[Batch]:
-        """Yield batches from step `start` on, without end, made ahead of time by a thread.
+        """Yield batches from step `start` on, without end; a thread makes `prefetch` of them ahead of time.
 
         Close the iterator (or let it go) to end the thread.
 
@@ -127,47 +128,24 @@ class SequenceLoader:
             InvalidError: `start` is negative.
             CorruptDataError: a record fails its checksum; names shard and byte.
         """
-        ready: queue.Queue[Batch | BaseException] = queue.Queue(maxsize=max(1, prefetch))
-        stop = threading.Event()
-
-        def make() -> None:
-            step = start
-            while not stop.is_set():
-                try:
-                    made: Batch | BaseException = self.batch(step)
-                except BaseException as error:  # noqa: BLE001  handed to the consumer, which raises it
-                    made = error
-                while not stop.is_set():
-                    try:
-                        ready.put(made, timeout=0.1)
-                        break
-                    except queue.Full:
-                        continue
-                if isinstance(made, BaseException):
-                    return
-                step += 1
-
-        thread = threading.Thread(target=make, name="loader-prefetch", daemon=True)
-        thread.start()
-        try:
-            while True:
-                item = ready.get()
-                if isinstance(item, BaseException):
-                    raise item
-                yield item
-        finally:
-            stop.set()
-            thread.join()
+        with ThreadPoolExecutor(1, thread_name_prefix="loader-prefetch") as pool:
+            ahead = deque(pool.submit(self.batch, start + n) for n in range(prefetch))
+            try:
+                for step in count(start + prefetch):
+                    ahead.append(pool.submit(self.batch, step))
+                    yield ahead.popleft().result()
+            finally:
+                pool.shutdown(wait=True, cancel_futures=True)
 
     def __iter__(self) -> Iterator[Batch]:
         return self.batches()
 
 
 def plan_windows(lengths: Int64[np.ndarray, " n"], sequence_length: int) -> Int64[np.ndarray, "windows 2"]:
-    """Return (episode, first step) of every window: each step of each episode lies in exactly one."""
+    """Return (episode, first step) of every window, shape `[windows, 2]`: each step lies in exactly one."""
     counts = -(-lengths // sequence_length)
     episodes = np.repeat(np.arange(len(lengths)), counts)
-    firsts = np.concatenate([np.arange(count) for count in counts]) * sequence_length
+    firsts = np.concatenate([np.arange(n) for n in counts]) * sequence_length
     return np.stack([episodes, firsts], axis=1).astype(np.int64)
 
 

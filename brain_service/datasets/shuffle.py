@@ -10,7 +10,7 @@ __all__ = ["permutation"]
 
 @lru_cache(maxsize=8)
 def permutation(count: int, seed: int, epoch: int) -> Int64[np.ndarray, " n"]:
-    """Return 0..count-1 in an order fixed by seed and epoch: sorted by a hash of each number.
+    """Return 0..count-1 (shape `[count]`) in an order fixed by seed and epoch: sorted by a hash of each.
 
     The hash is the finaliser of SplitMix64 (Steele, Lea, Flood 2014), a bijection: no two numbers tie. The last
     few results are kept and shared, hence read-only.

@@ -14,7 +14,7 @@ def _position(episode_id: str) -> float:
 
 
 def assign_splits(episode_ids: Sequence[str], val_fraction: float) -> list[str]:
-    """Return `train` or `val` for each id: `val` where its hash lies below `val_fraction`.
+    """Return `train` or `val` for each id: `val` where its hash in [0, 1) lies below `val_fraction`.
 
     With two episodes or more, and a fraction above 0, neither split stays empty: the episode with the smallest
     hash validates, the one with the largest trains. Only these two can change sides when more are recorded,

@@ -161,7 +161,7 @@ class StatisticsBuilder:
 
     @property
     def kept_steps(self) -> int:
-        """Steps whose values are held for quantiles, about."""
+        """Count of steps whose values are held for quantiles, rounded up at each thinning."""
         return self._kept
 
     @property

@@ -16,7 +16,7 @@ from typing import Any
 
 from brain_service.episodes.episode import Episode, episode_from_steps
 from brain_service.episodes.header import EpisodeHeader, parse_role
-from brain_service.episodes.schema import Step, StepIn, check_step
+from brain_service.episodes.schema import Step, StepIn, check_step, seconds_to_ns
 from brain_service.errors import BrainError, CorruptDataError, InvalidError
 from brain_service.spec import EpisodeSpec, Leaf, check_values, flatten
 
@@ -160,10 +160,7 @@ def _timestamp_ns(*places: Mapping[str, Any]) -> int:
         if type(exact) is int:
             return exact
         if isinstance(seconds, float | int) and not isinstance(seconds, bool):
-            try:
-                return round(seconds * 1e9)
-            except (OverflowError, ValueError) as error:
-                raise InvalidError(f"timestamp: {seconds!r} is no time in seconds", field="timestamp") from error
+            return seconds_to_ns(seconds, "timestamp")
     return 0
 
 

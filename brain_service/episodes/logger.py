@@ -1,13 +1,13 @@
 """`EpisodeLogger`: recording from a robot's own Python process, without the daemon."""
 
-import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, SupportsFloat
 
 import orjson
+from pydantic import ValidationError
 
 from brain_service.durable import fsync_directory, write_atomic
 from brain_service.episodes.catalogue import list_ids, read_end, read_header
@@ -36,7 +36,7 @@ class EpisodeLogger:
     dead process left here more than `recover_idle_s` seconds ago are closed as `recovered` on construction.
 
     Raises:
-        InvalidError: an unknown format.
+        InvalidError: an unknown format or setting, or a wrong value.
         UnavailableError: the directory cannot be made or written.
     """
 
@@ -45,7 +45,13 @@ class EpisodeLogger:
             raise InvalidError(f"format {format!r} is neither 'jsonl' nor 'json'", field="format")
         self._directory = Path(directory).expanduser()
         self._format = format
-        self._settings = CaptureSettings(**settings)
+        try:
+            self._settings = CaptureSettings(**settings)
+        except ValidationError as error:
+            problem = error.errors()[0]
+            name = "/".join(str(part) for part in problem["loc"])
+            known = ", ".join(CaptureSettings.model_fields)
+            raise InvalidError(f"setting {name!r}: {problem['msg']}; known: {known}", field=name) from error
         try:
             self._directory.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -53,7 +59,6 @@ class EpisodeLogger:
         self._flusher = Flusher(self._settings.sync_interval_s)
         self._flusher.start()
         self._writer: EpisodeWriter | None = None
-        self._lock = threading.Lock()
         self._finish_left_behind()
 
     def start_episode(self, environment_id: str = "default", xr_mode: str = "trainer", **metadata: Any) -> str:
@@ -79,7 +84,7 @@ class EpisodeLogger:
         self,
         obs: Mapping[str, Any],
         action: Mapping[str, Any],
-        reward: float = 0.0,
+        reward: SupportsFloat = 0.0,
         done: bool = False,
         **members: Any,
     ) -> Appended:

@@ -7,6 +7,7 @@ more behind it is damage of another kind (a flipped bit, a lost sector): what fo
 
 import contextlib
 import itertools
+import time
 from array import array
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -21,6 +22,8 @@ from brain_service.errors import BrainError, ConflictError, CorruptDataError, In
 from brain_service.spec import EpisodeSpec
 
 __all__ = ["LogScan", "RecoveryReport", "looks_like_seed", "quarantine", "recover", "scan", "sweep"]
+
+_CREATION_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,10 +167,15 @@ def sweep(root: Path) -> None:
     """
     try:
         for path in root.glob(".*.jsonl.*.tmp"):
+            # A living creator holds the lock, but for the instant between making the file and locking it.
+            if time.time() - path.stat().st_mtime < _CREATION_S:
+                continue
             with contextlib.suppress(ConflictError, NotFoundError):
                 file = EpisodeFile.open(path)
                 path.unlink(missing_ok=True)
                 file.close()
+    except FileNotFoundError:
+        return  # another process swept it or gave it its name; the next start sees to the rest
     except OSError as error:
         raise io_problem(error, f"clean up {root}") from error
 

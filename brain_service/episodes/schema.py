@@ -1,9 +1,9 @@
 """A step as it is posted, and the check that turns it into a log record."""
 
-import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 import msgspec
@@ -14,7 +14,7 @@ from brain_service.episodes.log_format import json_ready
 from brain_service.errors import InvalidError
 from brain_service.spec import EpisodeSpec, Leaf, check_values, flatten, infer_spec, unflatten
 
-__all__ = ["Step", "StepIn", "StepMetadataIn", "check_step", "nest"]
+__all__ = ["Step", "StepIn", "StepMetadataIn", "check_step", "nest", "seconds_to_ns"]
 
 _INT64 = range(-(2**63), 2**63)
 
@@ -57,12 +57,16 @@ class StepIn(msgspec.Struct, forbid_unknown_fields=True):
         return self.step_index
 
     def time_ns(self) -> int | None:
-        """Return the time of the step from either place in nanoseconds, or None if it was omitted."""
+        """Return the time of the step from either place in nanoseconds, or None if it was omitted.
+
+        Raises:
+            InvalidError: the seed's float `timestamp` is NaN or infinite.
+        """
         nested = self.step_metadata
         if self.timestamp_ns is not None or nested is None:
             return self.timestamp_ns
-        if nested.timestamp_ns is None and nested.timestamp is not None and math.isfinite(nested.timestamp):
-            return round(nested.timestamp * 1e9)
+        if nested.timestamp_ns is None and nested.timestamp is not None:
+            return seconds_to_ns(nested.timestamp, "step_metadata/timestamp")
         return nested.timestamp_ns
 
 
@@ -101,6 +105,18 @@ class Step:
         record["step_metadata"] = metadata
         record["episode_id"] = episode_id
         return record
+
+
+def seconds_to_ns(seconds: float, field: str) -> int:
+    """Return a float time in seconds as integer ns, exactly: `1.7e9 * 1e9` in floats is off by up to 128 ns.
+
+    Raises:
+        InvalidError: NaN or an infinity.
+    """
+    try:
+        return round(Fraction(seconds) * 1_000_000_000)
+    except (OverflowError, ValueError) as error:
+        raise InvalidError(f"{field}: {seconds!r} is no time in seconds", field=field) from error
 
 
 def nest(values: Mapping[str, Leaf]) -> dict[str, Any]:

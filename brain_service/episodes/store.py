@@ -41,6 +41,11 @@ Records = list[dict[str, Any]]
 
 # Enough to share a group commit between many waiting controllers; threads start as they are needed.
 _THREADS = 16
+_REASONS: dict[str | None, EndReason | None] = {
+    None: None,
+    "terminated": "terminated",
+    "truncated": "truncated",
+}
 
 
 class EpisodeStore:
@@ -151,7 +156,7 @@ class EpisodeStore:
     def end(
         self,
         episode_id: str,
-        reason: EndReason | None = None,
+        reason: str | None = None,
         final_observation: Mapping[str, Any] | None = None,
     ) -> Ended:
         """End an episode, durable before the return; the same reason again gives the same answer.
@@ -162,7 +167,7 @@ class EpisodeStore:
             ConflictError: it ended for another reason, or another process writes it.
             UnavailableError: the disk is full, read-only or failing; the episode stays open.
         """
-        if reason not in (None, "terminated", "truncated"):
+        if reason not in _REASONS:
             raise InvalidError(f"reason {reason!r} is neither 'terminated' nor 'truncated'", field="reason")
         writer = self._open.find(episode_id)
         if writer is None:
@@ -172,7 +177,7 @@ class EpisodeStore:
             ended = Ended(stored["steps"], stored["steps"] - 1, stored["reason"])
             return require_same_end(episode_id, ended, reason)
         with self._noting_errors():
-            ended = writer.end(reason, final_observation)
+            ended = writer.end(_REASONS[reason], final_observation)
         self._open.forget(episode_id)
         return ended
 

@@ -44,8 +44,8 @@ class PolicySource:
 
 
 def export_jax(
-    checkpoint_dir: Path,
-    models_dir: Path,
+    checkpoint_dir: str | Path,
+    models_dir: str | Path,
     *,
     step: int | None = None,
     evaluation: Mapping[str, Any] | None = None,
@@ -63,10 +63,14 @@ def export_jax(
         UnavailableError: the bundle cannot be written.
     """
     loaded = load_checkpoint(checkpoint_dir, step)
-    params = init_params(loaded.config, jax.random.key(0)) if untrained else loaded.params
-    source = PolicySource(loaded.config, params, loaded.normaliser, loaded.spec, loaded.control_period_s)
+    # Under jit: op by op, Flax compiles some hundred small programs first.
+    fresh = jax.jit(init_params, static_argnums=0)
+    params = fresh(loaded.config, jax.random.key(0)) if untrained else loaded.params
+    # An episode of one step has no period; none is recorded, so that none is warned about.
+    period_s = loaded.control_period_s if loaded.control_period_s > 0 else None
+    source = PolicySource(loaded.config, params, loaded.normaliser, loaded.spec, period_s)
     return export_policy(
-        source, models_dir, evaluation=evaluation, source_run=source_run or checkpoint_dir.name
+        source, Path(models_dir), evaluation=evaluation, source_run=source_run or Path(checkpoint_dir).name
     )
 
 
@@ -85,8 +89,8 @@ def export_policy(
     """
     config, normaliser = source.config, source.normaliser
     params = flat_params(source.params)
-    policy_step = jax.jit(make_policy_step(config, normaliser))
-    golden = _record_golden(policy_step, params, config, normaliser)
+    policy_step = make_policy_step(config, normaliser)
+    golden = _record_golden(jax.jit(policy_step), params, config, normaliser)
     compiled = _compile(policy_step, params, config)
     parity = Parity(_measure_parity(compiled, params, config, normaliser, golden), PARITY_CAP["none"])
     if not parity.measured <= parity.bound:
@@ -117,7 +121,7 @@ def _compile(
     def shape(*sizes: int) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((1, *sizes), jnp.float32)
 
-    exported = export.export(policy_step, platforms=PLATFORMS)(
+    exported = export.export(jax.jit(policy_step), platforms=PLATFORMS)(
         {name: jax.ShapeDtypeStruct(array.shape, array.dtype) for name, array in params.items()},
         tuple(shape(size) for size in carry_shapes(config).values()),
         shape(config.obs_dim),
@@ -173,9 +177,7 @@ def _run(
     feed_back: bool,
 ) -> Float32[np.ndarray, "T H A"]:
     """Return the actions over the golden inputs; `feed_back` writes each action as the next previous one."""
-    carry: tuple[Any, ...] = tuple(
-        np.zeros((1, size), np.float32) for size in carry_shapes(config).values()
-    )
+    carry: tuple[Any, ...] = tuple(np.zeros((1, size), np.float32) for size in carry_shapes(config).values())
     actions = np.zeros_like(golden.action)
     for t in range(len(actions)):
         if feed_back and t > 0:

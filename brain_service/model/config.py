@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
+from itertools import pairwise
 from typing import Any
 
 __all__ = ["PRESETS", "CoreModelConfig"]
@@ -87,11 +88,11 @@ class CoreModelConfig:
         periods = self.cms_periods
         if any(type(period) is not int for period in periods) or periods[0] != 1:
             raise ValueError(f"cms_periods is {periods!r}; use integers that begin with 1")
-        if any(b <= a for a, b in zip(periods, periods[1:], strict=False)):
+        if any(b <= a for a, b in pairwise(periods)):
             raise ValueError(f"cms_periods is {periods!r}; slower levels come later, so they must grow")
         if not all(0.0 < decay < 1.0 for decay in self.cms_decays):
             raise ValueError(f"cms_decays is {self.cms_decays!r}; use values between 0 and 1")
-        if any(b > a for a, b in zip(self.cms_decays, self.cms_decays[1:], strict=False)):
+        if any(b > a for a, b in pairwise(self.cms_decays)):
             raise ValueError(f"cms_decays is {self.cms_decays!r}; slower levels must not decay faster")
 
     @property
@@ -150,9 +151,10 @@ class CoreModelConfig:
         unknown = sorted(set(document) - set(known))
         if unknown:
             raise ValueError(f"unknown model setting {', '.join(unknown)}; the settings are {', '.join(known)}")
-        return cls(
-            **{name: tuple(value) if isinstance(value, list) else value for name, value in document.items()}
-        )
+        values: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in document.items()
+        }
+        return cls(**values)
 
 
 PRESETS: Mapping[str, Callable[..., CoreModelConfig]] = {

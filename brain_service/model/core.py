@@ -28,8 +28,8 @@ Params = dict[str, Any]
 class CoreModel(nn.Module):  # type: ignore[misc]
     """A recurrent policy and world model with bounded state.
 
-    `step` advances one time step and `unroll` (also `__call__`) a sequence; they give the same numbers. A row whose
-    `is_first` is 1 starts from a fresh state, whatever the carry holds. All values are normalised and float32.
+    `step` advances one time step and `unroll` (also `__call__`) a sequence; they give the same numbers. A row
+    whose `is_first` is 1 starts from a fresh state, whatever the carry holds. All values are normalised float32.
     """
 
     config: CoreModelConfig
@@ -97,9 +97,9 @@ class CoreModel(nn.Module):  # type: ignore[misc]
         features: Float32[Array, "B *T F"],
         inputs: StepInputs,
     ) -> StepOutputs:
-        return self.heads(  # type: ignore[no-any-return]
-            jnp.concatenate([encoded, wave, features], axis=-1), inputs.observation
-        )
+        features = jnp.concatenate([encoded, wave, features], axis=-1)
+        outputs: StepOutputs = self.heads(features, inputs.observation)
+        return outputs
 
 
 def init_params(config: CoreModelConfig, rng: Key[Array, ""]) -> Params:

@@ -27,7 +27,7 @@ class Encoder(nn.Module):  # type: ignore[misc]
         past = jnp.concatenate([inputs.previous_action, inputs.previous_reward[..., None]], axis=-1) * keep
         seen = jnp.concatenate([inputs.observation, past, inputs.is_first[..., None]], axis=-1)
         hidden = nn.silu(self.first(seen))
-        return hidden + nn.silu(self.second(hidden))
+        return jnp.add(hidden, nn.silu(self.second(hidden)))
 
 
 class Heads(nn.Module):  # type: ignore[misc]

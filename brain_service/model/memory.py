@@ -9,9 +9,9 @@ since. With unit keys k, values tanh(v), write gate g and slots i of a level:
     m_i   = (1 - fires lambda)(1 - x_i) m_i + x_i
     read  = sum_i m_i exp(tau K_i.q) M_i / (null + sum_i m_i exp(tau K_i.q))
 
-Every state is a convex mixture, so it is bounded for any input. Decay acts on the strength m, never on the keys, and
-an empty slot (m = 0) takes no part in a read. Distinct learned initial keys make slots tell each other apart.
-This is a slot memory in the manner of Graves et al. (arXiv 1410.5401) run at the periods of the Continuum Memory
+Every state is a convex mixture, so it is bounded for any input. Decay acts on the strength m, never on the keys,
+and an empty slot (m = 0) takes no part in a read. Distinct learned initial keys tell the slots apart. This is
+a slot memory in the manner of Graves et al. (arXiv 1410.5401) run at the periods of the Continuum Memory
 System of Behrouz et al. (arXiv 2512.24695); it is not that paper's chain of MLPs trained at test time.
 """
 

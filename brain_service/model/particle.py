@@ -27,4 +27,4 @@ class Particle(nn.Module):  # type: ignore[misc]
         """Return the next particle state under the driving signal z_t."""
         hidden = nn.silu(self.hidden(jnp.concatenate([particle, drive], axis=-1)))
         target, rate = jnp.split(self.move(hidden), 2, axis=-1)
-        return particle + nn.sigmoid(rate) * (jnp.tanh(target) - particle)
+        return jnp.add(particle, nn.sigmoid(rate) * (jnp.tanh(target) - particle))

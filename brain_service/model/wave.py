@@ -72,7 +72,8 @@ def wave_sequence(
         def combine(left: tuple[Array, Array], right: tuple[Array, Array]) -> tuple[Array, Array]:
             return left[0] * right[0], left[1] * right[0] + right[1]
 
-        return jax.lax.associative_scan(combine, (decay, signal), axis=1)[1]
+        _, states = jax.lax.associative_scan(combine, (decay, signal), axis=1)
+        return jnp.asarray(states)
 
     def advance(state: Array, gates: tuple[Array, Array]) -> tuple[Array, Array]:
         state = wave_step(state, *gates)

@@ -1,7 +1,7 @@
 """Checkpoints of a run: `<run>/<step>/` with parameters, optimiser state and a JSON item that explains them.
 
 A checkpoint stands alone: model config, feature spec, normalisation and control period are in it. Orbax makes a
-step appear whole or not at all; a hash over every array, kept in the JSON item, tells a flipped bit from a good one.
+step appear whole or not at all; a hash over every array, kept in the JSON item, finds a flipped bit.
 """
 
 import hashlib
@@ -44,7 +44,7 @@ class LoadedCheckpoint:
 
 
 class Checkpoints:
-    """The checkpoints under one run's folder, newest last. Use as a context manager; saving blocks until on disk."""
+    """The checkpoints under one run's folder; a context manager. Saving blocks until the step is on disk."""
 
     def __init__(self, folder: Path, keep: int | None = None) -> None:
         self.folder = folder.absolute()

@@ -1,7 +1,7 @@
 """How close a checkpoint's actions come to those of episodes that it did not train on.
 
-Episodes are run whole and in order, with the recorded past (teacher forcing). An action error is never enough alone:
-only the closed loop shows whether a policy works.
+Episodes are run whole and in order, with the recorded past (teacher forcing). An action error is
+never enough alone: only the closed loop shows whether a policy works.
 """
 
 from dataclasses import asdict, dataclass

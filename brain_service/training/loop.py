@@ -1,4 +1,4 @@
-"""The training run: data to optimiser steps to checkpoints, resumable at any point, stoppable between two steps."""
+"""The training run: data to optimiser steps to checkpoints; resumable at any point, stoppable between steps."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -69,7 +69,8 @@ def train(
     disturbances are functions of seed and step. With `should_stop` true the run saves and returns.
 
     Raises:
-        InvalidError: the dataset holds nothing to imitate, or the checkpoints are of another run's settings or data.
+        InvalidError: the dataset holds nothing to imitate, or the checkpoints are of another run's settings or
+            data.
         NotFoundError: there is no dataset, or it has no `train` split.
         CorruptDataError: a shard is damaged, or the loss is not finite.
         UnavailableError: a checkpoint cannot be written.

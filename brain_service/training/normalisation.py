@@ -63,12 +63,13 @@ class Normaliser:
     @property
     def action_centre(self) -> Float32[np.ndarray, "A"]:
         """Raw action that becomes 0."""
-        return (self.action_high + self.action_low) / np.float32(2)
+        centre: Float32[np.ndarray, "A"] = (self.action_high + self.action_low) / np.float32(2)
+        return centre
 
     @property
     def action_scale(self) -> Float32[np.ndarray, "A"]:
         """Raw units of one normalised unit: half the recorded range."""
-        half = (self.action_high - self.action_low) / np.float32(2)
+        half: Float32[np.ndarray, "A"] = (self.action_high - self.action_low) / np.float32(2)
         return np.where(half > RANGE_FLOOR, half, np.float32(1)).astype(np.float32)
 
     def observation(self, raw: Float32[Array | np.ndarray, "*B D"]) -> Float32[Array | np.ndarray, "*B D"]:
@@ -77,7 +78,8 @@ class Normaliser:
 
     def reward(self, raw: Float32[Array | np.ndarray, "*B"]) -> Float32[Array | np.ndarray, "*B"]:
         """Normalise rewards."""
-        return ((raw - self.reward_mean[0]) / self.reward_std[0]).clip(-CLIP, CLIP)
+        scaled: Array | np.ndarray[Any, Any] = (raw - self.reward_mean[0]) / self.reward_std[0]
+        return scaled.clip(-CLIP, CLIP)
 
     def action(self, raw: Float32[Array | np.ndarray, "*B A"]) -> Float32[Array | np.ndarray, "*B A"]:
         """Normalise actions; recorded ones come to lie in [-1, 1]."""

@@ -76,7 +76,7 @@ def make_train_step(
         metrics = metrics | {"gradient_norm": optax.global_norm(gradient)}
         return TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt_state), metrics
 
-    return jax.jit(train_step, donate_argnums=0)  # type: ignore[no-any-return]
+    return jax.jit(train_step, donate_argnums=0)
 
 
 def disturb(inputs: StepInputs, config: TrainConfig, rng: Key[Array, ""]) -> StepInputs:

@@ -133,9 +133,9 @@ def test_iteration_is_the_batches_from_any_step_on(dataset: Dataset) -> None:
 def test_leaving_an_iteration_ends_its_thread(dataset: Dataset) -> None:
     batches = _loader(dataset).batches()
     next(batches)
-    assert [thread for thread in threading.enumerate() if thread.name == "loader-prefetch"]
+    assert [thread for thread in threading.enumerate() if thread.name.startswith("loader-prefetch")]
     batches.close()  # type: ignore[attr-defined]
-    assert not [thread for thread in threading.enumerate() if thread.name == "loader-prefetch"]
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("loader-prefetch")]
 
 
 def test_only_imitated_roles_count_in_the_loss(tmp_path: Path) -> None:

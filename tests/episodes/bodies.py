@@ -12,7 +12,7 @@ from brain_service.settings import CaptureSettings
 
 JSON = "application/json"
 NDJSON = "application/x-ndjson"
-SPEC = {
+SPEC: dict[str, dict[str, Any]] = {
     "observation": {"arm/joints": {"dtype": "float32", "shape": [3]}, "grip": {"dtype": "bool"}},
     "action": {"command": {"dtype": "float32", "shape": [2]}},
 }

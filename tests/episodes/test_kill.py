@@ -33,7 +33,7 @@ def record_until_killed(root: Path, *arguments: str, answers: int) -> tuple[str,
         ("step", 1, 5),
         ("step", 20, 2),
         ("episode", 1, 200),
-        ("episode", 300, 4),
+        ("episode", 100, 4),
     ],
 )
 def test_no_accepted_step_is_lost_to_a_kill(tmp_path: Path, durability: str, batch: int, answers: int) -> None:

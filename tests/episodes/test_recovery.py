@@ -66,18 +66,29 @@ def test_a_log_cut_inside_its_header_is_no_episode(whole: bytes, tmp_path: Path)
         assert path.read_bytes() == whole[:length]
 
 
-def test_a_flipped_bit_at_any_byte_costs_no_other_line_and_destroys_nothing(whole: bytes, tmp_path: Path) -> None:
+def test_a_flipped_bit_at_any_byte_costs_no_line_before_it(whole: bytes, tmp_path: Path) -> None:
     path = tmp_path / "e.jsonl"
     line_ends = ends(whole)
     for place in range(line_ends[0], len(whole)):
         damaged = bytearray(whole)
         damaged[place] ^= 1 << (place % 8)
-        put(path, damaged)
+        put(path, bytes(damaged))
+        found = scan(path)
+        assert found.good_bytes == max(end for end in line_ends if end <= place)
+        assert len(found.offsets) == line_ends.index(found.good_bytes)
+        assert found.problem is not None
+
+
+def test_what_stands_behind_a_flipped_bit_is_set_aside_whole(whole: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "e.jsonl"
+    first = ends(whole)[0]
+    for place in range(first, len(whole), 7):
+        damaged = bytearray(whole)
+        damaged[place] ^= 1 << (place % 8)
+        put(path, bytes(damaged))
         found, report = recover_and_close(path)
-        good = max(end for end in line_ends if end <= place)
+        good = found.good_bytes
         assert path.read_bytes() == whole[:good]
-        assert len(found.offsets) == line_ends.index(good)
-        assert report.reason is not None
         if report.moved_to is None:
             assert b"\n" not in damaged[good:]
         else:
@@ -91,7 +102,7 @@ def test_a_reader_never_returns_a_damaged_value(whole: bytes, tmp_path: Path) ->
     for place in range(len(whole)):
         damaged = bytearray(whole)
         damaged[place] ^= 1 << (place % 8)
-        put(path, damaged)
+        put(path, bytes(damaged))
         try:
             found = read_episode(path)
         except CorruptDataError as error:

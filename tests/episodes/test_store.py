@@ -1,6 +1,7 @@
 """The store as a whole: ends, lists, recovery on start, other writers, many threads, and the event loop."""
 
 import asyncio
+import os
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -48,14 +49,14 @@ def test_an_end_is_durable_and_can_be_repeated(store: EpisodeStore) -> None:
     episode = begin(store, 3, durability="episode")
     assert store.get(episode)["durable_through"] == -1
     for reason in ("terminated", "terminated", None):
-        ended = store.end(episode, reason)  # type: ignore[arg-type]
+        ended = store.end(episode, reason)
         assert (ended.steps, ended.durable_through, ended.reason) == (3, 2, "terminated")
     with pytest.raises(ConflictError, match="ended as terminated"):
         store.end(episode, "truncated")
     with pytest.raises(ConflictError, match="ended as terminated"):
         store.append_json(episode, as_json(step(3)), JSON)
     with pytest.raises(InvalidError, match="neither"):
-        store.end(episode, "done")  # type: ignore[arg-type]
+        store.end(episode, "done")
 
 
 def test_an_end_without_a_reason_follows_the_last_step(store: EpisodeStore) -> None:
@@ -174,7 +175,10 @@ def test_damage_is_reported_and_the_robot_goes_on(tmp_path: Path) -> None:
         path.write_bytes(path.read_bytes().replace(old, new))
     path = tmp_path / f"{torn}.jsonl"
     path.write_bytes(path.read_bytes()[:-7])
-    (tmp_path / ".x.jsonl.0123.tmp").write_bytes(b"half a header")
+    unborn, being_born = tmp_path / ".x.jsonl.0123.tmp", tmp_path / ".y.jsonl.4567.tmp"
+    for path in (unborn, being_born):
+        path.write_bytes(b"half a header")
+    os.utime(unborn, (0, 0))
     with open_store(tmp_path) as store:
         reports = {report["episode_id"]: report for report in store.status()["recoveries"]}
         assert (reports[torn]["steps"], reports[torn]["lines_lost"], reports[torn]["moved_to"]) == (2, 1, None)
@@ -186,8 +190,19 @@ def test_damage_is_reported_and_the_robot_goes_on(tmp_path: Path) -> None:
             assert store.append_json(episode, as_json(step(2)), JSON).step_index == 2
         with pytest.raises(NotFoundError):
             store.get(header)
-    assert not list(tmp_path.glob(".*"))
+    assert (unborn.exists(), being_born.exists()) == (False, True)
     assert "checksum" in (tmp_path / "quarantine" / f"{header}.jsonl.reason.txt").read_text()
+
+
+def test_creating_while_a_store_starts_never_fails(tmp_path: Path) -> None:
+    """The start-up sweep must not take a file that is just being created for one that a crash left."""
+    for _ in range(20):
+        store = EpisodeStore(tmp_path, CaptureSettings(min_free_bytes=0))
+        store.start()
+        episode = store.create({}).episode_id
+        assert store.append_json(episode, as_json(step(0)), JSON).step_index == 0
+        store.end(episode)
+        store.close()
 
 
 def test_a_file_of_the_seed_is_left_where_it_is(tmp_path: Path) -> None:

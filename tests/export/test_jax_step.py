@@ -4,19 +4,23 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import export
 from safetensors.numpy import load
 
-from brain_service.errors import CorruptDataError
+from brain_service.errors import CorruptDataError, NotFoundError
 from brain_service.export.bundle import JAX_STEP, PARAMS, Bundle
-from brain_service.export.jax_step import GOLDEN_RESET, PLATFORMS, export_policy
+from brain_service.export.jax_step import GOLDEN_RESET, PLATFORMS, export_jax, export_policy
 from brain_service.export.policy import flat_params, make_policy_step, policy_step_of
 from brain_service.model.core import unroll
 from brain_service.model.signals import StepInputs
 from brain_service.model.state import init_carry
 from brain_service.spec import unflatten
+from brain_service.training.checkpointing import Checkpoints
+from brain_service.training.config import TrainConfig
+from brain_service.training.step import TrainState, make_optimiser
 from tests.export.models import CONFIG, NORMALISER, source
 from tests.export.samples import DRAFT
 
@@ -39,10 +43,10 @@ def test_the_manifest_tells_what_the_model_is(bundle: Bundle) -> None:
 def test_golden_vectors_are_the_models_own_unrolled_in_normalised_units(bundle: Bundle) -> None:
     golden = bundle.golden()
     inputs = StepInputs(
-        NORMALISER.observation(jax.numpy.asarray(golden.observation)[None]),
-        NORMALISER.action(jax.numpy.asarray(golden.previous_action)[None]),
-        NORMALISER.reward(jax.numpy.asarray(golden.previous_reward)[None]),
-        jax.numpy.asarray(golden.is_first)[None],
+        jnp.asarray(NORMALISER.observation(golden.observation))[None],
+        jnp.asarray(NORMALISER.action(golden.previous_action))[None],
+        jnp.asarray(NORMALISER.reward(golden.previous_reward))[None],
+        jnp.asarray(golden.is_first)[None],
     )
     _, outputs = unroll(dict(source().params), CONFIG, init_carry(CONFIG, 1), inputs)
     expected = NORMALISER.raw_action(outputs.action_mean)[0]
@@ -92,13 +96,9 @@ def test_actions_stay_within_the_recorded_limits_whatever_comes_in() -> None:
     assert (np.concatenate(reached) == NORMALISER.action_high).any()
 
 
-def test_the_same_model_has_the_same_id_and_another_another(bundle: Bundle, tmp_path: Path) -> None:
-    assert export_policy(source(0), tmp_path).name == bundle.manifest.model_id
-    assert export_policy(source(1), tmp_path).name != bundle.manifest.model_id
-
-
 def test_the_step_can_be_rebuilt_from_the_manifest(bundle: Bundle) -> None:
-    step, params, golden = policy_step_of(bundle.manifest), load(bundle.read(PARAMS)), bundle.golden()
+    step = jax.jit(policy_step_of(bundle.manifest))
+    params, golden = load(bundle.read(PARAMS)), bundle.golden()
     carry: Any = tuple(init_carry(CONFIG, 1))
     first = slice(0, 1)
     _, action = step(
@@ -119,3 +119,44 @@ def test_flat_params_are_sorted_and_nest_again() -> None:
     assert list(flat) == ["a", "b/a", "b/w"]
     again = unflatten(flat)
     assert again["b"]["w"].tolist() == [1.0, 1.0] and again["a"].tolist() == [2.0] * 3
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("checkpoints") / "run-7"
+    params = dict(source().params)
+    state = TrainState(jnp.asarray(30, jnp.int32), params, make_optimiser(TrainConfig()).init(params))
+    meta = {
+        "model": CONFIG.to_dict(),
+        "normalisation": NORMALISER.to_dict(),
+        "spec": source().spec.to_json(),
+        "control_period_s": 0.02,
+    }
+    with Checkpoints(folder, keep=1) as checkpoints:
+        checkpoints.save(state, meta)
+    return folder
+
+
+def test_a_checkpoint_becomes_the_bundle_of_its_model(run_dir: Path, bundle: Bundle, tmp_path: Path) -> None:
+    path = export_jax(run_dir, tmp_path / "models", evaluation={"mae": 0.5})
+    manifest = Bundle.open(path).manifest
+    assert path.name == bundle.manifest.model_id
+    assert manifest.source_run == "run-7" and manifest.evaluation == {"mae": 0.5}
+
+
+def test_an_untrained_twin_has_the_same_features_and_other_parameters(
+    run_dir: Path, bundle: Bundle, tmp_path: Path
+) -> None:
+    twin = Bundle.open(export_jax(run_dir, tmp_path, untrained=True)).manifest
+    assert twin.model_id != bundle.manifest.model_id
+    assert (twin.spec, twin.config, twin.carry) == (
+        bundle.manifest.spec,
+        bundle.manifest.config,
+        bundle.manifest.carry,
+    )
+
+
+def test_no_checkpoint_no_bundle(tmp_path: Path) -> None:
+    with pytest.raises(NotFoundError, match="train first"):
+        export_jax(tmp_path / "none", tmp_path / "models")
+    assert not list(tmp_path.iterdir())

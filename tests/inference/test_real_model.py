@@ -12,28 +12,20 @@ from brain_service.export.bundle import JAX_STEP, Bundle, write_bundle
 from brain_service.export.jax_step import export_policy
 from brain_service.export.policy import flat_params, make_policy_step
 from brain_service.inference import InferRequest
+from brain_service.model.state import carry_shapes
 from tests.export.models import CONFIG, NORMALISER, source
 from tests.inference.harness import run, serving
 
 
 @pytest.fixture(scope="module")
-def models_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("real") / "models"
-    export_policy(source(), folder)
-    return folder
-
-
-def only_model(models_dir: Path) -> str:
-    (path,) = models_dir.iterdir()
-    return path.name
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return export_policy(source(), tmp_path_factory.mktemp("real") / "models")
 
 
 async def drive(models_dir: Path, cache_dir: Path, model_id: str) -> None:
     step = jax.jit(make_policy_step(CONFIG, NORMALISER))
     params = flat_params(source().params)
-    carry: Any = tuple(
-        np.zeros((1, size), np.float32) for size in Bundle.open(models_dir / model_id).manifest.carry.values()
-    )
+    carry: Any = tuple(np.zeros((1, size), np.float32) for size in carry_shapes(CONFIG).values())
     previous = np.zeros(2, np.float32)
     rng = np.random.default_rng(0)
     async with serving(models_dir, cache_dir, model_id) as router:
@@ -56,15 +48,15 @@ async def drive(models_dir: Path, cache_dir: Path, model_id: str) -> None:
             previous = reply.chunk[0]
 
 
-def test_the_exported_model_is_served_number_for_number(models_dir: Path, tmp_path: Path) -> None:
+def test_the_exported_model_is_served_number_for_number(exported: Path, tmp_path: Path) -> None:
     async def scenario() -> None:
-        await drive(models_dir, tmp_path / "cache", only_model(models_dir))
+        await drive(exported.parent, tmp_path / "cache", exported.name)
 
     run(scenario())
 
 
-def test_an_unreadable_export_is_rebuilt_and_serves_the_same(models_dir: Path, tmp_path: Path) -> None:
-    whole = Bundle.open(models_dir / only_model(models_dir))
+def test_an_unreadable_export_is_rebuilt_and_serves_the_same(exported: Path, tmp_path: Path) -> None:
+    whole = Bundle.open(exported)
     files = {name: whole.read(name) for name in whole.manifest.files}
     # As a future jax would leave it to this one: hashes hold, the form cannot be read.
     files[JAX_STEP] = b"\x00" * 64

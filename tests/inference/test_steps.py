@@ -27,7 +27,7 @@ def test_actions_are_the_models_with_action_and_reward_fed_back(toys: Toys) -> N
             for step in range(60):
                 observation, reward = toy_observation(rng), float(rng.uniform(-1, 1))
                 reply = await ask(router, session.session_id, observation, step=step, reward=reward)
-                expected = reference.step(observation, np.float32(reward))
+                expected = reference.step(observation, reward)
                 np.testing.assert_allclose(reply.chunk, expected, rtol=0, atol=1e-6)
                 assert set(reply.action) == {"gripper", "velocity"}
                 assert reply.action["gripper"].shape == () and reply.action["velocity"].shape == (1,)

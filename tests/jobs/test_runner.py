@@ -79,7 +79,7 @@ def test_a_cancelled_job_is_over_and_its_process_group_gone(
         job = wait_ended(table, long_job)
         with pytest.raises(ProcessLookupError):
             os.killpg(pid, 0)
-        following = table.create("export", {}).job_id
+        following = table.create("train", {"dataset": "nothing"}).job_id
         assert wait_ended(table, following).state == "failed"
     assert job.state == "cancelled"
     assert job.error is None
@@ -190,7 +190,7 @@ def test_a_data_directory_that_cannot_be_written_fails_the_job_clearly(data_dir:
 
 
 def test_old_jobs_and_their_folders_go(data_dir: Path, table: JobTable) -> None:
-    jobs = [table.create("export", {}).job_id for _ in range(4)]
+    jobs = [table.create("convert", {}).job_id for _ in range(4)]
     with running_runner(data_dir, BRAIN_JOBS__KEEP_FINISHED="2"):
         wait_until(lambda: {job.job_id for job in table.list().jobs} == set(jobs[2:]), "old jobs to be forgotten")
         wait_until(

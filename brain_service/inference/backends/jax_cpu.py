@@ -4,6 +4,7 @@ Imported by workers only.
 """
 
 import logging
+import struct
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -22,6 +23,10 @@ from brain_service.inference.arena import Layout
 __all__ = ["load"]
 
 log = logging.getLogger(__name__)
+
+# The bytes are those that were exported, so what fails is another version's file form (flatbuffers then reads
+# fields that are not there), calling convention, operator or device.
+_UNREADABLE = (AttributeError, LookupError, TypeError, ValueError, RuntimeError, struct.error)
 
 Params = Mapping[str, Float32[np.ndarray, "..."]]
 PolicyStep = Callable[..., tuple[tuple[Array, ...], Array]]
@@ -56,21 +61,21 @@ def load(bundle: Bundle, layout: Layout, cache_dir: Path) -> _JaxPolicy:
         CorruptDataError: the parameters cannot be read.
     """
     for option, value in _caching(cache_dir).items():
-        jax.config.update(option, value)  # type: ignore[no-untyped-call]
+        jax.config.update(option, value)
     try:
         params = load_safetensors(bundle.read(PARAMS))
     except SafetensorError as error:
         raise CorruptDataError(f"{bundle.path / PARAMS}: {error}") from error
     try:
         return _compile(export.deserialize(bytearray(bundle.read(JAX_STEP))).call, params, layout)
-    except (ValueError, TypeError, NotImplementedError, RuntimeError) as error:
+    except _UNREADABLE as error:
         log.warning("%s is unreadable to jax %s, rebuilding the step: %s", JAX_STEP, jax.__version__, error)
     try:
         # Only here, in a worker, and only when the export cannot be read: the model's own code.
         from brain_service.export.policy import policy_step_of
 
         return _compile(policy_step_of(bundle.manifest), params, layout)
-    except (ValueError, TypeError, KeyError, NotImplementedError, RuntimeError) as error:
+    except _UNREADABLE as error:
         raise UnavailableError(
             f"jax {jax.__version__} can neither read {JAX_STEP} nor rebuild the step: {error}; "
             "export the checkpoint again with this version"

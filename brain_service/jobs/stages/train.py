@@ -38,15 +38,25 @@ def run(context: JobContext) -> Outcome:
         CancelledJobError: the job was asked to stop.
     """
     run_id = context.job.job_id
-    begun = train(
+    done = train(
         dataset_path(context.settings, str(context.result["dataset"])),
         context.settings.checkpoints_dir / run_id,
-        TrainConfig(**_chosen(context)),
+        TrainConfig.from_dict(_chosen(context)),
         on_progress=lambda progress: _report(context, progress),
         should_stop=context.should_stop,
     )
     context.check_stop()
-    return Outcome(f"{begun.step} steps", {"train": {"checkpoint": run_id, "steps": begun.step}})
+    result = {
+        "checkpoint": run_id,
+        "steps": done.step,
+        "final_loss": done.final_loss,
+        "steps_per_s": done.steps_per_s,
+        "duration_s": done.duration_s,
+        "resumed_from": done.resumed_from,
+    }
+    loss = "" if done.final_loss is None else f", loss {done.final_loss:.3f}, {done.steps_per_s:.1f} steps/s"
+    resumed = "" if done.resumed_from is None else f", resumed at step {done.resumed_from}"
+    return Outcome(f"{done.step} steps{loss}{resumed}", {"train": result})
 
 
 def _chosen(context: JobContext) -> dict[str, Any]:
@@ -58,4 +68,10 @@ def _chosen(context: JobContext) -> dict[str, Any]:
 
 
 def _report(context: JobContext, progress: TrainProgress) -> None:
-    context.report(progress.step / max(progress.steps, 1), step=progress.step, loss=progress.loss)
+    context.report(
+        progress.step / max(progress.steps, 1),
+        **progress.metrics,
+        step=progress.step,
+        steps=progress.steps,
+        steps_per_s=progress.steps_per_s,
+    )

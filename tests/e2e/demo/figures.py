@@ -86,20 +86,22 @@ def print_figures(figures: Figures, console: Console) -> None:
             f"{score.latency_ms_p99:.2f} ms",
         )
     console.print(models)
-    train, data = figures.pipeline.get("train", {}), figures.pipeline.get("dataset", {})
-    held_out = figures.pipeline.get("evaluation", {})
+    made = figures.pipeline
+    splits, train, held_out = made["convert"]["splits"], made["train"], made["evaluation"]
     facts = Table(show_header=False, title="What it took")
     facts.add_row("recorded", f"{figures.episodes} episodes, {figures.steps} steps in {figures.record_s:.0f} s")
-    facts.add_row("dataset", ", ".join(f"{key} {value}" for key, value in data.items()))
-    facts.add_row("training", ", ".join(f"{key} {_short(value)}" for key, value in train.items()))
-    facts.add_row("held out", ", ".join(f"{key} {_short(value)}" for key, value in held_out.items()))
-    facts.add_row("pipeline", f"{figures.pipeline_s:.0f} s from POST /pipeline to the new model in service")
+    facts.add_row("dataset", f"{made['dataset']}: {splits['train']} episodes to train on, {splits['val']} held out")
     facts.add_row(
-        "in all",
-        f"{figures.total_s:.0f} s, peak memory {figures.peak_memory_bytes / 1e9:.2f} GB (simulator too)",
+        "training",
+        f"{train['steps']} steps in {train['duration_s']:.0f} s ({train['steps_per_s']:.1f} steps/s), "
+        f"loss {train['final_loss']:.3f}",
     )
+    facts.add_row(
+        "held out",
+        f"action error {held_out['relative_rmse']:.1%} of the range over {held_out['steps']} steps; "
+        f"always the mean action: {held_out['baseline_relative_rmse']:.1%}",
+    )
+    facts.add_row("pipeline", f"{figures.pipeline_s:.0f} s from POST /pipeline to the new model in service")
+    memory_gb = figures.peak_memory_bytes / 1e9
+    facts.add_row("in all", f"{figures.total_s:.0f} s, peak memory {memory_gb:.2f} GB, simulator included")
     console.print(facts)
-
-
-def _short(value: object) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,71 @@
+import json
+from typing import Any
+
+import jax
+import pytest
+
+from brain_service.model.config import PRESETS, CoreModelConfig
+from brain_service.model.core import count_parameters, init_params
+
+
+@pytest.mark.parametrize("preset", sorted(PRESETS))
+def test_a_config_survives_json(preset: str) -> None:
+    config = PRESETS[preset](obs_dim=7, action_dim=2)
+    assert CoreModelConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+@pytest.mark.parametrize("preset", sorted(PRESETS))
+def test_presets_take_the_robots_sizes_and_keep_the_seeds_defaults(preset: str) -> None:
+    assert (PRESETS[preset]().obs_dim, PRESETS[preset]().action_dim) == (128, 32)
+    assert PRESETS[preset](obs_dim=39).obs_dim == 39
+
+
+def test_presets_have_the_parameter_counts_that_the_documentation_states() -> None:
+    def count(config: CoreModelConfig) -> int:
+        return count_parameters(jax.eval_shape(lambda: init_params(config, jax.random.key(0))))
+
+    assert count(CoreModelConfig.development()) == pytest.approx(0.2e6, rel=0.15)
+    assert count(CoreModelConfig.pi5_optimized()) == pytest.approx(0.8e6, rel=0.1)
+    assert count(CoreModelConfig.tpu_optimized()) == pytest.approx(15e6, rel=0.1)
+
+
+def test_class_methods_are_the_presets() -> None:
+    assert CoreModelConfig.pi5_optimized() == PRESETS["pi5_optimized"]()
+    assert CoreModelConfig.tpu_optimized() == PRESETS["tpu_optimized"]()
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("obs_dim", 0),
+        ("action_dim", -3),
+        ("action_horizon", 1.5),
+        ("d_s", True),
+        ("cms_sizes", ()),
+        ("cms_sizes", (8, 0, 4)),
+        ("cms_periods", (1, 8)),
+        ("cms_periods", (2, 8, 64)),
+        ("cms_periods", (1, 8, 8)),
+        ("cms_periods", (1, 8.5, 64)),
+        ("cms_decays", (0.1, 0.05)),
+        ("cms_decays", (0.1, 0.05, 0.0)),
+        ("cms_decays", (0.01, 0.05, 0.1)),
+        ("wave_min_steps", 0.5),
+        ("wave_max_steps", 1.0),
+        ("action_limit", 0.9),
+        ("log_std_min", 2.0),
+    ],
+)
+def test_an_impossible_value_is_refused_by_name(field: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=field):
+        CoreModelConfig(**{field: value})
+
+
+def test_an_unknown_setting_is_refused_and_the_known_ones_are_named() -> None:
+    with pytest.raises(ValueError, match=r"d_q.*d_s"):
+        CoreModelConfig.development(d_q=4)
+
+
+def test_one_level_of_memory_is_enough() -> None:
+    config = CoreModelConfig(cms_sizes=(4,), cms_periods=(1,), cms_decays=(0.1,))
+    assert (config.levels, config.slots) == (1, 4)

@@ -1,0 +1,150 @@
+from itertools import pairwise
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from brain_service.model.memory import Memory, MemoryState, pack_memory, unit, unpack_memory
+from brain_service.model.state import carry_shapes
+from tests.model.models import SMALL, params_of
+
+PARAMS = {"params": params_of(SMALL)["cell"]["memory"]}
+FIRST = jnp.ones((1,), jnp.float32)
+
+
+def fresh() -> MemoryState:
+    shapes = carry_shapes(SMALL)
+    empty = unpack_memory(SMALL, jnp.zeros((1, shapes["slots"])), jnp.zeros((1, shapes["clock"])))
+    state: MemoryState = Memory(SMALL).apply(PARAMS, empty, FIRST, method="reset")
+    return state
+
+
+@jax.jit
+def read(state: MemoryState, query: jax.Array) -> jax.Array:
+    return jnp.asarray(Memory(SMALL).apply(PARAMS, state, query, method="read"))
+
+
+@jax.jit
+def write(state: MemoryState, drive: jax.Array, reads: jax.Array) -> MemoryState:
+    after: MemoryState = Memory(SMALL).apply(PARAMS, state, drive, reads, method="write")
+    return after
+
+
+def rollout(steps: int, seed: int = 0) -> list[MemoryState]:
+    """Return the states after each of `steps` random writes, the fresh one first."""
+    rng = np.random.default_rng(seed)
+    states = [fresh()]
+    for _ in range(steps):
+        drive = jnp.asarray(rng.standard_normal((1, SMALL.d_c)), jnp.float32)
+        query = jnp.asarray(rng.standard_normal((1, SMALL.d_k)), jnp.float32)
+        states.append(write(states[-1], drive, read(states[-1], query)))
+    return states
+
+
+def level_of_slot() -> np.ndarray:
+    return np.repeat(np.arange(SMALL.levels), SMALL.cms_sizes)
+
+
+@given(seed=st.integers(0, 2**16))
+@settings(max_examples=20, deadline=None)
+def test_packing_loses_nothing(seed: int) -> None:
+    rng, shapes = np.random.default_rng(seed), carry_shapes(SMALL)
+    slots = jnp.asarray(rng.standard_normal((2, shapes["slots"])), jnp.float32)
+    clock = jnp.asarray(rng.standard_normal((2, shapes["clock"])), jnp.float32)
+    again = pack_memory(unpack_memory(SMALL, slots, clock))
+    assert np.array_equal(again[0], slots) and np.array_equal(again[1], clock)
+
+
+def test_an_empty_memory_answers_nothing_whatever_is_asked() -> None:
+    for seed in range(5):
+        query = jax.random.normal(jax.random.key(seed), (1, SMALL.d_k))
+        assert np.array_equal(read(fresh(), query), np.zeros((1, SMALL.levels, SMALL.d_v)))
+
+
+def test_each_level_is_written_at_its_own_period_and_untouched_between() -> None:
+    states = rollout(2 * SMALL.cms_periods[-1])
+    level = level_of_slot()
+    for t, (before, after) in enumerate(pairwise(states), start=1):
+        for index, period in enumerate(SMALL.cms_periods):
+            mine = level == index
+            values = slice(0, SMALL.d_v)
+            changed = not np.array_equal(before.slots[0, mine, values], after.slots[0, mine, values])
+            assert changed == (t % period == 0), (t, index)
+            if t % period:
+                assert np.array_equal(before.strength[0, mine], after.strength[0, mine])
+
+
+def test_a_slow_level_takes_in_the_mean_of_what_the_level_below_returned_since() -> None:
+    state = fresh()
+    drive = jnp.zeros((1, SMALL.d_c))
+    reads = jax.random.normal(jax.random.key(0), (SMALL.cms_periods[1] - 1, 1, SMALL.levels, SMALL.d_v))
+    for one in reads:
+        state = write(state, drive, one)
+    np.testing.assert_allclose(state.pending[0, : SMALL.d_v], reads[:, 0, 0].sum(axis=0), atol=1e-6)
+    state = write(state, drive, jnp.zeros((1, SMALL.levels, SMALL.d_v)))
+    assert np.array_equal(state.pending[0, : SMALL.d_v], np.zeros(SMALL.d_v))
+    assert np.array_equal(state.elapsed[0, :1], [0.0])
+
+
+def test_values_strengths_and_keys_stay_in_their_ranges() -> None:
+    for state in rollout(100, seed=2):
+        values, keys = np.asarray(state.slots[..., : SMALL.d_v]), np.asarray(state.slots[..., SMALL.d_v :])
+        strength = np.asarray(state.strength)
+        assert np.abs(values).max() <= 1.0
+        assert strength.min() >= 0.0 and strength.max() <= 1.0
+        assert np.linalg.norm(keys, axis=-1).max() <= 1.0 + 1e-5
+
+
+def test_a_read_is_a_mixture_of_what_was_stored() -> None:
+    state = rollout(30, seed=4)[-1]
+    level = level_of_slot()
+    for seed in range(10):
+        answer = np.asarray(read(state, jax.random.normal(jax.random.key(seed), (1, SMALL.d_k))))[0]
+        for index in range(SMALL.levels):
+            values = np.asarray(state.slots[0, level == index, : SMALL.d_v])
+            # The null slot draws towards zero, so zero belongs to the mixture.
+            assert (answer[index] <= np.maximum(values.max(axis=0), 0) + 1e-6).all()
+            assert (answer[index] >= np.minimum(values.min(axis=0), 0) - 1e-6).all()
+
+
+def test_asking_with_a_slots_own_key_gives_most_weight_to_that_slot() -> None:
+    state = fresh()
+    level = level_of_slot()
+    first = np.flatnonzero(level == 0)
+    marks = np.eye(len(level), SMALL.d_v, dtype=np.float32)
+    slots = state.slots.at[0, :, : SMALL.d_v].set(marks)
+    state = state._replace(slots=slots, strength=jnp.ones_like(state.strength))
+    for slot in first:
+        answer = np.asarray(read(state, state.slots[:, slot, SMALL.d_v :]))[0, 0]
+        assert answer.argmax() == slot
+
+
+def test_decay_weakens_a_slot_and_leaves_its_key_alone() -> None:
+    state = rollout(20, seed=5)[-1]
+    weak = state._replace(strength=state.strength * 0.01)
+    query = jax.random.normal(jax.random.key(0), (1, SMALL.d_k))
+    assert float(jnp.abs(read(weak, query)).sum()) < float(jnp.abs(read(state, query)).sum())
+    assert np.array_equal(weak.slots, state.slots)
+
+
+def test_reset_touches_only_the_rows_that_begin() -> None:
+    used = rollout(9, seed=1)[-1]
+    both = MemoryState(*(jnp.concatenate([part, part]) for part in used))
+    after: MemoryState = Memory(SMALL).apply(PARAMS, both, jnp.asarray([1.0, 0.0]), method="reset")
+    for mine, kept, start in zip(after, used, fresh(), strict=True):
+        assert np.array_equal(mine[:1], start)
+        assert np.array_equal(mine[1:], kept)
+
+
+def test_initial_keys_differ_so_that_slots_can_be_told_apart() -> None:
+    keys = np.asarray(fresh().slots[0, :, SMALL.d_v :])
+    distances = np.linalg.norm(keys[:, None] - keys[None], axis=-1) + 9 * np.eye(len(keys))
+    assert distances.min() > 1e-3
+
+
+def test_unit_vectors_have_length_one_and_zero_stays_zero() -> None:
+    vectors = jnp.asarray([[3.0, 4.0], [0.0, 0.0], [1e-2, 0.0]])
+    lengths = np.linalg.norm(unit(vectors), axis=-1)
+    np.testing.assert_allclose(lengths, [1.0, 0.0, 1.0], atol=1e-2)
