@@ -1,9 +1,11 @@
 """What every test gets: array shapes checked at run time, Hypothesis profiles, a running daemon on request."""
 
+import builtins
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import blockbuster  # noqa: F401  (imported first, for what is undone below)
 import pytest
 from hypothesis import settings as hypothesis_settings
 from jaxtyping import install_import_hook
@@ -15,6 +17,10 @@ install_import_hook(
 )
 
 from tests.processes import Daemon, running_daemon  # noqa: E402
+
+# forbiddenfruit, which BlockBuster patches with, replaces `dir` by one that fails on objects without a name, and
+# Orbax then cannot save. To be removed when BlockBuster does without it.
+builtins.dir = getattr(dir, "__wrapped__", dir)
 
 # A timing out of the machine's mood is no failure: laws are about values.
 hypothesis_settings.register_profile("default", deadline=None, max_examples=60)

@@ -71,12 +71,12 @@ class Manifest:
 
     @property
     def observation_size(self) -> int:
-        """D: length of the flat observation vector."""
+        """Length of the flat observation vector, shape [D]."""
         return vector_size(self.spec.observation)
 
     @property
     def action_size(self) -> int:
-        """A: length of the flat action vector."""
+        """Length of the flat action vector, shape [A]."""
         return vector_size(self.spec.action)
 
     def identity(self, params_sha256: str) -> str:

@@ -52,17 +52,17 @@ class Layout:
 
     @property
     def carry_size(self) -> int:
-        """C: all carry arrays together."""
+        """Floats of all carry arrays together, shape [C]."""
         return sum(self.carry.values())
 
     @property
     def request_size(self) -> int:
-        """Observation, previous action, previous reward and is_first together: D + A + 2."""
+        """Floats of observation, previous action, previous reward and is_first together, shape [D + A + 2]."""
         return self.observation + self.action + 2
 
     @property
     def response_size(self) -> int:
-        """The action chunk, H * A."""
+        """Floats of the action chunk, shape [H * A]."""
         return self.horizon * self.action
 
     @property

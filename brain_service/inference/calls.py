@@ -32,7 +32,7 @@ class InferRequest:
     received_ns: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class InferReply:
     """An action in time, and where it came from.
 

@@ -4,6 +4,7 @@ All methods run on the event loop and none of them blocks it. Starting, waiting 
 """
 
 import asyncio
+import contextlib
 import logging
 import os
 import signal
@@ -123,20 +124,26 @@ class WorkerClient:
             CorruptDataError: the bundle does not verify or fails the golden check.
             UnavailableError: the process died, its runtime failed, or it took longer than `timeout_s`.
         """
-        process, sock = await asyncio.to_thread(_spawn, entry, order, memory_fd)
-        client = cls(process, sock, hang_s, on_lost)
+        spawning = asyncio.ensure_future(asyncio.to_thread(_spawn, entry, order, memory_fd))
         try:
-            async with asyncio.timeout(timeout_s):
-                client.report = await client._loaded
-        except TimeoutError as error:
-            await client.close(grace_s=0.0)
-            raise UnavailableError(
-                f"{entry.name}: the worker was not ready within {timeout_s} s; "
-                "see its log, or raise inference.worker_start_timeout_s"
-            ) from error
-        except BaseException:
-            await client.close(grace_s=0.0)
+            process, sock = await asyncio.shield(spawning)
+        except asyncio.CancelledError:
+            process, sock = await spawning
+            sock.close()
+            await asyncio.to_thread(_stop, process, 0.0)
             raise
+        client = cls(process, sock, hang_s, on_lost)
+        async with contextlib.AsyncExitStack() as undo:
+            undo.push_async_callback(client.close, grace_s=0.0)
+            try:
+                async with asyncio.timeout(timeout_s):
+                    client.report = await client._loaded
+            except TimeoutError as error:
+                raise UnavailableError(
+                    f"{entry.name}: the worker was not ready within {timeout_s} s; "
+                    "see its log, or raise inference.worker_start_timeout_s"
+                ) from error
+            undo.pop_all()
         return client
 
     def submit(self, row: int, read_slot: int, deadline_ns: int) -> Ticket:

@@ -95,9 +95,10 @@ class Fleet:
 
     async def drop_drained(self) -> None:
         """Stop models that are neither active nor the rollback and have no session left."""
-        if self._lock.locked():
-            return
         for model_id, model in list(self._loaded.items()):
+            if self._lock.locked():
+                # An activation may be about to use this very model.
+                return
             if model is not self.active and model is not self.previous and model.sessions == 0:
                 del self._loaded[model_id]
                 await model.close()
@@ -137,10 +138,15 @@ class Fleet:
         return model
 
     async def _swap(self, model: ServedModel) -> None:
+        if not model.ready:
+            raise UnavailableError(
+                f"the worker of model {model.model_id} is being started again ({model.last_error}); "
+                "what serves now goes on, retry in a few seconds"
+            )
         before = self.active
         await asyncio.to_thread(self.store.point, model.model_id, before.model_id if before else None)
         self.active, self.previous, self.error = model, before, None
-        log.warning("model %s serves, %s before", model.model_id, before.model_id if before else "none")
+        log.info("model %s serves, %s before", model.model_id, before.model_id if before else "none")
 
     def _role(self, model_id: str) -> str | None:
         for role, model in (("active", self.active), ("previous", self.previous)):

@@ -18,7 +18,7 @@ class LatencyWindow:
         self._count += 1
 
     def summary(self) -> dict[str, float | int | None]:
-        """Return p50 and p99 over the window (None while empty) and the number ever added."""
+        """Return p50 and p99 in microseconds over the window (None while empty) and the number ever added."""
         filled = self._values_us[: min(self._count, self._values_us.size)]
         if not filled.size:
             return {"p50": None, "p99": None, "count": 0}

@@ -5,10 +5,11 @@ Nothing here imports a model runtime and nothing blocks the event loop.
 
 import asyncio
 import contextlib
-import math
 import time
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from brain_service.errors import (
     BrainError,
@@ -30,6 +31,7 @@ __all__ = ["InferReply", "InferRequest", "InferenceRouter", "SessionInfo"]
 
 _HOUSEKEEPING_S = 1.0
 _MAX_DEADLINE_MS = 60_000.0
+_MAX_FLOAT32 = float(np.finfo(np.float32).max)
 
 
 class InferenceRouter:
@@ -162,7 +164,7 @@ class InferenceRouter:
             "previous_model": fleet.previous.model_id if fleet.previous else None,
             "backend": fleet.active.backend if fleet.active else None,
             "why": fleet.active.status()["why"] if fleet.active else [],
-            "error": fleet.active.last_error if fleet.active else fleet.error,
+            "error": fleet.error if fleet.active is None else None if self.ready else fleet.active.last_error,
             "sessions": len(self._sessions),
             "evicted_sessions": self._sessions.evicted,
             "compute_us": self._compute_us.summary(),
@@ -192,19 +194,46 @@ class InferenceRouter:
         session = self._sessions.for_infer(request.session_id)
         session.used_s = time.monotonic()
         try:
-            return await self._infer(session, request, received_ns)
+            _check_numbers(request)
+            deadline_ms = request.deadline_ms or self._settings.deadline_ms
+            deadline_ns = received_ns + int(deadline_ms * 1e6)
+            await self._take_turn(session, deadline_ns)
+            try:
+                return await self._infer(session, request, received_ns, deadline_ns)
+            finally:
+                session.turn.release()
         except BrainError as error:
             self._deadline_misses += isinstance(error, DeadlineExceededError)
             error.members.setdefault("next_step", session.next_step)
             raise
 
-    async def _infer(self, session: Session, request: InferRequest, received_ns: int) -> InferReply:
-        _check_numbers(request)
+    async def _take_turn(self, session: Session, deadline_ns: int) -> None:
+        """Wait until no other request of this session is between its submission and its answer.
+
+        Without turns a request that arrives just as an answer does could write its inputs over the row before
+        that answer is taken up.
+        """
+        row = session.row
+        if not session.turn.locked():
+            await session.turn.acquire()  # returns at once, without a pass of the event loop
+            return
+        try:
+            async with asyncio.timeout((deadline_ns - time.monotonic_ns()) / 1e9):
+                await session.turn.acquire()
+        except TimeoutError as error:
+            raise _late(session) from error
+        try:
+            self._require_same(session, row)
+        except ConflictError:
+            session.turn.release()
+            raise
+
+    async def _infer(
+        self, session: Session, request: InferRequest, received_ns: int, deadline_ns: int
+    ) -> InferReply:
         stored = session.answer_for(request.step)
         if stored is not None:
             return stored
-        deadline_ms = request.deadline_ms or self._settings.deadline_ms
-        deadline_ns = received_ns + int(deadline_ms * 1e6)
         row, model = session.row, session.model
         observation = model.manifest.spec.observation
         values = check_values(flatten(request.observation, "observation"), observation, "observation")
@@ -215,8 +244,6 @@ class InferenceRouter:
             # The row belongs to a step whose client gave up on it; its result will be dropped.
             await self._settled(session.ticket, session, deadline_ns)
             self._require_same(session, row)
-            if (stored := session.answer_for(request.step)) is not None:
-                return stored
         D, A = model.manifest.observation_size, model.manifest.action_size
         first = session.next_step == 0
         row.request[0, :D] = to_vector(values, observation)
@@ -315,8 +342,8 @@ def _check_numbers(request: InferRequest) -> None:
         raise InvalidError(
             f"deadline_ms: {deadline_ms!r} is not above 0 and at most {_MAX_DEADLINE_MS:g}", field="deadline_ms"
         )
-    if not math.isfinite(request.reward):
-        raise InvalidError(f"reward: {request.reward!r} is not finite", field="reward")
+    if not abs(request.reward) <= _MAX_FLOAT32:
+        raise InvalidError(f"reward: {request.reward!r} is not finite in float32", field="reward")
 
 
 def _late(session: Session) -> DeadlineExceededError:

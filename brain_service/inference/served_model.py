@@ -1,6 +1,7 @@
 """One model in service: its arena, which outlives workers, and the worker that runs it now."""
 
 import asyncio
+import contextlib
 import logging
 import time
 from dataclasses import dataclass
@@ -69,11 +70,10 @@ class ServedModel:
         """
         bundle = await asyncio.to_thread(Bundle.open, path)
         model = await asyncio.to_thread(cls, bundle, settings, cache_dir)
-        try:
+        async with contextlib.AsyncExitStack() as undo:
+            undo.push_async_callback(model.close)
             await model._start()
-        except BaseException:
-            await model.close()
-            raise
+            undo.pop_all()
         return model
 
     @property

@@ -1,5 +1,6 @@
 """Sessions: one robot's recurrent state on one model, its steps counted strictly, its last answer kept."""
 
+import asyncio
 import logging
 import secrets
 import time
@@ -62,11 +63,13 @@ class Session:
     """One robot's state: a row of its model's arena, and where it stands.
 
     `slot` says which carry slot of the row holds the state; `previous_action` [A] is the last answered action.
+    `turn` lets one request at a time use the row.
     """
 
     def __init__(self, session_id: str, model: ServedModel) -> None:
         self.session_id = session_id
         self.created_s = time.monotonic()
+        self.turn = asyncio.Lock()
         self.begin(model)
 
     def begin(self, model: ServedModel) -> None:

@@ -18,7 +18,7 @@ from brain_service.jobs.folder import JobFolder
 from brain_service.jobs.job import Job
 from brain_service.jobs.processes import end_group, identify, stop_child
 from brain_service.jobs.table import JobTable
-from brain_service.settings import Settings
+from brain_service.settings import Settings, child_environment
 
 __all__ = ["RunnerLoop"]
 
@@ -128,13 +128,18 @@ class RunnerLoop:
 
     def _spawn(self, job: Job, log_file: Path) -> "subprocess.Popen[bytes]":
         command = [sys.executable, "-m", "brain_service.jobs.worker", "--data-dir", str(self._settings.data_dir)]
+        # A job that starts again, and the next job of the same sizes, find their programs compiled.
+        caching = {
+            "JAX_COMPILATION_CACHE_DIR": str(self._settings.cache_dir / "xla"),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        }
         with log_file.open("ab") as output:
-            # Our own program with our own arguments; the job's parameters travel through the table.
             return subprocess.Popen(
                 [*command, "--job-id", job.job_id, "--runner-pid", str(os.getpid())],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
+                env=child_environment(caching),
                 start_new_session=True,
             )
 

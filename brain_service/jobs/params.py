@@ -7,6 +7,7 @@ which must not import the model's code; a test compares them with the real table
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic_core import PydanticCustomError
 
 __all__ = ["ConvertParams", "EvaluateParams", "ExportParams", "Params", "PipelineParams", "TrainParams"]
 
@@ -67,14 +68,16 @@ class TrainParams(Params):
     @classmethod
     def _trainer_is_here(cls, trainer: str) -> str:
         if trainer == "pytorch":
-            raise ValueError("'pytorch' is not available here; choose 'auto' or 'jax'")
+            raise PydanticCustomError("unavailable", "'pytorch' is not available here; choose 'auto' or 'jax'")
         return trainer
 
     @field_validator("target")
     @classmethod
     def _target_is_here(cls, target: str) -> str:
         if target != "local":
-            raise ValueError(f"{target!r} is not available here; choose 'local'")
+            raise PydanticCustomError(
+                "unavailable", "'{target}' is not available here; choose 'local'", {"target": target}
+            )
         return target
 
 

@@ -1,12 +1,14 @@
 """Names in bodies and results (`episodes/1.0.3`, a run's id) to folders, and the newest where none is named."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from brain_service.datasets.versions import list_versions
 from brain_service.errors import NotFoundError
 from brain_service.settings import Settings
 
-__all__ = ["checkpoint_path", "dataset_path"]
+__all__ = ["checkpoint_path", "dataset_path", "job_dataset"]
 
 
 def dataset_path(settings: Settings, reference: str | None) -> Path:
@@ -32,6 +34,15 @@ def dataset_path(settings: Settings, reference: str | None) -> Path:
     if not matching:
         raise NotFoundError(f"no dataset {reference!r}; there are {', '.join(found)}", field="dataset")
     return matching[-1]
+
+
+def job_dataset(settings: Settings, result: Mapping[str, Any]) -> Path:
+    """Return the version folder of the dataset that a job's `convert` stage made or found.
+
+    Raises:
+        NotFoundError: it was deleted since.
+    """
+    return dataset_path(settings, f"{result['dataset']['name']}/{result['dataset']['version']}")
 
 
 def checkpoint_path(settings: Settings, reference: str | None) -> Path:

@@ -25,7 +25,8 @@ from brain_service.settings import Settings, load_settings
 
 __all__ = ["EXIT_STOPPED", "main", "problem_of"]
 
-log = logging.getLogger(__name__)
+# By name: run with -m, this module is __main__.
+log = logging.getLogger("brain_service.jobs.worker")
 
 EXIT_STOPPED = os.EX_TEMPFAIL
 """Exit code of a worker that stopped on request and leaves it to the runner to say why."""
@@ -43,6 +44,9 @@ def main(arguments: list[str] | None = None) -> int:
     become_background()
     settings = load_settings({"data_dir": options.data_dir})
     setup_logging(settings.log_level, "text")
+    # The checkpoint library tells every file it opens; what went wrong is enough.
+    logging.getLogger().setLevel(logging.WARNING)
+    logging.getLogger("brain_service").setLevel(settings.log_level.upper())
     table = JobTable(settings.database)
     try:
         return _carry_out(settings, table, options.job_id)

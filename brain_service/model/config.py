@@ -121,7 +121,7 @@ class CoreModelConfig:
         Raises:
             ValueError: an override is unknown or impossible.
         """
-        sizes = {"d_e": 256, "d_s": 128, "d_w": 256, "d_p": 64, "d_c": 128, "d_k": 32, "d_v": 64, "d_h": 256}
+        sizes = {"d_e": 192, "d_s": 128, "d_w": 192, "d_p": 64, "d_c": 128, "d_k": 32, "d_v": 64, "d_h": 256}
         return cls.from_dict(sizes | {"cms_sizes": (16, 32, 64)} | overrides)
 
     @classmethod
@@ -131,7 +131,7 @@ class CoreModelConfig:
         Raises:
             ValueError: an override is unknown or impossible.
         """
-        sizes = {"d_e": 1024, "d_s": 768, "d_w": 1536, "d_p": 384, "d_c": 768, "d_k": 64, "d_v": 128, "d_h": 1024}
+        sizes = {"d_e": 896, "d_s": 640, "d_w": 1280, "d_p": 320, "d_c": 640, "d_k": 64, "d_v": 128, "d_h": 896}
         return cls.from_dict(
             sizes | {"cms_sizes": (16, 32, 64), "action_horizon": 4, "associative_wave": True} | overrides
         )

@@ -4,6 +4,7 @@ Over a sequence the encoder, the wave's gates, the cell's input products and the
 once; only the wave's elementwise recurrence and the cell run in time.
 """
 
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -104,14 +105,20 @@ class CoreModel(nn.Module):  # type: ignore[misc]
 
 def init_params(config: CoreModelConfig, rng: Key[Array, ""]) -> Params:
     """Return freshly initialised parameters."""
+    return dict(_init(config, rng))
+
+
+# Compiled as one: kernel by kernel, the initialisers take ten seconds to compile on a small machine.
+@partial(jax.jit, static_argnums=0)
+def _init(config: CoreModelConfig, rng: Key[Array, ""]) -> Params:
     inputs = StepInputs(
         jnp.zeros((1, config.obs_dim), jnp.float32),
         jnp.zeros((1, config.action_dim), jnp.float32),
         jnp.zeros((1,), jnp.float32),
         jnp.ones((1,), jnp.float32),
     )
-    variables = CoreModel(config).init(rng, init_carry(config, 1), inputs, method="step")
-    return dict(variables["params"])
+    params: Params = CoreModel(config).init(rng, init_carry(config, 1), inputs, method="step")["params"]
+    return params
 
 
 def step(params: Params, config: CoreModelConfig, carry: Carry, inputs: StepInputs) -> tuple[Carry, StepOutputs]:

@@ -81,7 +81,8 @@ class TrainConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-ready mapping of all fields: the inverse of `from_dict`."""
-        return asdict(self) | {"model": dict(self.model)}
+        model = {name: list(value) if isinstance(value, tuple) else value for name, value in self.model.items()}
+        return asdict(self) | {"model": model}
 
     @classmethod
     def from_dict(cls, document: Mapping[str, Any]) -> "TrainConfig":

@@ -48,8 +48,14 @@ def _decayed(params: Params) -> Any:
 
 def init_state(model: CoreModelConfig, config: TrainConfig) -> TrainState:
     """Return the state before the first step; the seed decides the parameters."""
-    params = init_params(model, jax.random.key(config.seed))
-    return TrainState(jnp.zeros((), jnp.int32), params, make_optimiser(config).init(params))
+    optimiser = make_optimiser(config)
+
+    def build(rng: Key[Array, ""]) -> TrainState:
+        params = init_params(model, rng)
+        return TrainState(jnp.zeros((), jnp.int32), params, optimiser.init(params))
+
+    state: TrainState = jax.jit(build)(jax.random.key(config.seed))
+    return state
 
 
 def make_train_step(
@@ -73,7 +79,7 @@ def make_train_step(
         rng = jax.random.fold_in(base, state.step)
         gradient, metrics = jax.grad(objective, has_aux=True)(state.params, sequences, rng)
         updates, opt_state = optimiser.update(gradient, state.opt_state, state.params)
-        metrics = metrics | {"gradient_norm": optax.global_norm(gradient)}
+        metrics = metrics | {"gradient_norm": optax.tree.norm(gradient)}
         return TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt_state), metrics
 
     return jax.jit(train_step, donate_argnums=0)

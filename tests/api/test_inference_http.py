@@ -92,7 +92,7 @@ def test_a_wrong_request_changes_nothing_and_names_the_field(
     http: httpx.Client, session: str, changes: dict[str, Any], status: int, field: str
 ) -> None:
     infer(http, session, 0)
-    problem = assert_problem(infer(http, session, 1, **changes), status)
+    problem = assert_problem(http.post("/infer", json=ask(session, 1) | changes), status)
     assert problem["field"] == field
     assert http.get(f"/sessions/{session}").json()["next_step"] == 1
 

@@ -99,15 +99,17 @@ def measure() -> list[Row]:
     with tempfile.TemporaryDirectory() as folder, floor_server() as floor_port:
         for durability in ("interval", "step"):
             env = {"BRAIN_CAPTURE__DURABILITY": durability}
-            with running_daemon(Path(folder) / durability, env=env) as daemon:
-                with httpx.Client(base_url=daemon.url, timeout=60) as http:
-                    floor = latencies_us(Wire(floor_port), "/", _step)
-                    episode = _open(http)
-                    found = latencies_us(Wire(daemon.port), f"/episodes/{episode}/steps", _step)
-                    rows += Row.pair(f"POST step of {FLOATS} floats, durability {durability}", found, floor)
-                    http.post(f"/episodes/{episode}/end", json={})
-                    if durability == "interval":
-                        rows += _measure_infer(http, daemon.url, daemon.port, floor_port)
+            with (
+                running_daemon(Path(folder) / durability, env=env) as daemon,
+                httpx.Client(base_url=daemon.url, timeout=60) as http,
+            ):
+                floor = latencies_us(Wire(floor_port), "/", _step)
+                episode = _open(http)
+                found = latencies_us(Wire(daemon.port), f"/episodes/{episode}/steps", _step)
+                rows += Row.pair(f"POST step of {FLOATS} floats, durability {durability}", found, floor)
+                http.post(f"/episodes/{episode}/end", json={})
+                if durability == "interval":
+                    rows += _measure_infer(http, daemon.url, daemon.port, floor_port)
     return rows
 
 

@@ -1,7 +1,6 @@
 """A router with real workers on uvloop, as in the daemon; whatever blocks the loop fails the test."""
 
 import asyncio
-import builtins
 import contextlib
 import os
 import signal
@@ -18,10 +17,6 @@ from brain_service.errors import BrainError
 from brain_service.inference import InferenceRouter, InferReply, InferRequest
 from brain_service.settings import InferenceSettings
 from tests.inference.toy import Floats, as_tree
-
-# BlockBuster's helper replaces `dir` as it is imported, by one that fails on objects without `__name__`: Orbax's
-# arguments are such. Remove this once forbiddenfruit leaves `dir` alone.
-builtins.dir = getattr(dir, "__wrapped__", dir)
 
 PATIENCE_S = 60.0
 

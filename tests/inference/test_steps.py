@@ -1,6 +1,8 @@
 """What `/infer` answers: the model's numbers, once a step, in order, under the names that training saw."""
 
 import asyncio
+import time
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,10 +14,10 @@ from brain_service.errors import (
     TooManyError,
     UnavailableError,
 )
-from brain_service.inference import InferRequest
+from brain_service.inference import InferReply, InferRequest
 from tests.inference.conftest import Toys
 from tests.inference.harness import ask, eventually, refused, run, serving
-from tests.inference.toy import LIMIT, NONFINITE, Reference, as_tree, toy_observation
+from tests.inference.toy import LIMIT, NONFINITE, Floats, Reference, as_tree, toy_observation
 
 
 def test_actions_are_the_models_with_action_and_reward_fed_back(toys: Toys) -> None:
@@ -78,6 +80,31 @@ def test_the_same_step_sent_twice_at_once_is_computed_once(toys: Toys) -> None:
     run(scenario())
 
 
+def test_requests_that_race_for_a_step_leave_the_state_of_the_one_that_was_answered(toys: Toys) -> None:
+    """Each step is asked for several times with different observations, at moments around the answer's arrival."""
+
+    async def scenario() -> None:
+        async with serving(toys.models_dir, toys.cache_dir, toys.first) as router:
+            session_id = (await router.create_session()).session_id
+            rng, reference = np.random.default_rng(5), Reference()
+
+            async def late_ask(observation: Floats, step: int, delay_s: float) -> InferReply:
+                until = time.perf_counter() + delay_s
+                while time.perf_counter() < until:  # noqa: ASYNC110  (a timer is too coarse to meet the answer)
+                    await asyncio.sleep(0)
+                return await ask(router, session_id, observation, step=step)
+
+            for step in range(300):
+                observations = [toy_observation(rng) for _ in range(5)]
+                delays = [0.0, *rng.uniform(0, 4e-4, 4)]
+                asked = [late_ask(o, step, d) for o, d in zip(observations, delays, strict=True)]
+                replies = await asyncio.gather(*asked)
+                assert all(reply is replies[0] for reply in replies)
+                np.testing.assert_allclose(replies[0].chunk, reference.step(observations[0]), atol=1e-5)
+
+    run(scenario())
+
+
 def test_gaps_and_old_steps_conflict_and_name_the_next_step(toys: Toys) -> None:
     async def scenario() -> None:
         async with serving(toys.models_dir, toys.cache_dir, toys.first) as router:
@@ -93,39 +120,39 @@ def test_gaps_and_old_steps_conflict_and_name_the_next_step(toys: Toys) -> None:
     run(scenario())
 
 
-@pytest.mark.parametrize(
-    ("changes", "field"),
-    [
-        ({"observation": {"arm": {"joints": [0.0]}, "load": 0.0}}, "observation/arm/joints"),
-        ({"observation": {"arm": {"joints": [0.0, 0.0]}}}, "observation/load"),
-        ({"observation": {"arm": {"joints": [0.0, 0.0]}, "load": 0.0, "x": 1}}, "observation/x"),
-        ({"observation": {"arm": {"joints": [0.0, float("nan")]}, "load": 0.0}}, "observation/arm/joints"),
-        ({"observation": {}}, "observation"),
-        ({"reward": float("inf")}, "reward"),
-        ({"step": -1}, "step"),
-        ({"step": True}, "step"),
-        ({"deadline_ms": 0.0}, "deadline_ms"),
-        ({"deadline_ms": float("nan")}, "deadline_ms"),
-        ({"deadline_ms": 1e9}, "deadline_ms"),
-        ({"executed_action": {"gripper": 0.0}}, "executed_action/velocity"),
-    ],
-)
-def test_a_wrong_field_is_named_and_the_state_untouched(
-    toys: Toys, changes: dict[str, object], field: str
-) -> None:
+WRONG: list[tuple[dict[str, Any], str]] = [
+    ({"observation": {"arm": {"joints": [0.0]}, "load": 0.0}}, "observation/arm/joints"),
+    ({"observation": {"arm": {"joints": [0.0, 0.0]}}}, "observation/load"),
+    ({"observation": {"arm": {"joints": [0.0, 0.0]}, "load": 0.0, "x": 1}}, "observation/x"),
+    ({"observation": {"arm": {"joints": [0.0, float("nan")]}, "load": 0.0}}, "observation/arm/joints"),
+    ({"observation": {}}, "observation"),
+    ({"reward": float("inf")}, "reward"),
+    ({"reward": 1e39}, "reward"),
+    ({"step": -1}, "step"),
+    ({"step": True}, "step"),
+    ({"deadline_ms": 0.0}, "deadline_ms"),
+    ({"deadline_ms": float("nan")}, "deadline_ms"),
+    ({"deadline_ms": 1e9}, "deadline_ms"),
+    ({"executed_action": {"gripper": 0.0}}, "executed_action/velocity"),
+]
+
+
+def test_a_wrong_field_is_named_and_the_state_untouched(toys: Toys) -> None:
     async def scenario() -> None:
         async with serving(toys.models_dir, toys.cache_dir, toys.first) as router:
             session_id = (await router.create_session()).session_id
             rng, reference = np.random.default_rng(5), Reference()
-            first, second = toy_observation(rng), toy_observation(rng)
+            first = toy_observation(rng)
             reference.step(first)
             await ask(router, session_id, first)
-            fields = {"observation": as_tree(second)} | changes
-            with pytest.raises(InvalidError) as caught:
-                await router.infer(InferRequest(session_id, **fields))  # type: ignore[arg-type]
-            assert caught.value.field == field and caught.value.members["next_step"] == 1
-            reply = await ask(router, session_id, second, step=1)
-            np.testing.assert_allclose(reply.chunk, reference.step(second), atol=1e-6)
+            for next_step, (changes, field) in enumerate(WRONG, start=1):
+                observation = toy_observation(rng)
+                fields: dict[str, Any] = {"observation": as_tree(observation)} | changes
+                with pytest.raises(InvalidError) as caught:
+                    await router.infer(InferRequest(session_id, **fields))
+                assert (caught.value.field, caught.value.members["next_step"]) == (field, next_step)
+                reply = await ask(router, session_id, observation, step=next_step)
+                np.testing.assert_allclose(reply.chunk, reference.step(observation), atol=1e-6)
 
     run(scenario())
 

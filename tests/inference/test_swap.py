@@ -1,10 +1,13 @@
 """Activation, refusal, rollback and restart, under live sessions."""
 
 import asyncio
+import os
 import shutil
+import signal
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 
 from brain_service.errors import ConflictError, CorruptDataError, NotFoundError, UnavailableError
@@ -18,6 +21,11 @@ from tests.inference.toy import Reference, build_toy, toy_observation
 def links(toys: Toys) -> dict[str, str]:
     found = {name: toys.models_dir / name for name in ("active", "previous")}
     return {name: str(link.readlink()) for name, link in found.items() if link.is_symlink()}
+
+
+def state_of(router: InferenceRouter, model_id: str) -> str:
+    (state,) = [model["state"] for model in router.status()["models"] if model["model_id"] == model_id]
+    return str(state)
 
 
 def test_new_sessions_take_the_new_model_and_old_ones_finish_on_theirs(toys: Toys) -> None:
@@ -252,3 +260,32 @@ def test_an_empty_or_missing_models_folder_is_no_model(tmp_path: Path) -> None:
                 await router.create_session()
 
     run(scenario())
+
+
+def test_a_rollback_to_a_model_whose_worker_is_down_keeps_what_serves(toys: Toys) -> None:
+    async def scenario() -> None:
+        async with serving(toys.models_dir, toys.cache_dir, toys.first) as router:
+            await router.activate(toys.second)
+            down = worker_pid(router, toys.first)
+            os.kill(down, signal.SIGKILL)
+            await eventually(lambda: state_of(router, toys.first) == "restarting")
+            with pytest.raises(UnavailableError, match="started again"):
+                await router.rollback()
+            assert router.ready and router.status()["active_model"] == toys.second
+            await eventually(lambda: state_of(router, toys.first) == "serving")
+            assert await router.rollback() == toys.first
+
+    run(scenario())
+
+
+def test_closing_while_a_model_loads_leaves_no_worker(toys: Toys) -> None:
+    (toys.models_dir / "active").symlink_to(toys.third)
+    before = {child.pid for child in psutil.Process().children()}
+
+    async def scenario() -> None:
+        async with serving(toys.models_dir, toys.cache_dir) as router:
+            await eventually(lambda: router.status()["state"] == "loading")
+
+    for _ in range(3):
+        run(scenario())
+    assert {child.pid for child in psutil.Process().children()} <= before

@@ -2,21 +2,31 @@
 
 import contextlib
 import os
+import shlex
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 
+from brain_service.errors import CorruptDataError
 from brain_service.export.bundle import Bundle
-from brain_service.jobs.events import read_events
+from brain_service.jobs.context import JobContext
+from brain_service.jobs.events import EventLog, read_events
 from brain_service.jobs.folder import JobFolder
 from brain_service.jobs.job import Job
+from brain_service.jobs.stages import canary
 from brain_service.jobs.table import JobTable
+from brain_service.settings import Settings
+from brain_service.training.config import TrainConfig
 from tests.jobs.recordings import write_episodes
 from tests.jobs.running import running_runner, wait_ended, wait_until, worker_pid
+
+pytestmark = pytest.mark.long
 
 SMALL = {"steps": 30, "batch_size": 4, "sequence_length": 16, "learning_rate": 1e-3}
 
@@ -63,13 +73,6 @@ def learned(tmp_path_factory: pytest.TempPathFactory) -> Learned:
     return Learned(data_dir, table, job, activated)
 
 
-def run_job(learned: Learned, kind: str, **params: object) -> Job:
-    """Run one more job in the same data directory."""
-    job_id = learned.table.create(kind, params).job_id
-    with running_runner(learned.data_dir):
-        return wait_ended(learned.table, job_id)
-
-
 def test_the_pipeline_turns_recordings_into_an_activated_bundle(learned: Learned) -> None:
     job = learned.job
     assert job.state == "succeeded", job.error
@@ -77,7 +80,7 @@ def test_the_pipeline_turns_recordings_into_an_activated_bundle(learned: Learned
         ("health", "inventory", "convert", "train", "evaluate", "export", "canary", "activate"), "done"
     )
     assert {"model_id", "dataset", "train", "evaluation", "activated"} <= set(job.result)
-    assert job.result["dataset"] == "episodes/1.0.0"
+    assert job.result["dataset"]["splits"] == {"train": 8, "val": 2}
     assert job.result["train"]["steps"] == SMALL["steps"]
     assert job.result["activated"] is True
     assert learned.activated == [job.result["model_id"]]
@@ -103,64 +106,85 @@ def test_progress_and_metrics_were_told_in_order(learned: Learned) -> None:
     assert all(isinstance(loss, float) for loss in losses)
 
 
+def test_the_commands_in_the_report_are_commands_of_the_program(learned: Learned) -> None:
+    commands = {stage.name: shlex.split(stage.command) for stage in learned.job.stages if stage.command}
+    ours = {name: words[1:] for name, words in commands.items() if words[0] == "brain"}
+    assert set(ours) == {"convert", "train", "evaluate", "export"}
+    for name, words in ours.items():
+        help_text = subprocess.run(
+            [sys.executable, "-m", "brain_service", words[0], "--help"], capture_output=True, text=True, check=True
+        ).stdout
+        assert words[0] == name
+        assert all(word in help_text for word in words if word.startswith("--"))
+
+
 def test_evaluation_and_export_take_the_newest_run_by_themselves(learned: Learned) -> None:
-    evaluated = run_job(learned, "evaluate")
+    models = learned.data_dir / "models"
+    params = models / learned.job.result["model_id"] / "params.safetensors"
+    whole = params.read_bytes()
+    params.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    jobs = [learned.table.create(kind, {}).job_id for kind in ("evaluate", "export")]
+    with running_runner(learned.data_dir):
+        evaluated, exported = (wait_ended(learned.table, job_id) for job_id in jobs)
     assert evaluated.state == "succeeded", evaluated.error
     assert evaluated.result["evaluation"] == learned.job.result["evaluation"]
-    exported = run_job(learned, "export", checkpoint=learned.job.job_id)
     assert exported.state == "succeeded", exported.error
-    # Content-addressed: the same checkpoint is the same model.
+    # Content-addressed: the same checkpoint is the same model, and its damaged bundle was replaced.
     assert exported.result["model_id"] == learned.job.result["model_id"]
+    assert params.read_bytes() == whole
     assert exported.result["canary"]["source"] == "the golden sequence"
 
 
-def test_a_damaged_bundle_does_not_pass_the_canary(learned: Learned) -> None:
-    # Export keeps an intact bundle as it is; a job that reaches the canary with a damaged one must stop there.
-    exported = run_job(learned, "export")
-    params = learned.data_dir / "models" / exported.result["model_id"] / "params.safetensors"
-    whole = params.read_bytes()
-    params.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
-    assert run_job(learned, "export").state == "succeeded"
-    assert params.read_bytes() == whole
-
-
-def test_zero_steps_give_the_untrained_model(learned: Learned) -> None:
-    job = run_job(learned, "pipeline", steps=0, activate=False)
+def test_zero_steps_give_the_untrained_model_which_is_no_canary_for_the_trained(learned: Learned) -> None:
+    job_id = learned.table.create("pipeline", {"steps": 0, "activate": False}).job_id
+    with running_runner(learned.data_dir):
+        job = wait_ended(learned.table, job_id)
     assert job.state == "succeeded", job.error
     assert job.result["train"]["steps"] == 0
     assert job.result["activated"] is False
     assert job.result["model_id"] != learned.job.result["model_id"]
 
+    # What would be served is the untrained model, what was trained is the other: the canary must see it.
+    swapped = replace(learned.job, result={**learned.job.result, "model_id": job.result["model_id"]})
+    settings = Settings(data_dir=learned.data_dir)
+    with (
+        EventLog(learned.data_dir / "events") as events,
+        pytest.raises(CorruptDataError, match="its bound is") as no,
+    ):
+        canary.run(JobContext(settings, learned.table, swapped, events))
+    assert no.value.problem()["model_id"] == job.result["model_id"]
+
 
 def test_an_unknown_run_fails_with_the_runs_that_are(learned: Learned) -> None:
-    job = run_job(learned, "evaluate", checkpoint="nothing")
+    job_id = learned.table.create("evaluate", {"checkpoint": "nothing"}).job_id
+    with running_runner(learned.data_dir):
+        job = wait_ended(learned.table, job_id)
     assert job.error is not None
     assert job.error["status"] == 404
     assert learned.job.job_id in job.error["detail"]
 
 
-@pytest.mark.long
-def test_a_training_goes_on_after_kills_of_its_worker_and_of_the_runner(tmp_path: Path) -> None:
-    write_episodes(tmp_path / "episodes", 10, 40)
-    table = JobTable(tmp_path / "brain.db")
-    job_id = table.create("train", {**SMALL, "steps": 2000}).job_id
-    checkpoints = tmp_path / "checkpoints" / job_id
+def test_a_training_goes_on_after_kills_of_its_worker_and_of_the_runner(learned: Learned) -> None:
+    table, data_dir = learned.table, learned.data_dir
+    steps = TrainConfig().checkpoint_every * 3 // 2
+    job_id = table.create("train", {**SMALL, "steps": steps}).job_id
+    checkpoints = data_dir / "checkpoints" / job_id
 
     def has_checkpoint() -> bool:
         return checkpoints.is_dir() and any(path.name.isdigit() for path in checkpoints.iterdir())
 
-    with running_runner(tmp_path) as runner:
+    with running_runner(data_dir) as runner:
         worker = worker_pid(table)
         wait_until(has_checkpoint, "a first checkpoint")
         os.kill(worker, signal.SIGKILL)
         worker_pid(table, attempt=2)
         runner.kill()
-    with running_runner(tmp_path):
+    with running_runner(data_dir):
         job = wait_ended(table, job_id)
     assert (job.state, job.attempt) == ("succeeded", 3), job.error
-    assert job.result["train"]["steps"] == 2000
+    assert job.result["train"]["steps"] == steps
     assert job.result["train"]["resumed_from"] > 0
-    events = [event.data for event in read_events(JobFolder(tmp_path / "jobs", job_id).events)]
+    events = [event.data for event in read_events(JobFolder(data_dir / "jobs", job_id).events)]
     begun = [event["name"] for event in events if event["kind"] == "stage" and event["status"] == "running"]
     assert begun.count("convert") == 1
     assert begun.count("train") >= 2

@@ -50,7 +50,7 @@ def test_jobs_run_one_after_another_in_background_processes(
     assert first_job.finished_ns is not None
     assert second_job.started_ns is not None
     assert first_job.finished_ns < second_job.started_ns
-    assert first_job.result["dataset"] == "episodes/1.0.0"
+    assert (first_job.result["dataset"]["name"], first_job.result["dataset"]["version"]) == ("episodes", "1.0.0")
     assert (data_dir / "datasets" / "again" / "1.0.0" / "features.json").is_file()
 
 

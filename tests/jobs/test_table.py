@@ -1,6 +1,8 @@
 """The job table: every job has one state and one owner, whatever happens in between."""
 
 import sqlite3
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -106,12 +108,12 @@ def test_one_table_object_serves_many_threads(table: JobTable) -> None:
 def test_progress_never_falls_and_results_grow(table: JobTable) -> None:
     job_id = table.create("train", {}).job_id
     claim(table)
-    table.progress(job_id, 0.5, [StageReport("convert", "done", "3 episodes")], {"dataset": "episodes/1.0.0"})
+    table.progress(job_id, 0.5, [StageReport("convert", "done", "3 episodes")], {"dataset": {"name": "episodes"}})
     table.progress(job_id, 0.2)
     table.progress(job_id, 7.0)
     job = table.get(job_id)
     assert job.progress == 1.0
-    assert job.result == {"dataset": "episodes/1.0.0"}
+    assert job.result == {"dataset": {"name": "episodes"}}
     assert job.stages == (StageReport("convert", "done", "3 episodes"),)
 
 
@@ -271,6 +273,30 @@ def test_a_full_medium_is_unavailable_and_loses_nothing(tmp_path: Path) -> None:
             table.create("convert", {})
     assert table.get(first.job_id) == first
     table.cancel(first.job_id)
+
+
+def test_no_answered_job_is_lost_to_a_kill(tmp_path: Path) -> None:
+    program = (
+        "import sys; from pathlib import Path; from brain_service.jobs.table import JobTable\n"
+        "table = JobTable(Path(sys.argv[1]))\n"
+        "while True:\n"
+        "    print(table.create('convert', {}).job_id, flush=True); table.claim_next()"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path / "brain.db")]
+    answered: list[str] = []
+    for _ in range(3):
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as writer:
+            assert writer.stdout is not None
+            answered += [writer.stdout.readline().strip() for _ in range(20)]
+            writer.kill()
+            answered += [line.strip() for line in writer.stdout if line.endswith("\n")]
+    table = JobTable(tmp_path / "brain.db")
+    states = {job.job_id: job.state for job in table.list(10_000).jobs}
+    assert set(answered) <= set(states)
+    # At most the job that was being created at each kill has not been answered.
+    assert len(states) <= len(answered) + 3
+    assert set(states.values()) <= {"queued", "running"}
+    assert len(table.requeue_orphans(3)) == list(states.values()).count("running")
 
 
 class JobLife(RuleBasedStateMachine):

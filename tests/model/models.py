@@ -33,12 +33,15 @@ jit_unroll = jax.jit(unroll, static_argnums=1)
 
 @cache
 def params_of(config: CoreModelConfig, seed: int = 0) -> Params:
-    """Return parameters that are far from their gentle start: every matrix and vector disturbed."""
+    """Return parameters away from their gentle start: every one disturbed, matrices less the wider they are."""
     params = init_params(config, jax.random.key(seed))
     leaves, shape = jax.tree.flatten(params)
     rng = np.random.default_rng(seed)
-    noise = [np.float32(0.3) * rng.standard_normal(leaf.shape).astype(np.float32) for leaf in leaves]
-    return jax.tree.unflatten(shape, [leaf + extra for leaf, extra in zip(leaves, noise, strict=True)])
+    moved = [
+        np.asarray(leaf + 0.3 * rng.standard_normal(leaf.shape) / np.sqrt(np.prod(leaf.shape[:-1])), np.float32)
+        for leaf in leaves
+    ]
+    return jax.tree.unflatten(shape, [jnp.asarray(leaf) for leaf in moved])
 
 
 def random_inputs(

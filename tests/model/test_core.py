@@ -44,8 +44,7 @@ def test_step_by_step_is_the_same_as_a_sequence(seed: int, scale: float, resets:
     assert largest_difference(carry, last) <= 1e-5
 
 
-@pytest.mark.parametrize("preset", ["development", "pi5_optimized"])
-@pytest.mark.parametrize("associative", [False, True])
+@pytest.mark.parametrize(("preset", "associative"), [("development", False), ("pi5_optimized", True)])
 def test_presets_step_as_they_unroll(preset: str, associative: bool) -> None:
     config = PRESETS[preset](obs_dim=9, action_dim=2, associative_wave=associative)
     params = params_of(config)
@@ -60,11 +59,15 @@ def test_presets_step_as_they_unroll(preset: str, associative: bool) -> None:
 
 def test_a_sequence_may_be_cut_anywhere_and_its_state_carried_over() -> None:
     params = params_of(SMALL)
-    inputs = random_inputs(SMALL, BATCH, 2 * LENGTH, resets=0.05)
-    _, whole = jit_unroll(params, SMALL, init_carry(SMALL, BATCH), inputs)
-    carry, _ = jit_unroll(params, SMALL, init_carry(SMALL, BATCH), StepInputs(*(x[:, :LENGTH] for x in inputs)))
-    _, rest = jit_unroll(params, SMALL, carry, StepInputs(*(x[:, LENGTH:] for x in inputs)))
-    assert largest_difference(rest, jax.tree.map(lambda x: x[:, LENGTH:], whole)) <= 1e-5
+    first, second = (random_inputs(SMALL, BATCH, LENGTH, seed=seed) for seed in (1, 2))
+    second = second._replace(is_first=jnp.zeros_like(second.is_first))
+    middle, _ = jit_unroll(params, SMALL, init_carry(SMALL, BATCH), first)
+    last, rest = jit_unroll(params, SMALL, middle, second)
+    carry = middle
+    for t in range(LENGTH):
+        carry, outputs = jit_step(params, SMALL, carry, at(second, t))
+        assert largest_difference(outputs, jax.tree.map(lambda whole, t=t: whole[:, t], rest)) <= 1e-5
+    assert largest_difference(carry, last) <= 1e-5
 
 
 def test_rows_of_a_batch_do_not_touch_each_other() -> None:
@@ -99,7 +102,7 @@ def test_without_a_reset_the_state_matters() -> None:
 
 def test_no_prediction_depends_on_a_later_input() -> None:
     params = params_of(SMALL)
-    inputs = random_inputs(SMALL, 1, LENGTH)
+    inputs = random_inputs(SMALL, BATCH, LENGTH)
     cut = 11
     changed = StepInputs(
         inputs.observation.at[:, cut:].set(7.0),
@@ -107,8 +110,8 @@ def test_no_prediction_depends_on_a_later_input() -> None:
         inputs.previous_reward.at[:, cut:].set(7.0),
         inputs.is_first,
     )
-    _, before = jit_unroll(params, SMALL, init_carry(SMALL, 1), inputs)
-    _, after = jit_unroll(params, SMALL, init_carry(SMALL, 1), changed)
+    _, before = jit_unroll(params, SMALL, init_carry(SMALL, BATCH), inputs)
+    _, after = jit_unroll(params, SMALL, init_carry(SMALL, BATCH), changed)
     for one, other in zip(before, after, strict=True):
         assert np.array_equal(one[:, :cut], other[:, :cut])
         assert not np.array_equal(one[:, cut], other[:, cut])
@@ -134,7 +137,7 @@ def test_every_state_stays_within_its_bound_over_a_long_rollout(scale: float) ->
 @pytest.mark.parametrize("scale", [0.0, 1.0, 1e4])
 def test_outputs_respect_their_limits(scale: float) -> None:
     _, outputs = jit_unroll(
-        params_of(SMALL), SMALL, init_carry(SMALL, 2), random_inputs(SMALL, 2, LENGTH, scale=scale)
+        params_of(SMALL), SMALL, init_carry(SMALL, BATCH), random_inputs(SMALL, BATCH, LENGTH, scale=scale)
     )
     assert np.abs(outputs.action_mean).max() <= SMALL.action_limit
     assert outputs.action_log_std.min() >= SMALL.log_std_min
@@ -155,14 +158,16 @@ def test_gradients_reach_every_parameter_and_are_finite() -> None:
 
 
 def test_shapes_of_state_and_outputs_follow_the_config() -> None:
-    carry, outputs = jit_step(params_of(SMALL), SMALL, init_carry(SMALL, 4), at(random_inputs(SMALL, 4, 1), 0))
+    carry, outputs = jit_step(
+        params_of(SMALL), SMALL, init_carry(SMALL, BATCH), at(random_inputs(SMALL, BATCH, 1), 0)
+    )
     assert {name: array.shape for name, array in carry._asdict().items()} == {
-        name: (4, size) for name, size in carry_shapes(SMALL).items()
+        name: (BATCH, size) for name, size in carry_shapes(SMALL).items()
     }
     assert len(carry) <= 4 and all(array.dtype == jnp.float32 for array in carry)
-    assert outputs.action_mean.shape == outputs.action_log_std.shape == (4, 2, 3)
-    assert outputs.next_observation.shape == (4, 5)
-    assert outputs.reward.shape == outputs.value.shape == (4,)
+    assert outputs.action_mean.shape == outputs.action_log_std.shape == (BATCH, 2, 3)
+    assert outputs.next_observation.shape == (BATCH, 5)
+    assert outputs.reward.shape == outputs.value.shape == (BATCH,)
 
 
 def test_the_same_key_gives_the_same_parameters() -> None:

@@ -18,7 +18,7 @@ from brain_service.errors import CorruptDataError
 from brain_service.export.bundle import JAX_STEP, PARAMS, Bundle
 from brain_service.export.policy import PolicyStep, flat_params, make_policy_step
 from brain_service.jobs.context import JobContext
-from brain_service.jobs.references import dataset_path
+from brain_service.jobs.references import job_dataset
 from brain_service.jobs.stages import Outcome
 from brain_service.jobs.stages.export import checkpoint_of
 from brain_service.training.checkpointing import load_checkpoint
@@ -80,11 +80,10 @@ def run(context: JobContext) -> Outcome:
 
 def _sequence(context: JobContext, bundle: Bundle) -> tuple[Sequence, str]:
     """Return a held-out episode of the job's dataset, or the golden inputs where the job has none."""
-    reference = context.result.get("dataset")
-    if reference is None:
+    if "dataset" not in context.result:
         golden = bundle.golden()
         return Sequence(*(getattr(golden, name) for name in Sequence._fields)), "the golden sequence"
-    dataset = open_dataset(dataset_path(context.settings, str(reference)))
+    dataset = open_dataset(job_dataset(context.settings, context.result))
     split = "val" if "val" in dataset.splits else "train"
     episode = dataset.vectors(split, 0)
     first = episode.is_first.astype(np.float32)

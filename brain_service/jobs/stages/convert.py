@@ -3,6 +3,7 @@
 import shlex
 
 from brain_service.datasets.convert import convert_directory_to_tfrecord
+from brain_service.datasets.dataset import open_dataset
 from brain_service.jobs.context import JobContext
 from brain_service.jobs.params import ConvertParams, TrainParams
 from brain_service.jobs.references import dataset_path
@@ -30,10 +31,13 @@ def run(context: JobContext) -> Outcome:
     """
     params, settings = context.params, context.settings
     if isinstance(params, TrainParams) and params.dataset is not None:
-        path = dataset_path(settings, params.dataset)
-        return Outcome(
-            f"{path.parent.name}/{path.name} was given", _named(path.parent.name, path.name), skipped=True
-        )
+        manifest = open_dataset(dataset_path(settings, params.dataset)).manifest
+        result = {
+            "name": manifest.name,
+            "version": manifest.version,
+            "splits": {split: len(entries) for split, entries in manifest.splits.items()},
+        }
+        return Outcome(f"{manifest.name}/{manifest.version} was given", {"dataset": result}, skipped=True)
     options = params if isinstance(params, ConvertParams) else ConvertParams()
     settings.episodes_dir.mkdir(parents=True, exist_ok=True)
     report = convert_directory_to_tfrecord(
@@ -49,21 +53,8 @@ def run(context: JobContext) -> Outcome:
         context.say(f"left out {left_out['file']}: {left_out['reason']}")
     splits = ", ".join(f"{count} {split}" for split, count in sorted(report.splits.items()))
     reused = " (unchanged since an earlier conversion)" if report.reused else ""
+    names = ("name", "version", "splits", "episodes", "steps", "quarantined", "skipped_open", "reused")
     return Outcome(
         f"{report.episodes} episodes ({splits}), {report.steps} steps, {len(report.quarantined)} left out{reused}",
-        {
-            **_named(report.name, report.version),
-            "convert": {
-                "episodes": report.episodes,
-                "steps": report.steps,
-                "splits": report.splits,
-                "quarantined": report.quarantined,
-                "skipped_open": report.skipped_open,
-                "reused": report.reused,
-            },
-        },
+        {"dataset": {name: getattr(report, name) for name in names}},
     )
-
-
-def _named(name: str, version: str) -> dict[str, str]:
-    return {"dataset": f"{name}/{version}"}

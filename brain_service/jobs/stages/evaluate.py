@@ -5,7 +5,7 @@ from pathlib import Path
 
 from brain_service.jobs.context import JobContext
 from brain_service.jobs.params import EvaluateParams
-from brain_service.jobs.references import checkpoint_path, dataset_path
+from brain_service.jobs.references import checkpoint_path, dataset_path, job_dataset
 from brain_service.jobs.stages import Outcome
 from brain_service.training.evaluation import evaluate
 
@@ -44,4 +44,4 @@ def _inputs(context: JobContext) -> tuple[Path, Path, str]:
         checkpoint = checkpoint_path(settings, params.checkpoint)
         return checkpoint, dataset_path(settings, params.dataset), params.split
     trained = context.result["train"]["checkpoint"]
-    return checkpoint_path(settings, trained), dataset_path(settings, context.result["dataset"]), "val"
+    return checkpoint_path(settings, trained), job_dataset(settings, context.result), "val"

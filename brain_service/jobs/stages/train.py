@@ -5,7 +5,7 @@ from typing import Any
 
 from brain_service.jobs.context import JobContext
 from brain_service.jobs.params import TrainParams
-from brain_service.jobs.references import dataset_path
+from brain_service.jobs.references import job_dataset
 from brain_service.jobs.stages import Outcome
 from brain_service.training.config import TrainConfig
 from brain_service.training.loop import TrainProgress, train
@@ -18,7 +18,7 @@ def command(context: JobContext) -> str:
     settings, result = context.settings, context.result
     return shlex.join(
         [
-            *("brain", "train", "--data-path", str(settings.datasets_dir / str(result["dataset"]))),
+            *("brain", "train", "--data-path", str(job_dataset(settings, result))),
             *("--checkpoint-dir", str(settings.checkpoints_dir / context.job.job_id)),
             *(
                 part
@@ -39,7 +39,7 @@ def run(context: JobContext) -> Outcome:
     """
     run_id = context.job.job_id
     done = train(
-        dataset_path(context.settings, str(context.result["dataset"])),
+        job_dataset(context.settings, context.result),
         context.settings.checkpoints_dir / run_id,
         TrainConfig.from_dict(_chosen(context)),
         on_progress=lambda progress: _report(context, progress),

@@ -90,7 +90,9 @@ def print_figures(figures: Figures, console: Console) -> None:
     splits, train, held_out = made["convert"]["splits"], made["train"], made["evaluation"]
     facts = Table(show_header=False, title="What it took")
     facts.add_row("recorded", f"{figures.episodes} episodes, {figures.steps} steps in {figures.record_s:.0f} s")
-    facts.add_row("dataset", f"{made['dataset']}: {splits['train']} episodes to train on, {splits['val']} held out")
+    facts.add_row(
+        "dataset", f"{made['dataset']}: {splits['train']} episodes to train on, {splits['val']} held out"
+    )
     facts.add_row(
         "training",
         f"{train['steps']} steps in {train['duration_s']:.0f} s ({train['steps_per_s']:.1f} steps/s), "
