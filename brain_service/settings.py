@@ -90,6 +90,21 @@ class Settings(_Frozen):
     def _absolute(cls, path: Path | None) -> Path | None:
         return path.expanduser().absolute() if path is not None else None
 
+    def as_environment(self) -> dict[str, str]:
+        """Return the `BRAIN_*` variables that make a child process load these very settings."""
+        found: dict[str, str] = {}
+
+        def visit(prefix: str, values: Mapping[str, Any]) -> None:
+            for name, value in values.items():
+                key = f"{prefix}{name.upper()}"
+                if isinstance(value, Mapping):
+                    visit(f"{key}__", value)
+                elif value is not None:
+                    found[key] = ",".join(value) if isinstance(value, list) else str(value)
+
+        visit(PREFIX, self.model_dump(mode="json"))
+        return found
+
     @property
     def episodes_dir(self) -> Path:
         """Capture logs, one file an episode."""

@@ -72,3 +72,13 @@ def test_settings_are_frozen() -> None:
 def test_a_list_comes_from_the_environment_as_commas() -> None:
     settings = load_settings(environ={"BRAIN_INFERENCE__BACKENDS": "cpu,gpu"})
     assert settings.inference.backends == ("cpu", "gpu")
+
+
+def test_a_child_process_loads_the_very_same_settings(toml: Path) -> None:
+    given = {
+        "port": 9003,
+        "tokens_file": "/etc/tokens",
+        "inference": {"backends": ["cpu", "gpu"], "deadline_ms": 7},
+    }
+    settings = load_settings(given, config=toml, environ={})
+    assert load_settings(environ=settings.as_environment()) == settings

@@ -49,7 +49,7 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
         router = InferenceRouter(settings.models_dir, settings.inference, settings.cache_dir)
         await router.start()
         stack.push_async_callback(router.close)
-        runner = RunnerProcess(settings.data_dir)
+        runner = RunnerProcess(settings.data_dir, settings.as_environment())
         await asyncio.to_thread(runner.start)
         stack.push_async_callback(asyncio.to_thread, runner.stop)
         recorder = await stack.enter_async_context(Recorder(store))

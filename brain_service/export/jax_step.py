@@ -63,9 +63,7 @@ def export_jax(
         UnavailableError: the bundle cannot be written.
     """
     loaded = load_checkpoint(checkpoint_dir, step)
-    # Under jit: op by op, Flax compiles some hundred small programs first.
-    fresh = jax.jit(init_params, static_argnums=0)
-    params = fresh(loaded.config, jax.random.key(0)) if untrained else loaded.params
+    params = init_params(loaded.config, jax.random.key(0)) if untrained else loaded.params
     # An episode of one step has no period; none is recorded, so that none is warned about.
     period_s = loaded.control_period_s if loaded.control_period_s > 0 else None
     source = PolicySource(loaded.config, params, loaded.normaliser, loaded.spec, period_s)

@@ -1,6 +1,6 @@
 """What an action costs through the router, beside its floors, measured in the same run.
 
-    python -m tests.bench.bench_inference [--preset development] [--json FILE]
+    python -m tests.bench bench_inference
 
 Floors: the compiled step alone in a process set up like the worker, and one packet there and back through a
 socket pair between two processes. The router's process never imports JAX, as the daemon's does not.
@@ -27,42 +27,38 @@ from brain_service.inference import InferenceRouter, InferRequest
 from brain_service.inference.arena import Layout
 from brain_service.inference.backends import BACKENDS
 from brain_service.settings import InferenceSettings
+from tests.bench.rows import Row
 
 OBSERVATION, ACTION = 39, 4
 WARM_UP, SAMPLES = 300, 5000
-ROBOTS = 8
 
 
-def measure(folder: Path, preset: str) -> dict[str, Any]:
-    """Return all figures in microseconds (`*_us` maps hold p50, p99 and max) for two models of `preset`."""
-    ids = [_child(folder, "export", preset, str(seed))["model_id"] for seed in (0, 1)]
-    figures: dict[str, Any] = {"preset": preset, "samples": SAMPLES, "cpus": os.cpu_count()}
-    figures["floor_step_us"] = _child(folder, "step", ids[0])
-    figures["floor_packet_us"] = _round_trip()
-    figures |= uvloop.run(_through_router(folder, ids))
-    figures["router_over_step_us"] = round(figures["infer_us"]["p50"] - figures["floor_step_us"]["p50"], 1)
-    return figures
+def measure(preset: str = "development") -> list[Row]:
+    """Measure with two models of `preset` and return the rows, in microseconds."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        ids = [_child(folder, "export", preset, str(seed))["model_id"] for seed in (0, 1)]
+        step = _child(folder, "step", ids[0])
+        packet = _round_trip()
+        figures = uvloop.run(_through_router(folder, ids))
+    rows = [
+        Row(f"{what}, {preset}, {q}", figures[key][q], "us", floor_name, floor[q])
+        for key, what, floor_name, floor in (
+            ("infer", "router.infer", "the compiled step alone", step),
+            ("compute", "the step inside its worker", "the compiled step alone", step),
+            ("during_swap", "router.infer while a model is swapped in", "without a swap", figures["infer"]),
+        )
+        for q in ("p50", "p99", "max")
+    ]
+    return [*rows, Row("compiled step, p50", step["p50"], "us", "socket-pair round trip", packet["p50"])]
 
 
 def main() -> None:
-    """Measure, print a table, then the same as one JSON line; with `--json`, write it too."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--preset", default="development")
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--child", nargs="+", help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.child:
-        folder, task, *rest = arguments.child
-        print(json.dumps(_CHILDREN[task](Path(folder), *rest)))
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        figures = measure(Path(folder), arguments.preset)
-    for name, value in figures.items():
-        text = "  ".join(f"{key} {part:9.1f}" for key, part in value.items()) if isinstance(value, dict) else value
-        print(f"{name:28} {text}")
-    print(json.dumps(figures))
-    if arguments.json:
-        arguments.json.write_text(json.dumps(figures, indent=1) + "\n")
+    """Run one of the measurements that need a process of their own and print its JSON."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--child", nargs="+", required=True, help="folder, task and its arguments")
+    folder, task, *rest = parser.parse_args().child
+    print(json.dumps(_CHILDREN[task](Path(folder), *rest)))
 
 
 def _summary(samples_ns: Sequence[int]) -> dict[str, float]:
@@ -97,7 +93,7 @@ def _export(folder: Path, preset: str, seed: str) -> dict[str, Any]:
         reward_std=np.ones(1, np.float32),
     )
     spec = EpisodeSpec({"state": Feature("float32", (OBSERVATION,))}, {"command": Feature("float32", (ACTION,))})
-    params = jax.jit(init_params, static_argnums=0)(config, jax.random.key(int(seed)))
+    params = init_params(config, jax.random.key(int(seed)))
     path = export_policy(PolicySource(config, params, normaliser, spec, None), folder / "models")
     return {"model_id": path.name}
 
@@ -140,25 +136,22 @@ def _round_trip() -> dict[str, float]:
     return _summary(samples_ns[WARM_UP:])
 
 
-async def _through_router(folder: Path, ids: Sequence[str]) -> dict[str, Any]:
+async def _through_router(folder: Path, ids: Sequence[str]) -> dict[str, dict[str, float]]:
     settings = InferenceSettings(backends=("cpu",), deadline_ms=10_000)
     router = InferenceRouter(folder / "models", settings, folder / "cache")
     await router.start()
-    begun_s = time.perf_counter()
     await router.activate(ids[0])
-    figures: dict[str, Any] = {"activate_s": round(time.perf_counter() - begun_s, 2)}
     samples_ns, compute_us = await _robot(router, WARM_UP + SAMPLES)
-    figures["infer_us"] = _summary(samples_ns[WARM_UP:])
-    figures["infer_compute_us"] = _summary([int(value * 1e3) for value in compute_us[WARM_UP:]])
-    begun_s = time.perf_counter()
-    await asyncio.gather(*(_robot(router, SAMPLES // ROBOTS) for _ in range(ROBOTS)))
-    figures[f"steps_per_s_{ROBOTS}_sessions"] = round(SAMPLES / (time.perf_counter() - begun_s))
+    figures = {
+        "infer": _summary(samples_ns[WARM_UP:]),
+        "compute": _summary([int(value * 1e3) for value in compute_us[WARM_UP:]]),
+    }
     swap = asyncio.create_task(router.activate(ids[1]))
     during_ns: list[int] = []
     while not swap.done():
         during_ns += (await _robot(router, 50))[0]
     await swap
-    figures["infer_during_swap_us"] = _summary(during_ns)
+    figures["during_swap"] = _summary(during_ns)
     await router.close()
     return figures
 

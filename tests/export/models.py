@@ -29,6 +29,4 @@ NORMALISER = Normaliser(
 
 def source(seed: int = 0, config: CoreModelConfig = CONFIG) -> PolicySource:
     """The parts of a bundle, with random parameters."""
-    return PolicySource(
-        config, jax.jit(init_params, static_argnums=0)(config, jax.random.key(seed + 10)), NORMALISER, SPEC, 0.02
-    )
+    return PolicySource(config, init_params(config, jax.random.key(seed + 10)), NORMALISER, SPEC, 0.02)

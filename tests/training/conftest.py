@@ -1,9 +1,22 @@
+from collections.abc import Iterator
 from pathlib import Path
 
+import jax
 import pytest
 
 from brain_service.training.loop import TrainResult, train
 from tests.training.tasks import make_dataset, tiny
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compiled_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Every run compiles its step anew; a cache on disk for this session makes that a matter of milliseconds."""
+    before = jax.config.jax_compilation_cache_dir, jax.config.jax_persistent_cache_min_compile_time_secs
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    yield
+    jax.config.update("jax_compilation_cache_dir", before[0])
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", before[1])
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from tests.e2e.demo.robot import Drive
+from tests.e2e.demo.robot import DRIVE_STEPS, Drive
 
 
 def wilson_interval(successes: int, trials: int, z: float = 1.96) -> tuple[float, float]:
@@ -72,7 +72,9 @@ class Figures:
 def print_figures(figures: Figures, console: Console) -> None:
     """Print the table: the two models side by side, then what it took."""
     assert figures.trained and figures.untrained
-    models = Table(title="Reaching a goal it has never seen (Meta-World reach-v3, closed loop over HTTP)")
+    models = Table(
+        title=f"Reaching a new goal within {DRIVE_STEPS} steps (Meta-World reach-v3, closed loop over HTTP)"
+    )
     for name in ("", "success", "95 % interval", "steps to the goal", "p50", "p99"):
         models.add_column(name, justify="right" if name else "left")
     for label, score in (("untrained", figures.untrained), ("trained", figures.trained)):
@@ -87,11 +89,13 @@ def print_figures(figures: Figures, console: Console) -> None:
         )
     console.print(models)
     made = figures.pipeline
-    splits, train, held_out = made["convert"]["splits"], made["train"], made["evaluation"]
+    data, train, held_out = made["dataset"], made["train"], made["evaluation"]
     facts = Table(show_header=False, title="What it took")
     facts.add_row("recorded", f"{figures.episodes} episodes, {figures.steps} steps in {figures.record_s:.0f} s")
+    splits = data["splits"]
     facts.add_row(
-        "dataset", f"{made['dataset']}: {splits['train']} episodes to train on, {splits['val']} held out"
+        "dataset",
+        f"{data['name']} {data['version']}: {splits['train']} episodes to train on, {splits['val']} held out",
     )
     facts.add_row(
         "training",
