@@ -1,19 +1,21 @@
 """Checkpoints of a run: `<run>/<step>/` with parameters, optimiser state and a JSON item that explains them.
 
 A checkpoint stands alone: model config, feature spec, normalisation and control period are in it. Orbax makes a
-step appear whole or not at all; a hash over every array, kept in the JSON item, finds a flipped bit.
+step appear whole or not at all; `sha256.json`, written last, holds the hash of every file, so that a flipped bit
+is found before anything is decoded.
 """
 
 import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
 
+from brain_service.durable import write_atomic
 from brain_service.errors import BrainError, CorruptDataError, InvalidError, NotFoundError, UnavailableError
 from brain_service.model.config import CoreModelConfig
 from brain_service.model.core import Params, init_params
@@ -25,9 +27,7 @@ __all__ = ["Checkpoints", "LoadedCheckpoint", "load_checkpoint"]
 
 SCHEMA = "continuon-brain/checkpoint/1"
 ITEMS = ("params", "opt_state", "meta")
-
-# What Orbax and TensorStore raise for a missing, truncated or damaged file.
-DAMAGE = (OSError, ValueError, KeyError, TypeError, RuntimeError)
+SUMS_FILE = "sha256.json"
 
 
 @dataclass(frozen=True)
@@ -44,14 +44,23 @@ class LoadedCheckpoint:
 
 
 class Checkpoints:
-    """The checkpoints under one run's folder; a context manager. Saving blocks until the step is on disk."""
+    """The checkpoints under one run's folder; a context manager. Saving blocks until the step is on disk.
+
+    With `keep` the folder is made where it is missing, and at most so many steps stay in it.
+
+    Raises:
+        UnavailableError: the folder cannot be made or read.
+    """
 
     def __init__(self, folder: Path, keep: int | None = None) -> None:
         self.folder = folder.absolute()
-        options = ocp.CheckpointManagerOptions(
-            max_to_keep=keep, create=keep is not None, enable_async_checkpointing=False
-        )
-        self._manager = ocp.CheckpointManager(self.folder, item_names=ITEMS, options=options)
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=False, enable_async_checkpointing=False)
+        try:
+            if keep is not None:
+                self.folder.mkdir(parents=True, exist_ok=True)
+            self._manager = ocp.CheckpointManager(self.folder, item_names=ITEMS, options=options)
+        except (OSError, ValueError) as error:
+            raise UnavailableError(f"checkpoint directory {self.folder}: {error}; choose another one") from error
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -60,8 +69,12 @@ class Checkpoints:
         self._manager.close()
 
     def steps(self) -> list[int]:
-        """Return the steps that are completely on disk, in order."""
-        return sorted(self._manager.all_steps())
+        """Return the steps that were written to the end, in order."""
+        return sorted(step for step in self._manager.all_steps() if (self.step_dir(step) / SUMS_FILE).is_file())
+
+    def step_dir(self, step: int) -> Path:
+        """Return the folder of one step."""
+        return self.folder / str(step)
 
     def save(self, state: TrainState, meta: Mapping[str, Any]) -> None:
         """Write the state at its step, and drop the oldest beyond `keep`.
@@ -69,18 +82,37 @@ class Checkpoints:
         Raises:
             UnavailableError: the medium is full or read-only.
         """
-        hashes = {"params": tree_digest(state.params), "opt_state": tree_digest(state.opt_state)}
+        step = int(state.step)
         arguments = ocp.args.Composite(
             params=ocp.args.StandardSave(state.params),
             opt_state=ocp.args.StandardSave(state.opt_state),
-            meta=ocp.args.JsonSave({**meta, "schema": SCHEMA, "sha256": hashes}),
+            meta=ocp.args.JsonSave({**meta, "schema": SCHEMA}),
         )
         try:
-            self._manager.save(int(state.step), args=arguments, force=True)
-        except OSError as error:
+            self.discard_unfinished()
+            self._manager.save(step, args=arguments, force=True)
+            write_atomic(self.step_dir(step) / SUMS_FILE, json.dumps(_sums(self.step_dir(step))).encode())
+        except (OSError, ValueError) as error:  # TensorStore reports a full medium as a ValueError
             raise UnavailableError(
-                f"checkpoint {self.folder / str(int(state.step))}: {error}; make room, then start the run again"
+                f"checkpoint {self.step_dir(step)}: {error}; make room, then start the run again"
             ) from error
+
+    def verify(self, step: int) -> None:
+        """Read every file of one step and hold it against its hash.
+
+        Raises:
+            CorruptDataError: a file is missing, was added or differs; names it.
+        """
+        folder = self.step_dir(step)
+        try:
+            expected, found = json.loads((folder / SUMS_FILE).read_bytes()), _sums(folder)
+        except (OSError, ValueError) as error:
+            raise CorruptDataError(f"checkpoint {folder}: {SUMS_FILE}: {error}; use another step") from error
+        for name in sorted(expected.keys() | found.keys()):
+            if expected.get(name) != found.get(name):
+                raise CorruptDataError(
+                    f"checkpoint {folder}: {name} is not what was written (SHA-256); use another step"
+                )
 
     def meta(self, step: int) -> dict[str, Any]:
         """Return the JSON item of one step.
@@ -88,50 +120,40 @@ class Checkpoints:
         Raises:
             CorruptDataError: it is missing, unreadable or of another schema.
         """
-        try:
-            meta: dict[str, Any] = self._manager.restore(
-                step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())
-            )["meta"]
-        except DAMAGE as error:
-            raise CorruptDataError(f"checkpoint {self.folder / str(step)}: meta: {error}") from error
-        if not isinstance(meta, dict) or meta.get("schema") != SCHEMA:
-            raise CorruptDataError(f"checkpoint {self.folder / str(step)}: meta is not of schema {SCHEMA}")
+        meta: dict[str, Any] = self._restore(step, "meta", ocp.args.JsonRestore())
+        if meta.get("schema") != SCHEMA:
+            raise CorruptDataError(f"checkpoint {self.step_dir(step)}: meta is not of schema {SCHEMA}")
         return meta
 
     def restore(self, step: int, item: str, like: Any) -> Any:
-        """Return the `params` or `opt_state` of one step, in the structure of `like`, after checking its hash.
+        """Return the `params` or `opt_state` of one verified step, in the structure of `like`.
 
         Raises:
-            CorruptDataError: a file is missing or damaged, or the hash does not hold.
+            CorruptDataError: the item is not of that structure.
         """
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-        expected = self.meta(step)["sha256"][item]
+        return self._restore(step, item, ocp.args.StandardRestore(abstract))
+
+    def _restore(self, step: int, item: str, how: Any) -> Any:
         try:
-            tree = self._manager.restore(
-                step, args=ocp.args.Composite(**{item: ocp.args.StandardRestore(abstract)})
-            )[item]
-        except DAMAGE as error:
-            raise CorruptDataError(f"checkpoint {self.folder / str(step)}: {item}: {error}") from error
-        if (found := tree_digest(tree)) != expected:
-            raise CorruptDataError(
-                f"checkpoint {self.folder / str(step)}: {item} has SHA-256 {found[:12]}, not {expected[:12]}; "
-                "a bit has flipped on disk, use another step"
-            )
-        return tree
+            return self._manager.restore(step, args=ocp.args.Composite(**{item: how}))[item]
+        except (OSError, ValueError, KeyError) as error:
+            raise CorruptDataError(f"checkpoint {self.step_dir(step)}: {item}: {error}") from error
 
     def discard(self, step: int) -> None:
         """Delete one step, so that it can be written again."""
         self._manager.delete(step)
 
+    def discard_unfinished(self) -> None:
+        """Delete the steps that a kill left without their hashes."""
+        for step in set(self._manager.all_steps()) - set(self.steps()):
+            self._manager.delete(step)
 
-def tree_digest(tree: Any) -> str:
-    """Return the SHA-256 over names, dtypes, shapes and bytes of all arrays of a tree."""
-    digest = hashlib.sha256()
-    for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
-        array = np.ascontiguousarray(leaf)
-        digest.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}\n".encode())
-        digest.update(array.tobytes())
-    return digest.hexdigest()
+
+def _sums(folder: Path) -> dict[str, str]:
+    """Return the SHA-256 of every file below a folder by its relative name, the sums themselves left out."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != SUMS_FILE)
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
 def load_checkpoint(path: str | Path, step: int | None = None) -> LoadedCheckpoint:
@@ -155,6 +177,7 @@ def load_checkpoint(path: str | Path, step: int | None = None) -> LoadedCheckpoi
         damaged: BrainError | None = None
         for candidate in reversed(steps) if step is None else [step]:
             try:
+                checkpoints.verify(candidate)
                 return _load(checkpoints, candidate)
             except CorruptDataError as error:
                 damaged = damaged or error
@@ -167,7 +190,7 @@ def _load(checkpoints: Checkpoints, step: int) -> LoadedCheckpoint:
     try:
         config = CoreModelConfig.from_dict(meta["model"])
     except (ValueError, TypeError) as error:
-        raise InvalidError(f"checkpoint {checkpoints.folder / str(step)}: model: {error}") from error
+        raise InvalidError(f"checkpoint {checkpoints.step_dir(step)}: model: {error}") from error
     like = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
     return LoadedCheckpoint(
         config=config,

@@ -20,7 +20,7 @@ class TrainConfig:
 
     preset: str = "development"
     """Name of the model's preset."""
-    steps: int = 800
+    steps: int = 500
     """Optimiser steps in all; the learning rate ends its decay there. 0 saves the freshly initialised model."""
     batch_size: int = 32
     """Sequences a step."""

@@ -116,10 +116,10 @@ class _Run:
 
     def resume(self, checkpoints: Checkpoints) -> tuple[TrainState, int | None]:
         """Return the state to go on from, and its step; damaged checkpoints are deleted on the way."""
+        usable = [step for step in reversed(checkpoints.steps()) if self._usable(checkpoints, step)]
         fresh = init_state(self.model, self.config)
-        for step in reversed(checkpoints.steps()):
+        for step in usable:
             try:
-                self._require_same_run(checkpoints.meta(step), step)
                 params = checkpoints.restore(step, "params", fresh.params)
                 opt_state = checkpoints.restore(step, "opt_state", fresh.opt_state)
             except CorruptDataError:
@@ -127,6 +127,15 @@ class _Run:
                 continue
             return TrainState(np.int32(step) + 0 * fresh.step, params, opt_state), step
         return fresh, None
+
+    def _usable(self, checkpoints: Checkpoints, step: int) -> bool:
+        try:
+            checkpoints.verify(step)
+            self._require_same_run(checkpoints.meta(step), step)
+        except CorruptDataError:
+            checkpoints.discard(step)
+            return False
+        return True
 
     def _require_same_run(self, meta: Mapping[str, Any], step: int) -> None:
         for part in ("model", "normalisation", "spec", "dataset"):

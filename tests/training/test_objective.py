@@ -1,3 +1,5 @@
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,7 +17,7 @@ from tests.training.tasks import tiny
 B, T, H, A, D = 2, 7, 3, 2, 4
 
 
-def sequences(**changes: jax.Array) -> Sequences:
+def sequences(**changes: Any) -> Sequences:
     rng = np.random.default_rng(0)
 
     def normal(*shape: int) -> jax.Array:

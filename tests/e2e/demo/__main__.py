@@ -16,12 +16,12 @@ from tests.processes import MemoryMeter, running_daemon
 
 NEXT = """\
 Where to look next
-  build/demo.json                  the same figures as JSON
-  {folder}/brain/episodes          what the expert did: JSON lines, one file an episode
-  {folder}/brain/datasets          the RLDS dataset: tfds.builder_from_directory reads it
-  {folder}/brain/models/active     the bundle that drove the robot
-  {folder}/brain.log               the daemon's log
-  make serve                       serves what was learned; then: curl localhost:8080/health"""
+  {folder}.json  the same figures as JSON
+  {folder}/brain/episodes  what the expert did: JSON lines, one file an episode
+  {folder}/brain/datasets  the RLDS dataset: tfds.builder_from_directory reads it
+  {folder}/brain/models/active  the bundle that drove the robot
+  {folder}/brain.log  the daemon's log
+  make serve  serves what was learned; then: curl localhost:8080/health"""
 
 
 def main() -> int:
@@ -46,9 +46,9 @@ def main() -> int:
         console.print(f"daemon on {daemon.url}")
         figures = run_loop(daemon.url, Plan(options.episodes, options.steps, options.drives), progress)
     figures.total_s, figures.peak_memory_bytes = time.monotonic() - begun, meter.stop()
-    (folder.parent / "demo.json").write_text(json.dumps(figures.to_json(), indent=1) + "\n")
+    folder.with_name(f"{folder.name}.json").write_text(json.dumps(figures.to_json(), indent=1) + "\n")
     print_figures(figures, console)
-    console.print(NEXT.format(folder=folder), highlight=False)
+    console.print(NEXT.format(folder=folder), highlight=False, soft_wrap=True)
     return 0
 
 

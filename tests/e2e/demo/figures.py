@@ -1,6 +1,5 @@
 """The demo's figures: success with its interval, latency, and the table that is printed."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -8,18 +7,9 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 from rich.table import Table
+from scipy.stats import binomtest
 
 from tests.e2e.demo.robot import DRIVE_STEPS, Drive
-
-
-def wilson_interval(successes: int, trials: int, z: float = 1.96) -> tuple[float, float]:
-    """Return the Wilson score interval of a success rate (Wilson 1927); z = 1.96 is 95 %."""
-    if trials == 0:
-        return 0.0, 1.0
-    p, n = successes / trials, trials
-    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    return max(0.0, centre - half), min(1.0, centre + half)
 
 
 @dataclass(frozen=True)
@@ -37,13 +27,14 @@ class Score:
     @staticmethod
     def of(model_id: str, drives: Sequence[Drive]) -> "Score":
         """Sum up the drives of one model."""
-        latency = np.concatenate([drive.latency_ms for drive in drives])
         wins = sum(drive.success for drive in drives)
+        interval = binomtest(wins, len(drives)).proportion_ci(0.95, method="wilson")
+        latency = np.concatenate([drive.latency_ms for drive in drives])
         return Score(
             model_id=model_id,
             successes=wins,
             episodes=len(drives),
-            interval=wilson_interval(wins, len(drives)),
+            interval=(float(interval.low), float(interval.high)),
             mean_steps=float(np.mean([drive.steps for drive in drives])),
             latency_ms_p50=float(np.percentile(latency, 50)),
             latency_ms_p99=float(np.percentile(latency, 99)),
@@ -72,9 +63,7 @@ class Figures:
 def print_figures(figures: Figures, console: Console) -> None:
     """Print the table: the two models side by side, then what it took."""
     assert figures.trained and figures.untrained
-    models = Table(
-        title=f"Reaching a new goal within {DRIVE_STEPS} steps (Meta-World reach-v3, closed loop over HTTP)"
-    )
+    models = Table(title=f"Reaching new goals within {DRIVE_STEPS} steps, closed loop over HTTP")
     for name in ("", "success", "95 % interval", "steps to the goal", "p50", "p99"):
         models.add_column(name, justify="right" if name else "left")
     for label, score in (("untrained", figures.untrained), ("trained", figures.trained)):
@@ -104,10 +93,10 @@ def print_figures(figures: Figures, console: Console) -> None:
     )
     facts.add_row(
         "held out",
-        f"action error {held_out['relative_rmse']:.1%} of the range over {held_out['steps']} steps; "
+        f"action error {held_out['relative_rmse']:.1%} of the range; "
         f"always the mean action: {held_out['baseline_relative_rmse']:.1%}",
     )
-    facts.add_row("pipeline", f"{figures.pipeline_s:.0f} s from POST /pipeline to the new model in service")
+    facts.add_row("pipeline", f"{figures.pipeline_s:.0f} s from POST /pipeline to the model in service")
     memory_gb = figures.peak_memory_bytes / 1e9
     facts.add_row("in all", f"{figures.total_s:.0f} s, peak memory {memory_gb:.2f} GB, simulator included")
     console.print(facts)
