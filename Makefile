@@ -41,7 +41,8 @@ check-wheels: $(VENV)/.dev ## every runtime dependency has an aarch64 wheel for 
 clean: ## remove the virtual environment and what was built
 	rm -rf $(VENV) build
 
-# A stamp a set of dependencies: the second run finds it newer than its lock and skips the set-up.
+# A stamp a set of dependencies, each holding the smaller ones: the second run finds it newer than its lock and
+# skips the set-up.
 $(VENV)/pyvenv.cfg:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "Python 3.11 or newer is needed; point PYTHON at one: make PYTHON=python3.11 ..."; exit 1; }
@@ -50,12 +51,12 @@ $(VENV)/pyvenv.cfg:
 define install
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r $<
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
-	@touch $@
+	@touch $(1)
 endef
 
 $(VENV)/.runtime: deploy/locks/runtime.txt pyproject.toml | $(VENV)/pyvenv.cfg
-	$(install)
+	$(call install,$@)
 $(VENV)/.demo: deploy/locks/demo.txt pyproject.toml | $(VENV)/pyvenv.cfg
-	$(install)
+	$(call install,$@ $(VENV)/.runtime)
 $(VENV)/.dev: deploy/locks/dev.txt pyproject.toml | $(VENV)/pyvenv.cfg
-	$(install)
+	$(call install,$@ $(VENV)/.demo $(VENV)/.runtime)

@@ -12,7 +12,11 @@ __all__ = ["lazy_names"]
 
 
 def lazy_names(package: str, modules: Mapping[str, str]) -> Callable[[str], Any]:
-    """Return a module `__getattr__` that imports `{public name: module below the package}` on first use."""
+    """Return a module `__getattr__` that imports `{public name: module below the package}` on first use.
+
+    Raises:
+        AttributeError: from the returned function, for every other name, as a module does.
+    """
 
     def find(name: str) -> Any:
         if name not in modules:

@@ -7,7 +7,7 @@ later step, every dataset, every bundle and every `/infer` request is held again
 Only NumPy is imported here: the inference worker of a backend that lives on the system Python uses it too.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -36,6 +36,9 @@ __all__ = [
 
 Dtype = Literal["float32", "int64", "bool", "uint8", "text"]
 DTYPES: tuple[str, ...] = get_args(Dtype)
+
+# Far beyond any robot, and far below where Python's stack and the JSON writer give up.
+_MAX_DEPTH = 64
 
 Leaf = np.ndarray[Any, np.dtype[Any]] | str
 """One value of a step: an array of the feature's dtype and shape, or text."""
@@ -96,7 +99,8 @@ class EpisodeSpec:
         """Parse `{"observation": {path: feature}, "action": {path: feature}}`; nested maps are flattened.
 
         Raises:
-            InvalidError: a part is missing or empty, or a feature is wrong; the error names it.
+            InvalidError: a part is missing or empty, or a feature is wrong, stands twice, or is also a folder of
+            others; the error names it.
         """
         if not isinstance(document, Mapping) or set(document) != {"observation", "action"}:
             raise InvalidError("features: give exactly 'observation' and 'action'", field="features")
@@ -114,25 +118,48 @@ def _parse_part(document: Any, field: str) -> FeatureSpec:
         if isinstance(node, Mapping) and not isinstance(node.get("dtype"), str):
             for name, child in node.items():
                 visit(child, _join(path, name, field))
+        elif path in found:
+            raise InvalidError(f"features/{field}/{path} is given twice", field=f"features/{field}/{path}")
         else:
             found[path] = Feature.from_json(node, f"features/{field}/{path}")
 
     for name, child in document.items():
         visit(child, _join("", name, field))
+    _reject_folders(found, f"features/{field}")
     return dict(sorted(found.items()))
 
 
 def _join(path: str, name: Any, field: str) -> str:
     if not isinstance(name, str) or not name or name.startswith("/") or name.endswith("/") or "//" in name:
         raise InvalidError(f"{field}: {name!r} is not a feature name; use non-empty text", field=field)
-    return f"{path}/{name}" if path else name
+    joined = f"{path}/{name}" if path else name
+    if joined.count("/") >= _MAX_DEPTH:
+        raise InvalidError(f"{field} is nested deeper than {_MAX_DEPTH} maps; flatten it", field=field)
+    return joined
+
+
+def _reject_folders(paths: Iterable[str], field: str) -> None:
+    """Refuse a value that also holds others: `unflatten` could not nest them.
+
+    Raises:
+        InvalidError: `a` and `a/b` are both in `paths`.
+    """
+    known = set(paths)
+    for path in sorted(known):
+        parent = path.rpartition("/")[0]
+        while parent:
+            if parent in known:
+                raise InvalidError(
+                    f"{field}: {parent!r} is a value and also holds {path!r}; rename one", field=f"{field}/{path}"
+                )
+            parent = parent.rpartition("/")[0]
 
 
 def flatten(tree: Any, field: str) -> dict[str, Any]:
     """Flatten nested maps into `{path: leaf}` in sorted path order; `field` names the tree in errors.
 
     Raises:
-        InvalidError: `tree` is not a map, is empty, or a name is empty or stands twice.
+        InvalidError: `tree` is not a map, is empty or nested too deeply, or a name is empty or stands twice.
     """
     found: dict[str, Any] = {}
 
@@ -177,8 +204,9 @@ def infer_spec(flat: Mapping[str, Any], field: str) -> FeatureSpec:
     stays uint8, other integers are int64.
 
     Raises:
-        InvalidError: a value is ragged, empty, mixed or of no known kind.
+        InvalidError: a value is ragged, empty, mixed or of no known kind, or also a folder of others.
     """
+    _reject_folders(flat, field)
     return {path: _infer(value, f"{field}/{path}") for path, value in flat.items()}
 
 
@@ -272,7 +300,7 @@ def _holds_bool(value: Any) -> bool:
 
 
 def vector_size(spec: FeatureSpec) -> int:
-    """Return the length of the flat vector: the element counts of all features but text, summed."""
+    """Return the length of the flat vector, shape `[D]`: the element counts of all features but text, summed."""
     return sum(prod(feature.shape) for feature in spec.values() if feature.dtype != "text")
 
 

@@ -17,6 +17,9 @@ def create_app(services: Services, tokens: Tokens | None = None) -> FastAPI:
         title="continuon-brain",
         version=brain_service.__version__,
         summary="Records what a robot lived, learns from it, and answers what to do next.",
+        # Their pages load scripts from a host elsewhere, which a robot cannot and should not reach.
+        docs_url=None,
+        redoc_url=None,
     )
     app.state.services = services
     install_problem_handlers(app)

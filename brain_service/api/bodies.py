@@ -58,7 +58,7 @@ def decode(body: bytes, kind: type[T]) -> T:
         named = re.search(r"(?:unknown|missing required) field `([^`]*)`", str(error))
         field = "/".join(part for part in (where and where[1].replace(".", "/"), named and named[1]) if part)
         raise InvalidError(str(error).replace("Object", "the body"), field=field or "body") from error
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise MalformedError(f"the body is not JSON: {error}") from error
 
 

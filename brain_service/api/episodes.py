@@ -39,7 +39,10 @@ async def list_episodes(
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
     cursor: str | None = None,
 ) -> JsonResponse:
-    """List episodes, newest first; pass `next_cursor` back as `cursor` for the next page."""
+    """List at most `limit` episodes, newest first; pass `next_cursor` back as `cursor` for the next page.
+
+    Times in the answer are int64 nanoseconds since the epoch.
+    """
     items, following = await services.store.run(services.store.list, limit, cursor)
     return JsonResponse({"episodes": items, "next_cursor": following})
 

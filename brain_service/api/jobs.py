@@ -53,7 +53,11 @@ for _kind, _described in sorted(KINDS.items()):
 
 @router.get("/train", operation_id="latest_train")
 async def latest_train(services: ServicesDep) -> JsonResponse:
-    """Return the latest run that trained: a `train` or a `pipeline` job."""
+    """Return the latest run that trained: a `train` or a `pipeline` job.
+
+    Raises:
+        NotFoundError: there was none yet.
+    """
     job = await asyncio.to_thread(services.jobs.latest, ("train", "pipeline"))
     if job is None:
         raise NotFoundError("nothing was trained yet; POST /train or POST /pipeline starts a run")
@@ -99,7 +103,11 @@ async def job_events(
 ) -> StreamingResponse:
     """Stream the job's events (server-sent events) until it has ended; the last one is `end` with the job.
 
-    A client that lost the connection sends `Last-Event-ID` and misses nothing.
+    A client that lost the connection sends `Last-Event-ID`, a byte offset, and misses nothing.
+
+    Raises:
+        NotFoundError: no such job.
+        InvalidError: `Last-Event-ID` is none that this stream gave out.
     """
     job = await asyncio.to_thread(services.jobs.get, job_id)
     offset = last_event_id or "0"

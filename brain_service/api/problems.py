@@ -63,7 +63,7 @@ async def _http_exception(request: Request, error: Exception) -> Response:
             "type": f"urn:continuon-brain:problem:{slug}",
             "title": str(error.detail),
             "status": error.status_code,
-            "detail": f"{request.method} {request.url.path}: {error.detail}; GET /docs lists every path",
+            "detail": f"{request.method} {request.url.path}: {error.detail}; GET /openapi.json lists every path",
         }
     )
 

@@ -26,7 +26,11 @@ async def readyz(
     services: ServicesDep,
     part: Annotated[Literal["capture", "inference"], Query(alias="for")] = "capture",
 ) -> JsonResponse:
-    """Answer 200 when capture takes steps, or with `?for=inference` when a warmed model answers; else 503."""
+    """Answer 200 when capture takes steps, or with `?for=inference` when a warmed model answers; else 503.
+
+    Raises:
+        UnavailableError: no warmed model.
+    """
     if part == "inference" and not services.router.ready:
         raise UnavailableError("no warmed model; GET /models tells why, POST /pipeline trains one")
     return JsonResponse({"status": "pass"})

@@ -30,6 +30,10 @@ _SEED_ROLES = {"human_teleop": "expert", "human_supervisor": "expert"}
 
 Durability = Literal["interval", "step", "episode"]
 
+_NAMED_METADATA = frozenset(
+    ("environment_id", "xr_mode", "control_role", "tags", "robot_id", "language_instruction")
+)
+
 _EPISODE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
@@ -95,7 +99,8 @@ class EpisodeHeader:
         """Check the body of `POST /episodes`, fill in the id and the creation time.
 
         Raises:
-            InvalidError: an unknown name (with the nearest known one), a wrong type, role, id or feature.
+            InvalidError: an unknown name (with the nearest known one), a wrong type, role, id or feature, or
+                metadata under the name of a member.
         """
         known = _CreateBody.__struct_fields__
         for name in body:
@@ -113,6 +118,12 @@ class EpisodeHeader:
                 f"episode_id {given.episode_id!r}: use 1-128 letters, digits, '.', '_', '-', no dot first",
                 field="episode_id",
             )
+        for name in given.metadata:
+            if name in _NAMED_METADATA:
+                raise InvalidError(
+                    f"metadata/{name} hides the episode's own {name!r}; give it there, or rename it",
+                    field=f"metadata/{name}",
+                )
         created_ns = time.time_ns()
         return EpisodeHeader(
             episode_id=given.episode_id or new_episode_id(created_ns),

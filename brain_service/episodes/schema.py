@@ -134,16 +134,14 @@ def check_step(
     Raises:
         InvalidError: a wrong name, shape, dtype, role or number, NaN or an infinity; the error names the field.
     """
-    observation = _flatten(body.observation, f"{prefix}observation")
-    action = _flatten(body.action, f"{prefix}action")
+    observation = flatten(body.observation, f"{prefix}observation")
+    action = flatten(body.action, f"{prefix}action")
     if spec is None:
         spec = EpisodeSpec(infer_spec(observation, f"{prefix}observation"), infer_spec(action, f"{prefix}action"))
-        for part, features in (("observation", spec.observation), ("action", spec.action)):
-            _reject_folders(features, f"{prefix}{part}")
     executed = None
     if body.executed_action is not None:
         name = f"{prefix}executed_action"
-        executed = check_values(_flatten(body.executed_action, name), spec.action, name)
+        executed = check_values(flatten(body.executed_action, name), spec.action, name)
     if body.episode_id is not None and body.episode_id != header.episode_id:
         raise InvalidError(
             f"{prefix}episode_id: {body.episode_id!r} is not {header.episode_id!r}, the one it was posted to",
@@ -165,13 +163,6 @@ def check_step(
     return step, spec
 
 
-def _flatten(tree: Mapping[str, Any], field: str) -> dict[str, Any]:
-    try:
-        return flatten(tree, field)
-    except RecursionError as error:
-        raise InvalidError(f"{field} is nested too deeply", field=field) from error
-
-
 def _check_reward(reward: float, field: str) -> np.float32:
     with np.errstate(over="ignore"):
         value = np.float32(reward)
@@ -186,14 +177,3 @@ def _check_time(timestamp_ns: int | None, field: str) -> int:
     if timestamp_ns not in _INT64:
         raise InvalidError(f"{field}: {timestamp_ns} is beyond int64 nanoseconds", field=field)
     return timestamp_ns
-
-
-def _reject_folders(features: Mapping[str, Any], field: str) -> None:
-    for path in features:
-        parent = path.rpartition("/")[0]
-        while parent:
-            if parent in features:
-                raise InvalidError(
-                    f"{field}: {parent!r} is a value and also holds {path!r}; rename one", field=f"{field}/{path}"
-                )
-            parent = parent.rpartition("/")[0]

@@ -41,6 +41,8 @@ Records = list[dict[str, Any]]
 
 # Enough to share a group commit between many waiting controllers; threads start as they are needed.
 _THREADS = 16
+# More than a century at 1 kHz; sums of two bounds stay far inside a machine word.
+_MOST_STEPS = 2**48
 _REASONS: dict[str | None, EndReason | None] = {
     None: None,
     "terminated": "terminated",
@@ -218,13 +220,14 @@ class EpisodeStore:
         """Return the records of steps `start` to `start + limit - 1`, as they stand in the log.
 
         Raises:
-            InvalidError: a negative bound.
+            InvalidError: a bound is negative or beyond any episode.
             NotFoundError: no such episode.
             CorruptDataError: a stored line fails its checksum.
             UnavailableError: the medium cannot read.
         """
-        if start < 0 or limit < 0:
-            raise InvalidError(f"start {start} and limit {limit} must not be negative", field="start")
+        for name, given in (("start", start), ("limit", limit)):
+            if not 0 <= given < _MOST_STEPS:
+                raise InvalidError(f"{name} {given} is not between 0 and {_MOST_STEPS - 1}", field=name)
         path = catalogue.episode_path(self._root, episode_id)
         writer = self._open.known(episode_id)
         if writer is not None:

@@ -88,7 +88,9 @@ def _invalid(error: msgspec.ValidationError, prefix: str) -> InvalidError:
     """Turn `... - at `$[3].reward`` into an error whose field is `steps/3/reward`."""
     text = str(error)
     found = _WHERE.search(text)
-    path = found["path"].replace("[", "/").replace("]", "").replace(".", "/").strip("/") if found else ""
+    # Inside a free map msgspec tells no names, only `[...]`: what stands before is all that is known.
+    known = found["path"].partition("[...]")[0] if found else ""
+    path = known.replace("[", "/").replace("]", "").replace(".", "/").strip("/")
     missing = re.search(r"(?:required|unknown) field `([^`]+)`", text)
     parts = [part for part in (prefix, path, missing[1] if missing else "") if part]
     field = "/".join(parts) or None

@@ -158,8 +158,10 @@ class Manifest:
             f"carry {dict(self.carry)!r} needs positive integer sizes": not self.carry
             or not all(map(_positive, self.carry.values())),
             f"control_period_s {self.control_period_s!r} is neither null nor positive": not (
-                self.control_period_s is None or self.control_period_s > 0
+                self.control_period_s is None
+                or (type(self.control_period_s) in (int, float) and self.control_period_s > 0)
             ),
+            f"created_ns {self.created_ns!r} is not an integer": type(self.created_ns) is not int,
             f"a parity bound is above the cap {cap} for quantisation {self.quantisation!r}": any(
                 not parity.bound <= (cap or 0.0) for parity in self.parity.values()
             ),

@@ -31,7 +31,7 @@ action and reward are in raw units. Actions lie within the limits. A row whose `
 
 
 def flat_params(params: Mapping[str, Any]) -> dict[str, np.ndarray[Any, np.dtype[Any]]]:
-    """Return nested parameters under slash-joined names, sorted, as NumPy arrays."""
+    """Return nested parameters under slash-joined names, sorted, as NumPy arrays of unchanged shape."""
     found: dict[str, np.ndarray[Any, np.dtype[Any]]] = {}
 
     def visit(node: Mapping[str, Any], path: str) -> None:

@@ -101,7 +101,7 @@ class Arena:
 
     @classmethod
     def create(cls, layout: Layout, capacity: int) -> "Arena":
-        """Allocate the shared memory, zeroed, sealed against growing and shrinking."""
+        """Allocate `capacity * row_bytes` bytes of shared memory, zeroed, sealed against growing and shrinking."""
         fd = os.memfd_create("brain-arena", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         os.ftruncate(fd, layout.row_bytes * capacity)
         fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL)
@@ -112,7 +112,7 @@ class Arena:
         """Map the memfd that the other side created; takes over `fd`.
 
         Raises:
-            CorruptDataError: the memory is not as large as layout and capacity say.
+            CorruptDataError: the memory is not of the `capacity * row_bytes` bytes that it should have.
         """
         found, expected = os.fstat(fd).st_size, layout.row_bytes * capacity
         if found != expected:

@@ -214,10 +214,9 @@ class InferenceRouter:
         that answer is taken up.
         """
         row = session.row
-        if not session.turn.locked():
-            await session.turn.acquire()  # returns at once, without a pass of the event loop
-            return
         try:
+            # A free turn is taken without a pass of the event loop. One that was just released to a waiter is
+            # not free, though `locked()` says so: the deadline holds for every wait.
             async with asyncio.timeout((deadline_ns - time.monotonic_ns()) / 1e9):
                 await session.turn.acquire()
         except TimeoutError as error:

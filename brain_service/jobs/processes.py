@@ -31,6 +31,9 @@ def die_with_parent(parent_pid: int) -> None:
     """Have the kernel SIGKILL this process when its parent goes, even by SIGKILL; exit if it has gone already.
 
     The parent must have made this process from its main thread: the kernel watches that thread.
+
+    Raises:
+        OSError: the kernel refuses the request.
     """
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:

@@ -247,7 +247,11 @@ class JobTable:
     def wait_activation(
         self, activation_id: int, timeout_s: float, should_stop: Callable[[], bool] = lambda: False
     ) -> Activation:
-        """Wait for the daemon's answer; on timeout or stop the request is withdrawn and returned as such."""
+        """Wait for the daemon's answer; on timeout or stop the request is withdrawn and returned as such.
+
+        Raises:
+            NotFoundError: no such activation.
+        """
         give_up = time.monotonic() + timeout_s
         while True:
             if time.monotonic() > give_up or should_stop():

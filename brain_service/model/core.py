@@ -46,7 +46,7 @@ class CoreModel(nn.Module):  # type: ignore[misc]
         self.from_wave = nn.Dense(config.d_s, use_bias=False, name="from_wave")
 
     def step(self, carry: Carry, inputs: StepInputs) -> tuple[Carry, StepOutputs]:
-        """Advance one step: inputs `[B, ...]`, outputs `[B, ...]`."""
+        """Advance one step: inputs and outputs of shape `[B, ...]`."""
         encoded, decay, signal = self._before(inputs)
         wave = wave_step(carry.wave, decay, signal)
         state, features = self.cell(
@@ -55,7 +55,7 @@ class CoreModel(nn.Module):  # type: ignore[misc]
         return Carry(state.fast, wave, state.slots, state.clock), self._after(encoded, wave, features, inputs)
 
     def unroll(self, carry: Carry, inputs: StepInputs) -> tuple[Carry, StepOutputs]:
-        """Advance T steps: inputs `[B, T, ...]`, outputs `[B, T, ...]`."""
+        """Advance T steps: inputs and outputs of shape `[B, T, ...]`."""
         encoded, decay, signal = self._before(inputs)
         wave = wave_sequence(carry.wave, decay, signal, associative=self.config.associative_wave)
         # Rematerialised: only the carry of each step is kept for the backward pass. Recomputing the rest is
@@ -122,13 +122,13 @@ def _init(config: CoreModelConfig, rng: Key[Array, ""]) -> Params:
 
 
 def step(params: Params, config: CoreModelConfig, carry: Carry, inputs: StepInputs) -> tuple[Carry, StepOutputs]:
-    """Advance one step: inputs `[B, ...]` to the next carry and outputs `[B, ...]`."""
+    """Advance one step to the next carry: inputs and outputs of shape `[B, ...]`, in normalised units."""
     result: tuple[Carry, StepOutputs] = CoreModel(config).apply({"params": params}, carry, inputs, method="step")
     return result
 
 
 def unroll(params: Params, config: CoreModelConfig, carry: Carry, inputs: StepInputs) -> tuple[Carry, StepOutputs]:
-    """Advance T steps: inputs `[B, T, ...]` to the last carry and outputs `[B, T, ...]`."""
+    """Advance T steps to the last carry: inputs and outputs of shape `[B, T, ...]`, in normalised units."""
     result: tuple[Carry, StepOutputs] = CoreModel(config).apply({"params": params}, carry, inputs, method="unroll")
     return result
 

@@ -46,7 +46,7 @@ class MemoryState(NamedTuple):
 def unpack_memory(
     config: CoreModelConfig, slots: Float32[Array, "B slots"], clock: Float32[Array, "B clock"]
 ) -> MemoryState:
-    """Split the carry arrays `slots` and `clock` into the memory's parts."""
+    """Split the carry arrays `slots` and `clock` into the memory's parts, slots of shape `[B, N, V + K]`."""
     n, slow = config.slots, config.levels - 1
     return MemoryState(
         slots.reshape((slots.shape[0], n, config.d_v + config.d_k)),
@@ -57,13 +57,13 @@ def unpack_memory(
 
 
 def pack_memory(state: MemoryState) -> tuple[Float32[Array, "B slots"], Float32[Array, "B clock"]]:
-    """Return the carry arrays `slots` and `clock`: the inverse of `unpack_memory`."""
+    """Return the carry arrays `slots` and `clock`, shape `[B, n]` each: the inverse of `unpack_memory`."""
     clock = jnp.concatenate([state.strength, state.elapsed, state.pending], axis=-1)
     return state.slots.reshape((state.slots.shape[0], -1)), clock
 
 
 def unit(vector: Float32[Array, "*B K"]) -> Float32[Array, "*B K"]:
-    """Scale to length 1 along the last axis; a zero vector stays zero."""
+    """Scale vectors, shape `[..., K]`, to length 1 along the last axis; a zero vector stays zero."""
     return vector / jnp.sqrt(jnp.sum(vector * vector, axis=-1, keepdims=True) + 1e-6)
 
 
@@ -92,7 +92,7 @@ class Memory(nn.Module):  # type: ignore[misc]
         return self._spread(SHARPNESS_MAX * nn.sigmoid(self.sharpness[row]))
 
     def reset(self, state: MemoryState, is_first: Float32[Array, "B"]) -> MemoryState:
-        """Return the state with the rows whose `is_first` is 1 emptied and given the learned keys."""
+        """Return the state, rows whose `is_first` (shape `[B]`) is 1 emptied and given the learned keys."""
         config = self.config
         keys = unit(self.initial_keys)
         fresh = jnp.concatenate([jnp.zeros((config.slots, config.d_v), jnp.float32), keys], axis=-1)
@@ -105,7 +105,7 @@ class Memory(nn.Module):  # type: ignore[misc]
         )
 
     def read(self, state: MemoryState, query: Float32[Array, "B K"]) -> Float32[Array, "B L V"]:
-        """Return what each level holds for the query (need not be of length 1), each entry within [-1, 1]."""
+        """Return what each level holds for the query (need not be of length 1): shape `[B, L, V]`, in [-1, 1]."""
         values, keys = state.slots[..., : self.config.d_v], state.slots[..., self.config.d_v :]
         match = (keys @ unit(query)[..., None])[..., 0]
         weight = state.strength * jnp.exp(self._sharpness(0) * match)
@@ -117,7 +117,7 @@ class Memory(nn.Module):  # type: ignore[misc]
     def write(
         self, state: MemoryState, drive: Float32[Array, "B C"], reads: Float32[Array, "B L V"]
     ) -> MemoryState:
-        """Return the state after this step's writes; `drive` is z_t, `reads` what `read` returned."""
+        """Return the state after this step's writes; `drive` is z_t, shape `[B, C]`, `reads` what `read` gave."""
         config = self.config
         fires, elapsed = self._tick(state.elapsed)
         pending = state.pending + reads[:, :-1].reshape(state.pending.shape)

@@ -9,7 +9,7 @@ Counters are floats too, since a backend such as Hailo moves floats only. A zero
 initial keys come in on the step whose `is_first` is 1.
 """
 
-from math import sqrt
+from math import exp, sqrt
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -31,7 +31,7 @@ class Carry(NamedTuple):
 
 
 def carry_shapes(config: CoreModelConfig) -> dict[str, int]:
-    """Return the length of each carry array (without the batch axis), in carry order."""
+    """Return the length n of each carry array (shape `[B, n]`), in carry order."""
     slow = config.levels - 1
     return {
         "fast": config.d_s + config.d_p,
@@ -42,7 +42,7 @@ def carry_shapes(config: CoreModelConfig) -> dict[str, int]:
 
 
 def init_carry(config: CoreModelConfig, batch: int) -> Carry:
-    """Return the fresh (all zero) state of `batch` rows."""
+    """Return the fresh (all zero) state of `batch` rows: arrays of shape `[batch, n]`, see `carry_shapes`."""
     return Carry(*(jnp.zeros((batch, size), jnp.float32) for size in carry_shapes(config).values()))
 
 
@@ -53,7 +53,7 @@ def carry_bounds(config: CoreModelConfig) -> dict[str, float]:
     a and inputs in [-1, 1] stays within sqrt((1 + a) / (1 - a)), which the slowest decay bounds. The clock counts
     to the longest period and sums as many memory reads.
     """
-    slowest = (1.0 - 1.0 / config.wave_max_steps) if config.wave_max_steps > 1 else 0.0
+    slowest = exp(-1.0 / config.wave_max_steps)
     return {
         "fast": 1.0,
         "wave": sqrt((1.0 + slowest) / (1.0 - slowest)),

@@ -53,7 +53,7 @@ class Wave(nn.Module):  # type: ignore[misc]
 def wave_step(
     wave: Float32[Array, "B W"], decay: Float32[Array, "B W"], signal: Float32[Array, "B W"]
 ) -> Float32[Array, "B W"]:
-    """Advance the wave by one step; a decay of 0 starts afresh."""
+    """Advance the wave (shape `[B, W]`) by one step; a decay of 0 starts afresh."""
     return decay * wave + signal
 
 
@@ -64,7 +64,7 @@ def wave_sequence(
     *,
     associative: bool,
 ) -> Float32[Array, "B T W"]:
-    """Return w_1 ... w_T from the state before them, sequentially or in log T parallel rounds."""
+    """Return w_1 ... w_T, shape `[B, T, W]`, from the state before them: in order or in log T parallel rounds."""
     if associative:
         first = signal[:, :1] + decay[:, :1] * wave[:, None]
         signal = jnp.concatenate([first, signal[:, 1:]], axis=1)

@@ -126,7 +126,7 @@ class Checkpoints:
         return meta
 
     def restore(self, step: int, item: str, like: Any) -> Any:
-        """Return the `params` or `opt_state` of one verified step, in the structure of `like`.
+        """Return the `params` or `opt_state` of one verified step, in the structure and shapes of `like`.
 
         Raises:
             CorruptDataError: the item is not of that structure.

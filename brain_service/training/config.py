@@ -69,7 +69,7 @@ class TrainConfig:
         self.model_config(1, 1)
 
     def model_config(self, obs_dim: int, action_dim: int) -> CoreModelConfig:
-        """Return the preset with the overrides, for vectors of these lengths.
+        """Return the preset with the overrides, for observations of shape `[obs_dim]` and actions `[action_dim]`.
 
         Raises:
             InvalidError: an override is unknown or impossible.

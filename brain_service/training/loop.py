@@ -1,16 +1,17 @@
 """The training run: data to optimiser steps to checkpoints; resumable at any point, stoppable between steps."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from brain_service.datasets.loader import Batch, Dataset, SequenceLoader, open_dataset
+from brain_service.datasets.loader import Dataset, SequenceLoader, open_dataset
 from brain_service.errors import CorruptDataError, InvalidError
 from brain_service.model.config import CoreModelConfig
 from brain_service.spec import vector_size
@@ -125,7 +126,10 @@ class _Run:
             except CorruptDataError:
                 checkpoints.discard(step)
                 continue
-            return TrainState(np.int32(step) + 0 * fresh.step, params, opt_state), step
+            # Restored arrays are pinned to their device, which compiles to another program than a fresh run's:
+            # copied, they give the very same program, and so the same bits.
+            restored = TrainState(jnp.asarray(step, jnp.int32), params, opt_state)
+            return jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf)), restored), step
         return fresh, None
 
     def _usable(self, checkpoints: Checkpoints, step: int) -> bool:
@@ -168,7 +172,7 @@ class _Run:
         train_step = make_train_step(self.model, config)
         begun_s = reported_s = time.monotonic()
         step, metrics = first, None
-        with closing(cast("Any", self._batches(first))) as batches:
+        with closing(cast(Any, self.loader.batches(first))) as batches:
             while step < config.steps and not should_stop():
                 state, metrics = train_step(state, normalise_batch(next(batches), self.normaliser))
                 step += 1
@@ -192,9 +196,6 @@ class _Run:
             duration_s=duration_s,
             resumed_from=resumed_from,
         )
-
-    def _batches(self, first: int) -> Iterator[Batch]:
-        return self.loader.batches(first)
 
 
 def _require_examples(dataset: Dataset) -> None:

@@ -62,31 +62,31 @@ class Normaliser:
 
     @property
     def action_centre(self) -> Float32[np.ndarray, "A"]:
-        """Raw action that becomes 0."""
+        """Action that becomes 0, in raw units, shape `[A]`."""
         centre: Float32[np.ndarray, "A"] = (self.action_high + self.action_low) / np.float32(2)
         return centre
 
     @property
     def action_scale(self) -> Float32[np.ndarray, "A"]:
-        """Raw units of one normalised unit: half the recorded range."""
+        """Raw units of one normalised unit, shape `[A]`: half the recorded range, 1 where it never moved."""
         half: Float32[np.ndarray, "A"] = (self.action_high - self.action_low) / np.float32(2)
         return np.where(half > RANGE_FLOOR, half, np.float32(1)).astype(np.float32)
 
     def observation(self, raw: Float32[Array | np.ndarray, "*B D"]) -> Float32[Array | np.ndarray, "*B D"]:
-        """Normalise observations."""
+        """Normalise raw observations, shape `[..., D]`, to zero mean and unit spread, cut to +-CLIP."""
         return ((raw - self.observation_mean) / self.observation_std).clip(-CLIP, CLIP)
 
     def reward(self, raw: Float32[Array | np.ndarray, "*B"]) -> Float32[Array | np.ndarray, "*B"]:
-        """Normalise rewards."""
+        """Normalise raw rewards, of any shape, to zero mean and unit spread, cut to +-CLIP."""
         scaled: Array | np.ndarray[Any, Any] = (raw - self.reward_mean[0]) / self.reward_std[0]
         return scaled.clip(-CLIP, CLIP)
 
     def action(self, raw: Float32[Array | np.ndarray, "*B A"]) -> Float32[Array | np.ndarray, "*B A"]:
-        """Normalise actions; recorded ones come to lie in [-1, 1]."""
+        """Normalise raw actions, shape `[..., A]`; recorded ones come to lie in [-1, 1]."""
         return (raw - self.action_centre) / self.action_scale
 
     def raw_action(self, normalised: Float32[Array | np.ndarray, "*B A"]) -> Float32[Array | np.ndarray, "*B A"]:
-        """Return actions in raw units, cut to the recorded limits."""
+        """Return normalised actions, shape `[..., A]`, in raw units, cut to the recorded limits."""
         return (normalised * self.action_scale + self.action_centre).clip(self.action_low, self.action_high)
 
     def to_dict(self) -> dict[str, list[float]]:

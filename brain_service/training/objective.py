@@ -45,7 +45,7 @@ class Sequences(NamedTuple):
 
 
 def normalise_batch(batch: Batch, normaliser: Normaliser) -> Sequences:
-    """Return a loader's batch in the model's units, as JAX arrays."""
+    """Return a loader's batch in the model's units, as JAX arrays of the same shapes."""
     inputs = StepInputs(
         _device(normaliser.observation(batch.observation)),
         _device(normaliser.action(batch.previous_action)),
@@ -69,7 +69,7 @@ def _device(array: Float32[np.ndarray | Array, "..."]) -> Float32[Array, "..."]:
 
 
 def masked_mean(values: Float32[Array, "*B"], mask: Float32[Array, "*B"]) -> Float32[Array, ""]:
-    """Return the mean of the entries whose mask is 1; 0 where there is none."""
+    """Return the mean (a scalar) of the entries whose mask, of the same shape, is 1; 0 where there is none."""
     return jnp.sum(values * mask) / jnp.maximum(jnp.sum(mask), 1.0)
 
 
@@ -79,7 +79,10 @@ def chunk_targets(
     is_first: Float32[Array, "B T"],
     horizon: int,
 ) -> tuple[Float32[Array, "B T H A"], Float32[Array, "B T H"]]:
-    """Return at every t the actions a_t ... a_{t+H-1}, and a mask that ends at the sequence's or episode's end."""
+    """Return at every t the actions a_t ... a_{t+H-1}, shape `[B, T, H, A]`, and a mask, shape `[B, T, H]`.
+
+    The mask ends at the sequence's or episode's end.
+    """
     targets, masks, whole = [action], [counts], jnp.ones_like(counts)
     for _ in range(1, horizon):
         action, counts, is_first = (_shift(array) for array in (action, counts, is_first))

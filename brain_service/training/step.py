@@ -89,7 +89,7 @@ def disturb(inputs: StepInputs, config: TrainConfig, rng: Key[Array, ""]) -> Ste
     """Hide some previous actions and add noise to the observations.
 
     A policy that sees its last action is tempted to repeat it (de Haan et al., arXiv 1905.11979); hidden ones read
-    as the middle of the range.
+    as the middle of the range. Inputs are of shape `[B, T, ...]` in normalised units.
     """
     dropped, noise = jax.random.split(rng)
     keep = jax.random.bernoulli(dropped, 1.0 - config.previous_action_dropout, inputs.is_first.shape)

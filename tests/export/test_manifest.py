@@ -78,6 +78,8 @@ def test_the_id_does_not_follow_from_what_was_measured() -> None:
         ({"carry": {}}, "carry"),
         ({"carry": {"fast": 1.5}}, "carry"),
         ({"control_period_s": -0.1}, "control_period_s -0.1"),
+        ({"control_period_s": "0.1"}, "control_period_s '0.1'"),
+        ({"created_ns": "today"}, "created_ns 'today'"),
         ({"parity": {"jax": {"measured": 0.0, "bound": 0.5}}}, "above the cap"),
         ({"parity": {"jax": {"measured": 0.0, "bound": float("nan")}}}, "above the cap"),
         ({"parity": {"jax": {"measured": 0.0}}}, "bound"),

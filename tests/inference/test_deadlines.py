@@ -117,3 +117,24 @@ def test_a_hung_worker_is_killed_and_the_step_can_be_sent_again(toys: Toys) -> N
             np.testing.assert_allclose(reply.chunk, reference.step(second), atol=1e-6)
 
     run(scenario())
+
+
+def test_a_turn_that_was_just_passed_on_is_waited_for_until_the_deadline(toys: Toys) -> None:
+    """One gives up, its turn goes to one that waits, and a third asks before that one has run."""
+
+    async def scenario() -> None:
+        async with serving(toys.models_dir, toys.cache_dir, toys.first, worker_hang_s=60.0) as router:
+            session_id = (await router.create_session()).session_id
+            observation = toy_observation(np.random.default_rng(4))
+            with stopped(worker_pid(router)):
+                hasty = asyncio.create_task(refused(router, session_id, observation, deadline_ms=200.0))
+                await asyncio.sleep(0.05)
+                patient = asyncio.create_task(ask(router, session_id, observation))
+                while not hasty.done():  # noqa: ASYNC110  (to be there in the pass of the loop that frees the turn)
+                    await asyncio.sleep(0)
+                error = await refused(router, session_id, observation, deadline_ms=50.0)
+                assert isinstance(error, DeadlineExceededError)
+                assert not patient.done()
+            assert (await patient).step == 0
+
+    run(scenario())

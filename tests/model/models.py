@@ -41,8 +41,8 @@ def params_of(config: CoreModelConfig, seed: int = 0) -> Params:
         np.asarray(leaf + 0.3 * rng.standard_normal(leaf.shape) / np.sqrt(np.prod(leaf.shape[:-1])), np.float32)
         for leaf in leaves
     ]
-    params: Params = jax.tree.unflatten(shape, [jnp.asarray(leaf) for leaf in moved])
-    return params
+    disturbed: Params = jax.tree.unflatten(shape, [jnp.asarray(leaf) for leaf in moved])
+    return disturbed
 
 
 def random_inputs(

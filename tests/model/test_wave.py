@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -32,7 +34,7 @@ def test_a_sequence_is_its_steps_one_by_one(seed: int, associative: bool) -> Non
 
 
 def test_a_quiet_wave_keeps_an_impulse_for_hundreds_of_steps() -> None:
-    config = CoreModelConfig(obs_dim=3, action_dim=1)
+    config = replace(SMALL, d_w=64)
     decay, _ = gates(config, jnp.zeros((1, 832, config.d_e), jnp.float32))
     impulse = jnp.ones((1, config.d_w), jnp.float32)
     kept = wave_sequence(impulse, decay, jnp.zeros_like(decay), associative=False)
@@ -60,7 +62,7 @@ def test_no_channel_decays_slower_than_the_config_allows_nor_grows(size: float) 
 
 
 def test_time_constants_start_spread_from_the_least_to_the_greatest() -> None:
-    config = CoreModelConfig(d_w=64, wave_min_steps=2.0, wave_max_steps=10_000.0)
+    config = replace(SMALL, d_w=64, wave_min_steps=2.0, wave_max_steps=10_000.0)
     decay, _ = gates(config, jnp.zeros((1, 1, config.d_e), jnp.float32))
     constants = -1.0 / np.log(np.asarray(decay[0, 0], np.float64))
     assert constants.min() == pytest.approx(2.0, rel=0.1)

@@ -31,7 +31,10 @@ class Policy(Protocol):
         next_carry: "Float32[np.ndarray, 'B C']",
         response: "Float32[np.ndarray, 'B HA']",
     ) -> None:
-        """Fill `next_carry` and `response` from `carry` and `request`; all in the layout of the arena's rows."""
+        """Fill `next_carry` (shape `[B, C]`) and `response` (`[B, H * A]`) from `carry` and `request`.
+
+        All are in the layout of the arena's rows: the request (`[B, D + A + 2]`) and the response in raw units.
+        """
 
 
 class PolicyLoader(Protocol):
