@@ -23,6 +23,8 @@ __all__ = ["Recorder"]
 
 log = logging.getLogger(__name__)
 
+MAX_WAITING_STEPS = 4096  # a medium that stalls for so long loses recordings, not the daemon's memory
+
 
 @dataclass(frozen=True)
 class _Held:
@@ -53,7 +55,7 @@ class Recorder:
     def __init__(self, store: EpisodeStore) -> None:
         self._store = store
         self._held: dict[str, _Held] = {}
-        self._queue: asyncio.Queue[tuple[str, StepIn]] = asyncio.Queue()
+        self._queue: asyncio.Queue[tuple[str, StepIn]] = asyncio.Queue(MAX_WAITING_STEPS)
         self._task: asyncio.Task[None] | None = None
         self.failed_steps = 0
         self.last_error = ""
@@ -85,7 +87,7 @@ class Recorder:
             del self._held[request.session_id]
             follows = reply.step == held.reply.step + 1
             step = held.step(request.reward, request.executed_action) if follows else held.step(0.0, None)
-            self._queue.put_nowait((held.episode_id, step))
+            self._enqueue(held.episode_id, step)
         if episode_id is not None:
             self._held[request.session_id] = _Held(episode_id, request.observation, reply, time.time_ns())
 
@@ -93,7 +95,7 @@ class Recorder:
         """Queue the step that this session holds back, if any."""
         held = self._held.pop(session_id, None)
         if held is not None:
-            self._queue.put_nowait((held.episode_id, held.step(0.0, None)))
+            self._enqueue(held.episode_id, held.step(0.0, None))
 
     async def finish(self, episode_id: str) -> None:
         """Write all that belongs to this episode; call it before the episode ends."""
@@ -102,14 +104,23 @@ class Recorder:
                 self.release(session_id)
         await self._queue.join()
 
+    def _enqueue(self, episode_id: str, step: StepIn) -> None:
+        try:
+            self._queue.put_nowait((episode_id, step))
+        except asyncio.QueueFull:
+            self._fail(episode_id, f"{MAX_WAITING_STEPS} steps wait for the medium already")
+
+    def _fail(self, episode_id: str, reason: str) -> None:
+        self.failed_steps += 1
+        self.last_error = reason
+        log.warning("step not recorded", extra={"episode_id": episode_id, "reason": reason})
+
     async def _append_all(self) -> None:
         while True:
             episode_id, step = await self._queue.get()
             try:
                 await self._store.run(self._store.append, episode_id, [step])
             except BrainError as error:
-                self.failed_steps += 1
-                self.last_error = error.detail
-                log.warning("step not recorded", extra={"episode_id": episode_id, "reason": error.detail})
+                self._fail(episode_id, error.detail)
             finally:
                 self._queue.task_done()

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Query
 from brain_service.api.bodies import JsonResponse
 from brain_service.api.services import ServicesDep
 from brain_service.errors import UnavailableError
-from brain_service.health.checks import Check, gather_checks, overall
+from brain_service.health.checks import Check, gather_checks, overall, recording_check
 
 __all__ = ["router"]
 
@@ -39,10 +39,13 @@ async def readyz(
 @router.get("/health", operation_id="health")
 async def health(services: ServicesDep) -> JsonResponse:
     """Check every part; 503 where one fails. Each check tells its value, and where it is not well, the fix."""
+    # Asked on the event loop, where these two live; the rest may block.
     inference = services.router.status()
+    recording = recording_check(services.recorder.failed_steps, services.recorder.last_error)
 
     def gather() -> dict[str, Check]:
-        return gather_checks(services.settings, services.store.status(), inference, services.runner.status())
+        capture, runner = services.store.status(), services.runner.status()
+        return gather_checks(services.settings, capture, recording, inference, runner)
 
     checks = await asyncio.to_thread(gather)
     status = overall(checks)

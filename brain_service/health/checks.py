@@ -84,6 +84,13 @@ def capture_check(status: Mapping[str, Any], sync_interval_s: float) -> Check:
     return Check("pass", lag_s, "s")
 
 
+def recording_check(failed_steps: int, last_error: str) -> Check:
+    """Policy steps that `record` of `/infer` could not append since the start."""
+    if failed_steps:
+        return Check("warn", failed_steps, "steps", f"the policy's last step was not recorded: {last_error}")
+    return Check("pass", 0, "steps")
+
+
 def inference_check(status: Mapping[str, Any]) -> Check:
     """p99 of an answer in microseconds and the state of the active model (`InferenceRouter.status`)."""
     p99_us = status["total_us"]["p99"]
@@ -109,13 +116,18 @@ def jobs_check(status: Mapping[str, Any]) -> Check:
 
 
 def gather_checks(
-    settings: Settings, capture: Mapping[str, Any], inference: Mapping[str, Any], runner: Mapping[str, Any]
+    settings: Settings,
+    capture: Mapping[str, Any],
+    recording: Check,
+    inference: Mapping[str, Any],
+    runner: Mapping[str, Any],
 ) -> dict[str, Check]:
     """Run every check on the parts' own reports; asks the file system, so keep it off an event loop."""
     return {
         "disk": disk_check(settings.data_dir, settings.capture.min_free_bytes),
         "memory": memory_check(),
         "capture": capture_check(capture, settings.capture.sync_interval_s),
+        "recording": recording,
         "inference": inference_check(inference),
         "jobs": jobs_check(runner),
     }

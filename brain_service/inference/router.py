@@ -6,6 +6,7 @@ Nothing here imports a model runtime and nothing blocks the event loop.
 import asyncio
 import contextlib
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -38,13 +39,19 @@ class InferenceRouter:
     """Sessions on the active model, and the swap of models under them.
 
     All methods belong to one event loop. `settings` bounds sessions, deadlines and worker times; compiled
-    programs are kept in `cache_dir`.
+    programs are kept in `cache_dir`. `on_evicted(session_id)` is called when an idle session was ended.
     """
 
-    def __init__(self, models_dir: Path, settings: InferenceSettings, cache_dir: Path) -> None:
+    def __init__(
+        self,
+        models_dir: Path,
+        settings: InferenceSettings,
+        cache_dir: Path,
+        on_evicted: Callable[[str], None] = lambda _: None,
+    ) -> None:
         self._settings = settings
         self._fleet = Fleet(models_dir, settings, cache_dir)
-        self._sessions = SessionTable(settings.max_sessions, settings.session_idle_s)
+        self._sessions = SessionTable(settings.max_sessions, settings.session_idle_s, on_evicted)
         self._tasks: list[asyncio.Task[None]] = []
         self._compute_us = LatencyWindow()
         self._total_us = LatencyWindow()

@@ -5,6 +5,7 @@ import logging
 import secrets
 import time
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -128,8 +129,11 @@ class Session:
 class SessionTable:
     """All live sessions, bounded, with the idle ones evicted."""
 
-    def __init__(self, max_sessions: int, idle_s: float) -> None:
+    def __init__(
+        self, max_sessions: int, idle_s: float, on_evicted: Callable[[str], None] = lambda _: None
+    ) -> None:
         self.evicted = 0
+        self._on_evicted = on_evicted
         self._max_sessions = max_sessions
         self._idle_s = idle_s
         self._sessions: dict[str, Session] = {}
@@ -201,6 +205,7 @@ class SessionTable:
                 self.evicted += 1
                 self._evictions[session.session_id] = None
                 log.warning("session %s evicted at step %d", session.session_id, session.next_step)
+                self._on_evicted(session.session_id)
         while len(self._evictions) > _REMEMBERED_EVICTIONS:
             self._evictions.popitem(last=False)
 

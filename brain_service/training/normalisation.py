@@ -42,7 +42,7 @@ class Normaliser:
         """Take the scales from a dataset's statistics.
 
         Raises:
-            InvalidError: a figure is not finite, or observation or action hold no numbers.
+            InvalidError: a figure or the actions' range is not finite, or observation or action hold no numbers.
         """
         deviation = statistics.vector("observation", "std")
         normaliser = cls(
@@ -58,6 +58,13 @@ class Normaliser:
                 raise InvalidError(f"{name}: the dataset has only text there; record numbers", field=name)
             if not np.isfinite(values).all():
                 raise InvalidError(f"{name}: the dataset's statistics hold NaN or an infinity", field=name)
+        with np.errstate(over="ignore"):
+            if not np.isfinite([normaliser.action_scale, normaliser.action_centre]).all():
+                raise InvalidError(
+                    "action: its recorded range is beyond float32; check its units, delete the episodes that are "
+                    "wrong and convert again",
+                    field="action",
+                )
         return normaliser
 
     @property

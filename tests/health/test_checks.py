@@ -15,6 +15,7 @@ from brain_service.health.checks import (
     jobs_check,
     memory_check,
     overall,
+    recording_check,
 )
 
 CAPTURE: dict[str, Any] = {"unsynced_s": 0.05, "last_error": None, "recoveries": []}
@@ -91,3 +92,10 @@ def test_jobs() -> None:
     dead = jobs_check({"alive": False, "restarts": 3})
     assert dead.status == "warn"
     assert dead.observed_value == 3
+
+
+def test_recording_warns_of_what_the_policy_did_and_nobody_will_see() -> None:
+    assert recording_check(0, "").status == "pass"
+    lost = recording_check(2, "episode 'x' has ended")
+    assert (lost.status, lost.observed_value) == ("warn", 2)
+    assert "has ended" in lost.output

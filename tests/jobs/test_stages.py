@@ -76,6 +76,14 @@ def test_a_damaged_recording_is_left_out_and_told(settings: Settings, table: Job
     assert any("left out broken.jsonl" in message for message in told)
 
 
+def test_a_pipeline_without_a_held_out_episode_fails_before_it_trains(settings: Settings, table: JobTable) -> None:
+    write_episodes(settings.episodes_dir, 1, 2)
+    assert convert.run(context_of(settings, table, "train")).result["dataset"]["splits"] == {"train": 1}
+    for params in ({}, {"dataset": "episodes"}):
+        with pytest.raises(InvalidError, match="record at least two episodes"):
+            convert.run(context_of(settings, table, "pipeline", **params))
+
+
 def test_stages_of_an_earlier_attempt_are_passed_over(settings: Settings, table: JobTable) -> None:
     context = context_of(settings, table, "convert")
     done = StageReport("convert", "done", "made before")

@@ -96,3 +96,10 @@ def test_a_dataset_of_text_alone_cannot_be_learned() -> None:
     )
     with pytest.raises(InvalidError, match="record numbers"):
         Normaliser.from_statistics(nothing)
+
+
+def test_actions_whose_range_overflows_are_refused() -> None:
+    wild = figures([0.0, 0.0], [1.0, 1.0], [-3e38, -1.0], [3e38, 1.0])
+    with pytest.raises(InvalidError, match="beyond float32") as caught:
+        Normaliser.from_statistics(statistics(action=wild))
+    assert caught.value.field == "action"

@@ -1,6 +1,7 @@
 """`make demo`: start the daemon, run the loop, print the figures, say where to look next."""
 
 import argparse
+import fcntl
 import json
 import shutil
 import sys
@@ -24,6 +25,18 @@ Where to look next
   make serve  serves what was learned; then: curl localhost:8080/health"""
 
 
+def in_use(data_dir: Path) -> bool:
+    """Whether a daemon holds the lock of this data directory."""
+    try:
+        with (data_dir / ".lock").open("rb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
+
+
 def main() -> int:
     """Run the demo from a fresh folder; the folder of the run before is kept as `<folder>.previous`."""
     parser = argparse.ArgumentParser(prog="python -m tests.e2e.demo", description=__doc__)
@@ -33,6 +46,9 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=None, help="training steps (default: the pipeline's)")
     options = parser.parse_args()
     folder: Path = options.folder
+    if in_use(folder / "brain"):
+        print(f"a daemon serves {folder}/brain now; stop it, or choose another --folder", file=sys.stderr)
+        return 2
     if folder.exists():
         previous = folder.with_name(f"{folder.name}.previous")
         shutil.rmtree(previous, ignore_errors=True)

@@ -1,0 +1,92 @@
+"""The recorder alone, on a real store: order, what is held back, what is not recorded and why."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from brain_service.api.recording import Recorder
+from brain_service.episodes.store import EpisodeStore
+from brain_service.inference.calls import InferReply, InferRequest
+from brain_service.settings import CaptureSettings
+
+Scenario = Callable[[EpisodeStore, Recorder, str], Awaitable[None]]
+
+
+def run(folder: Path, scenario: Scenario) -> tuple[list[dict[str, Any]], Recorder]:
+    """Run a scenario on a store and return the episode's steps and the recorder afterwards."""
+    store = EpisodeStore(folder, CaptureSettings())
+    store.start()
+    episode_id = store.create({}).episode_id
+
+    async def whole() -> Recorder:
+        async with Recorder(store) as recorder:
+            await scenario(store, recorder, episode_id)
+        return recorder
+
+    recorder = asyncio.run(whole())
+    steps = store.steps(episode_id)
+    store.close()
+    return steps, recorder
+
+
+def answer(recorder: Recorder, episode_id: str | None, step: int, session: str = "s", **fields: Any) -> None:
+    """Tell the recorder that a step was answered with an action equal to its index."""
+    request = InferRequest(session, {"state": [float(step)]}, step, **fields)
+    action = np.full(1, step, np.float32)
+    reply = InferReply({"command": action}, step, "m", "jax-cpu", step, {}, chunk=action[None])
+    recorder.answered(episode_id, request, reply)
+
+
+def test_a_step_is_completed_by_the_request_after_it(tmp_path: Path) -> None:
+    async def scenario(_: EpisodeStore, recorder: Recorder, episode_id: str) -> None:
+        for step in range(4):
+            answer(recorder, episode_id, step, reward=step / 4, executed_action={"command": [9.0]})
+            answer(recorder, episode_id, step, reward=7.0)  # a repeated request: the same answer, nothing new
+
+    steps, recorder = run(tmp_path, scenario)
+    assert [step["action"]["command"] for step in steps] == [[0.0], [1.0], [2.0], [3.0]]
+    assert [step["reward"] for step in steps] == [0.25, 0.5, 0.75, 0.0]
+    assert [step.get("executed_action") for step in steps] == [{"command": [9.0]}] * 3 + [None]
+    assert recorder.failed_steps == 0
+
+
+def test_ending_the_session_or_recording_no_more_writes_what_was_held(tmp_path: Path) -> None:
+    async def scenario(store: EpisodeStore, recorder: Recorder, episode_id: str) -> None:
+        answer(recorder, episode_id, 0)
+        answer(recorder, None, 1, reward=0.5)  # recorded no more: step 0 gets its reward, step 1 is not kept
+        answer(recorder, None, 2)
+        answer(recorder, episode_id, 3)
+        recorder.release("s")
+        recorder.release("s")
+        await recorder.finish(episode_id)
+        assert store.get(episode_id)["steps"] == 2
+
+    steps, _ = run(tmp_path, scenario)
+    assert [(step["action"]["command"], step["reward"]) for step in steps] == [([0.0], 0.5), ([3.0], 0.0)]
+
+
+def test_a_step_that_does_not_follow_gets_no_reward_of_another(tmp_path: Path) -> None:
+    async def scenario(_: EpisodeStore, recorder: Recorder, episode_id: str) -> None:
+        answer(recorder, episode_id, 5)
+        answer(recorder, episode_id, 0, reward=1.0)  # the session was reset: this reward belongs to nobody
+
+    steps, _ = run(tmp_path, scenario)
+    assert [step["reward"] for step in steps] == [0.0, 0.0]
+
+
+def test_what_cannot_be_recorded_is_counted_and_said(tmp_path: Path) -> None:
+    async def scenario(store: EpisodeStore, recorder: Recorder, episode_id: str) -> None:
+        answer(recorder, "none-such", 0, session="other")
+        answer(recorder, episode_id, 0)
+        await recorder.finish(episode_id)
+        recorder.release("other")
+        store.end(episode_id)
+        answer(recorder, episode_id, 1)
+
+    steps, recorder = run(tmp_path, scenario)
+    assert len(steps) == 1
+    assert recorder.failed_steps == 2
+    assert "ended" in recorder.last_error
