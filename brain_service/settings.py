@@ -189,6 +189,8 @@ def _from_environment(env: Mapping[str, str]) -> dict[str, Any]:
         node = found
         for table in tables:
             node = node.setdefault(table, {})
+            if not isinstance(node, dict):
+                raise ConfigError(f"{name} and {PREFIX}{table.upper()} contradict each other; unset one of them")
         node[key] = value.split(",") if key == "backends" else value
     return found
 

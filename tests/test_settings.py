@@ -48,6 +48,7 @@ def test_the_file_may_be_named_by_the_environment(toml: Path) -> None:
         ({"BRAIN_PORT": "http"}, "setting 'port'.*got 'http'"),
         ({"BRAIN_PORT": "70000"}, "setting 'port'"),
         ({"BRAIN_CAPTURE__DURABILITY": "always"}, "capture.durability"),
+        ({"BRAIN_CAPTURE": "1", "BRAIN_CAPTURE__DURABILITY": "step"}, "BRAIN_CAPTURE contradict"),
         ({"BRAIN_CONFIG": "/nowhere/brain.toml"}, "cannot read settings from /nowhere/brain.toml"),
     ],
 )

@@ -169,3 +169,11 @@ def test_a_nested_declaration_is_read_as_paths() -> None:
     feature = {"dtype": "float32", "shape": [2]}
     spec = EpisodeSpec.from_json({"observation": {"arm": {"joints": feature}}, "action": {"command": feature}})
     assert list(spec.observation) == ["arm/joints"]
+
+
+def test_a_declared_feature_is_no_folder_of_others_and_stands_once() -> None:
+    leaf = {"dtype": "float32"}
+    for observation in ({"a": leaf, "a/b": leaf}, {"a/b": leaf, "a": {"b": leaf}}):
+        with pytest.raises(InvalidError) as raised:
+            EpisodeSpec.from_json({"observation": observation, "action": {"c": leaf}})
+        assert raised.value.field == "features/observation/a/b"

@@ -24,7 +24,7 @@ class EndBody(msgspec.Struct, forbid_unknown_fields=True):
 @router.post("", status_code=201, operation_id="create_episode")
 async def create_episode(request: Request, services: ServicesDep) -> JsonResponse:
     """Open an episode; the answer's `episode_id` and Location name it."""
-    body = read_object(await read_body(request, services.settings.capture.max_body_bytes))
+    body = read_object(await read_body(request, services.settings.capture.max_step_bytes))
     header = await services.store.run(services.store.create, body)
     return JsonResponse(
         {"episode_id": header.episode_id},
@@ -88,7 +88,7 @@ async def append_steps(episode_id: str, request: Request, services: ServicesDep)
 @router.post("/{episode_id}/end", operation_id="end_episode")
 async def end_episode(episode_id: str, request: Request, services: ServicesDep) -> JsonResponse:
     """End an episode; it is on the medium before the answer."""
-    body = await read_body(request, services.settings.capture.max_body_bytes)
+    body = await read_body(request, services.settings.capture.max_step_bytes)
     end = decode(body or b"{}", EndBody)
     await services.recorder.finish(episode_id)
     done = await services.store.run(services.store.end, episode_id, end.reason, end.final_observation)

@@ -36,7 +36,7 @@ class SessionBody(msgspec.Struct, forbid_unknown_fields=True):
 @router.post("/sessions", status_code=201, operation_id="create_session")
 async def create_session(request: Request, services: ServicesDep) -> JsonResponse:
     """Start a session: one robot's recurrent state, at zero, on the active model."""
-    decode(await read_body(request, services.settings.capture.max_body_bytes) or b"{}", SessionBody)
+    decode(await read_body(request, services.settings.capture.max_step_bytes) or b"{}", SessionBody)
     session = await services.router.create_session()
     return JsonResponse(asdict(session), status_code=201, headers={"Location": f"/sessions/{session.session_id}"})
 
@@ -77,7 +77,7 @@ async def infer(request: Request, services: ServicesDep) -> JsonResponse:
     of an answered step gets the stored answer.
     """
     received_ns = time.monotonic_ns()
-    body = decode(await read_body(request, services.settings.capture.max_body_bytes), InferBody)
+    body = decode(await read_body(request, services.settings.capture.max_step_bytes), InferBody)
     asked = InferRequest(
         session_id=body.session_id,
         step=body.step,

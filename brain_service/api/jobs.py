@@ -28,7 +28,7 @@ LOG_TAIL_BYTES = 1 << 20
 
 
 async def _submit(kind: str, request: Request, services: Services, key: str | None) -> JsonResponse:
-    body = read_object(await read_body(request, services.settings.capture.max_body_bytes))
+    body = read_object(await read_body(request, services.settings.capture.max_step_bytes))
     job = await asyncio.to_thread(services.jobs.create, kind, body, idempotency_key=key)
     headers = {"Location": f"/jobs/{job.job_id}", "Retry-After": "1"}
     return JsonResponse(job.to_json(), status_code=202, headers=headers)

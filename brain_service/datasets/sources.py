@@ -1,5 +1,6 @@
 """The capture files that a conversion reads: found, hashed, and open ones set aside."""
 
+import contextlib
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -54,10 +55,12 @@ def take_inventory(path: Path) -> Inventory:
     for file in sorted(path.iterdir()):
         if file.suffix not in SUFFIXES or file.name.startswith(".") or not file.is_file():
             continue
-        if _is_open(file):
-            skipped.append(file.name)
-        else:
-            sources.append(SourceEntry(file.name, episode_digest(file)))
+        # An episode that is deleted meanwhile is none of this conversion's.
+        with contextlib.suppress(NotFoundError):
+            if _is_open(file):
+                skipped.append(file.name)
+            else:
+                sources.append(SourceEntry(file.name, episode_digest(file)))
     return Inventory(path, sources, skipped)
 
 

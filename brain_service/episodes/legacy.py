@@ -110,7 +110,10 @@ def _raw(path: Path, where: str, step: Any) -> _Raw:
 def _episode(path: Path, document: Mapping[str, Any], raws: list[_Raw]) -> Episode:
     if not raws:
         raise InvalidError(f"{path}: the episode holds no steps; record some or delete it")
-    metadata = dict(document.get("metadata") or {})
+    given = document.get("metadata") or {}
+    if not isinstance(given, Mapping):
+        raise InvalidError(f"{path}: metadata is an object, not {type(given).__name__}", field="metadata")
+    metadata = dict(given)
     episode_id = str(metadata.pop("episode_id", None) or raws[0].step.get("episode_id") or path.stem)
     header = EpisodeHeader(episode_id, 0, control_role=_role(metadata.get("control_role")))
     features = document.get("features")
@@ -136,6 +139,8 @@ def _step_in(step: Mapping[str, Any]) -> StepIn:
     reward = step.get("reward", 0.0)
     if isinstance(reward, bool) or not isinstance(reward, float | int):
         raise InvalidError(f"reward: {reward!r} is not a number", field="reward")
+    if isinstance(reward, int) and reward.bit_length() > 1023:
+        raise InvalidError("reward: an integer beyond float32", field="reward")
     policy = metadata.get("policy")
     return StepIn(
         observation=dict(observation) if isinstance(observation, Mapping) else {"state": observation},

@@ -6,6 +6,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self, SupportsFloat
 
+import msgspec
+import numpy as np
 import orjson
 from pydantic import ValidationError
 
@@ -17,6 +19,7 @@ from brain_service.episodes.log import io_problem
 from brain_service.episodes.log_format import SCHEMA_VERSION, decode_line
 from brain_service.episodes.recovery import recover
 from brain_service.episodes.schema import StepIn
+from brain_service.episodes.wire import invalid_step
 from brain_service.episodes.writer import Appended, EndReason, EpisodeWriter
 from brain_service.errors import BrainError, ConflictError, InvalidError
 from brain_service.settings import CaptureSettings
@@ -102,14 +105,10 @@ class EpisodeLogger:
         if unknown:
             known = ", ".join(StepIn.__struct_fields__)
             raise InvalidError(f"unknown step member {unknown[0]!r}; known: {known}", field=unknown[0])
-        step = StepIn(
-            observation=dict(obs),
-            action=dict(action),
-            reward=float(reward),
-            is_terminal=members.pop("is_terminal", False) or bool(done),
-            **members,
+        done = bool(members.pop("is_terminal", False) or done)
+        return writer.append(
+            [_step({**members, "observation": obs, "action": action, "is_terminal": done}, reward)]
         )
-        return writer.append([step])
 
     def end_episode(
         self, reason: EndReason | None = None, final_observation: Mapping[str, Any] | None = None
@@ -166,6 +165,21 @@ class EpisodeLogger:
 
 def _idle_s(path: Path) -> float:
     return time.time() - path.stat().st_mtime
+
+
+def _step(members: dict[str, Any], reward: SupportsFloat) -> StepIn:
+    """Hold what the caller gave against the form of a posted step; arrays pass as they are.
+
+    Raises:
+        InvalidError: a member has the wrong type.
+    """
+    plain = {name: value.item() if isinstance(value, np.generic) else value for name, value in members.items()}
+    try:
+        return msgspec.convert({**plain, "reward": float(reward)}, StepIn)
+    except msgspec.ValidationError as error:
+        raise invalid_step(error, "") from error
+    except (TypeError, ValueError, OverflowError) as error:
+        raise InvalidError(f"reward: {reward!r} is no number that a float can hold", field="reward") from error
 
 
 def _publish_document(path: Path) -> Path:

@@ -1,5 +1,6 @@
 """A step as it is posted, and the check that turns it into a log record."""
 
+import operator
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -174,6 +175,11 @@ def _check_reward(reward: float, field: str) -> np.float32:
 def _check_time(timestamp_ns: int | None, field: str) -> int:
     if timestamp_ns is None:
         return time.time_ns()
-    if timestamp_ns not in _INT64:
-        raise InvalidError(f"{field}: {timestamp_ns} is beyond int64 nanoseconds", field=field)
-    return timestamp_ns
+    try:
+        # NumPy's integers too: `in` would walk the whole range for anything but Python's own.
+        exact_ns = operator.index(timestamp_ns)
+    except TypeError as error:
+        raise InvalidError(f"{field}: {timestamp_ns!r} is no integer of nanoseconds", field=field) from error
+    if exact_ns not in _INT64:
+        raise InvalidError(f"{field}: {exact_ns} is beyond int64 nanoseconds", field=field)
+    return exact_ns

@@ -9,7 +9,7 @@ import numpy as np
 from brain_service.episodes.schema import StepIn
 from brain_service.errors import InvalidError, MalformedError, TooLargeError
 
-__all__ = ["parse_steps"]
+__all__ = ["invalid_step", "parse_steps"]
 
 _JSON_STEP = msgspec.json.Decoder(StepIn)
 _JSON_STEPS = msgspec.json.Decoder(list[StepIn])
@@ -57,7 +57,7 @@ def _parse_msgpack(body: bytes) -> tuple[list[StepIn], bool]:
             return msgspec.convert(document, list[StepIn]), True
         return [msgspec.convert(document, StepIn)], False
     except msgspec.ValidationError as error:
-        raise _invalid(error, "steps" if batch else "") from error
+        raise invalid_step(error, "steps" if batch else "") from error
 
 
 def _typed(node: Any) -> Any:
@@ -78,14 +78,14 @@ def _decode(decoder: "msgspec.json.Decoder[Any]", body: bytes, prefix: str) -> A
     try:
         return decoder.decode(body)
     except msgspec.ValidationError as error:
-        raise _invalid(error, prefix) from error
+        raise invalid_step(error, prefix) from error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         where = f"{prefix}: " if prefix else ""
         raise MalformedError(f"{where}the body is no JSON: {error}", field=prefix or None) from error
 
 
-def _invalid(error: msgspec.ValidationError, prefix: str) -> InvalidError:
-    """Turn `... - at `$[3].reward`` into an error whose field is `steps/3/reward`."""
+def invalid_step(error: msgspec.ValidationError, prefix: str) -> InvalidError:
+    """Return msgspec's error as ours: `... - at `$[3].reward`` below `prefix` "steps" names `steps/3/reward`."""
     text = str(error)
     found = _WHERE.search(text)
     # Inside a free map msgspec tells no names, only `[...]`: what stands before is all that is known.

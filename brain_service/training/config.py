@@ -36,8 +36,9 @@ class TrainConfig:
     """Greatest global norm of a gradient."""
     previous_action_dropout: float = 0.5
     """Probability that the model does not see its previous action."""
-    observation_noise: float = 0.02
-    """Standard deviation of the noise on observations, in normalised units."""
+    observation_noise: float = 0.1
+    """Standard deviation of the noise on observations, in normalised units. It hides the small recent motions from
+    which a policy learns to repeat itself, and to stop for good once it has stopped."""
     seed: int = 0
     """Decides parameters, data order and disturbances."""
     checkpoint_every: int = 500

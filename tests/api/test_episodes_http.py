@@ -190,3 +190,27 @@ def test_a_kill_loses_no_accepted_step_and_the_robot_goes_on(tmp_path: Path) -> 
         steps = http.get(f"/episodes/{episode}/steps", params={"limit": 1000}).json()["steps"]
     assert [s["step_metadata"]["step_index"] for s in steps] == list(range(230))
     assert daemon.stop() == 0
+
+
+def test_only_steps_come_in_bulk(http: httpx.Client) -> None:
+    episode = open_episode(http)
+    body = b'{"metadata":{"x":"' + b"a" * (5 * 1024**2) + b'"}}'
+    for path in ("/episodes", f"/episodes/{episode}/end", "/infer", "/sessions", "/convert"):
+        assert_problem(http.post(path, content=body), 413)
+
+
+@pytest.mark.parametrize("start", [2**63 - 1, 10**23])
+def test_a_start_beyond_any_episode_is_named(http: httpx.Client, start: int) -> None:
+    episode = open_episode(http)
+    http.post(f"/episodes/{episode}/steps", json=step(0))
+    assert_problem(http.get(f"/episodes/{episode}/steps", params={"start": start}), 422, "start")
+    http.post(f"/episodes/{episode}/end")
+    assert_problem(http.get(f"/episodes/{episode}/steps", params={"start": start}), 422, "start")
+
+
+def test_deep_nesting_is_the_callers_error(http: httpx.Client) -> None:
+    deep = '{"a":' * 1005 + "1" + "}" * 1005
+    features = f'{{"features":{{"observation":{deep},"action":{{"c":{{"dtype":"float32"}}}}}}}}'
+    assert_problem(http.post("/episodes", content=features), 422)
+    episode = open_episode(http)
+    assert_problem(http.post(f"/episodes/{episode}/end", content=f'{{"final_observation":{deep}}}'), 400)

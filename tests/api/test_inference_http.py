@@ -2,9 +2,11 @@
 
 import json
 import os
+import shutil
 import signal
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -13,7 +15,7 @@ import pytest
 
 from tests.api.conftest import observation
 from tests.api.problems import assert_problem
-from tests.processes import Daemon
+from tests.processes import Daemon, running_daemon
 
 
 @pytest.fixture
@@ -150,6 +152,24 @@ def test_what_the_policy_did_is_recorded_and_not_taken_for_an_expert(http: httpx
     assert steps[0]["step_metadata"]["policy"]["state_step"] == 0
     assert steps[0]["executed_action"] == executed
     assert "executed_action" not in steps[3] or steps[3]["executed_action"] is None
+
+
+def test_the_last_step_of_an_evicted_session_is_recorded(taught: Daemon, tmp_path: Path) -> None:
+    shutil.copytree(taught.data_dir / "models", tmp_path / "brain" / "models", symlinks=True)
+    with (
+        running_daemon(tmp_path / "brain", env={"BRAIN_INFERENCE__SESSION_IDLE_S": "0.5"}) as daemon,
+        httpx.Client(base_url=daemon.url, timeout=10) as http,
+    ):
+        give_up = time.monotonic() + 60
+        while http.get("/readyz", params={"for": "inference"}).status_code != 200:
+            assert time.monotonic() < give_up, "the model was not loaded"
+            time.sleep(0.05)
+        episode = http.post("/episodes", json={"environment_id": "toy"}).json()["episode_id"]
+        session = http.post("/sessions", json={}).json()["session_id"]
+        assert infer(http, session, 0, record=episode).status_code == 200
+        while not http.get(f"/episodes/{episode}/steps").json().get("steps"):
+            assert time.monotonic() < give_up, "the step is held back for ever"
+            time.sleep(0.05)
 
 
 def test_models_are_listed_activated_and_rolled_back(http: httpx.Client) -> None:

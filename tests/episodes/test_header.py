@@ -78,3 +78,9 @@ def test_the_seeds_roles_are_people() -> None:
         "intervention",
         "policy",
     ]
+
+
+def test_metadata_cannot_hide_a_member() -> None:
+    with pytest.raises(InvalidError) as raised:
+        EpisodeHeader.parse({"metadata": {"environment_id": "lost"}})
+    assert raised.value.field == "metadata/environment_id"

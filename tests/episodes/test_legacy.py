@@ -150,3 +150,12 @@ def test_a_cut_json_document_is_corrupt(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-4])
     with pytest.raises(CorruptDataError, match=r"x\.json:1: no JSON"):
         list(read_episodes(path))
+
+
+@pytest.mark.parametrize(("metadata", "reward"), [("[1]", "0"), ('"abc"', "0"), ("{}", "9" * 400)])
+def test_garbled_metadata_or_reward_is_the_files_fault(tmp_path: Path, metadata: str, reward: str) -> None:
+    path = tmp_path / "odd.json"
+    step = f'{{"observation":{{"s":[1]}},"action":{{"c":[1]}},"reward":{reward}}}'
+    path.write_text(f'{{"metadata":{metadata},"steps":[{step}]}}')
+    with pytest.raises(InvalidError):
+        list(read_episodes(path))

@@ -147,3 +147,36 @@ def test_a_log_that_outlived_its_document_is_removed(tmp_path: Path) -> None:
 def test_wrong_settings_are_refused(tmp_path: Path, arguments: dict[str, Any]) -> None:
     with pytest.raises(InvalidError):
         EpisodeLogger(tmp_path, **arguments)
+
+
+def test_a_time_of_numpy_is_taken_and_a_fraction_refused(tmp_path: Path) -> None:
+    with EpisodeLogger(tmp_path) as logger:
+        logger.start_episode()
+        logger.log_step({"s": 1.0}, {"c": 1.0}, timestamp_ns=np.int64(7))
+        with pytest.raises(InvalidError, match="timestamp_ns"):
+            logger.log_step({"s": 1.0}, {"c": 1.0}, timestamp_ns=1.5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"obs": None}, "observation"),
+        ({"obs": [1.0]}, "observation"),
+        ({"reward": None}, "reward"),
+        ({"reward": "x"}, "reward"),
+        ({"reward": 10**400}, "reward"),
+        ({"step_index": "3"}, "step_index"),
+        ({"timestamp_ns": 1.5}, "timestamp_ns"),
+        ({"step_metadata": 3}, "step_metadata"),
+    ],
+)
+def test_a_member_of_the_wrong_type_is_refused_by_name(
+    tmp_path: Path, changes: dict[str, Any], field: str
+) -> None:
+    with EpisodeLogger(tmp_path) as logger:
+        logger.start_episode()
+        good: dict[str, Any] = {"obs": {"state": [1.0]}, "action": {"command": [0.5]}}
+        with pytest.raises(InvalidError) as refused:
+            logger.log_step(**{**good, **changes})
+        assert refused.value.field == field
+        assert logger.log_step(**good, reward=np.float32(0.5), step_index=np.int64(0)).step_index == 0

@@ -89,3 +89,9 @@ def test_a_typed_array_of_objects_is_refused() -> None:
 def test_a_batch_over_the_limit_is_refused() -> None:
     with pytest.raises(TooLargeError, match="4 steps"):
         parse(as_json([step(i) for i in range(4)]))
+
+
+def test_a_number_out_of_range_names_its_part() -> None:
+    with pytest.raises(InvalidError) as raised:
+        parse(b'{"observation": {"s": [1e400]}, "action": {"c": 1}}')
+    assert raised.value.field == "observation"

@@ -1,6 +1,8 @@
 """Stage: what has been recorded so far."""
 
+import contextlib
 import shlex
+from pathlib import Path
 
 from brain_service.errors import InvalidError
 from brain_service.jobs.context import JobContext
@@ -23,14 +25,23 @@ def run(context: JobContext) -> Outcome:
         InvalidError: nothing was recorded; says how to.
     """
     folder = context.settings.episodes_dir
-    files = [path for path in folder.iterdir() if path.suffix in SUFFIXES] if folder.is_dir() else []
-    if not files:
+    sizes = _sizes(folder) if folder.is_dir() else []
+    if not sizes:
         raise InvalidError(
             f"no episode in {folder}; record some with POST /episodes, /episodes/{{id}}/steps and "
             "/episodes/{id}/end, then start the job again"
         )
-    size_bytes = sum(path.stat().st_size for path in files)
     return Outcome(
-        f"{len(files)} recorded episodes, {size_bytes / 1e6:.1f} MB",
-        {"inventory": {"episodes": len(files), "size_bytes": size_bytes}},
+        f"{len(sizes)} recorded episodes, {sum(sizes) / 1e6:.1f} MB",
+        {"inventory": {"episodes": len(sizes), "size_bytes": sum(sizes)}},
     )
+
+
+def _sizes(folder: Path) -> list[int]:
+    found = []
+    for path in folder.iterdir():
+        # An episode may be deleted while this looks, and a link may lead nowhere.
+        with contextlib.suppress(FileNotFoundError):
+            if path.suffix in SUFFIXES:
+                found.append(path.stat().st_size)
+    return found
