@@ -44,6 +44,7 @@ def main() -> int:
     parser.add_argument("--episodes", type=int, default=60, help="expert episodes to record")
     parser.add_argument("--drives", type=int, default=25, help="held-out goals to drive to")
     parser.add_argument("--steps", type=int, default=None, help="training steps (default: the pipeline's)")
+    parser.add_argument("--seed", type=int, default=0, help="of goals and noise (default: %(default)s)")
     options = parser.parse_args()
     folder: Path = options.folder
     if in_use(folder / "brain"):
@@ -60,7 +61,9 @@ def main() -> int:
     columns = (TextColumn("{task.description:32}"), BarColumn(), TimeElapsedColumn())
     with running_daemon(folder / "brain") as daemon, Progress(*columns, console=console) as progress:
         console.print(f"daemon on {daemon.url}")
-        figures = run_loop(daemon.url, Plan(options.episodes, options.steps, options.drives), progress)
+        figures = run_loop(
+            daemon.url, Plan(options.episodes, options.steps, options.drives, options.seed), progress
+        )
     figures.total_s, figures.peak_memory_bytes = time.monotonic() - begun, meter.stop()
     folder.with_name(f"{folder.name}.json").write_text(json.dumps(figures.to_json(), indent=1) + "\n")
     print_figures(figures, console)

@@ -15,8 +15,7 @@ import numpy as np
 from metaworld.policies import ENV_POLICY_MAP
 
 TASK = "reach-v3"
-TRAIN_GOALS_SEED = 0
-HELD_OUT_GOALS_SEED = 1_000_003  # another draw of 50 goals from the same box
+HELD_OUT_GOALS = 1_000_003  # added to a seed: another draw of 50 goals from the same box
 ACTUATOR_NOISE = 0.3  # sigma, in units of the action, added after the command
 MAX_STEPS = 500  # Meta-World's own horizon, for the expert
 DRIVE_STEPS = 200  # for a policy: twice what the disturbed expert needs; 500 steps of wandering reach goals too
