@@ -173,7 +173,8 @@ def _health(options: argparse.Namespace) -> int:
         raise UnavailableError(f"no daemon answers at {url}: {error}; start one with 'brain serve'") from error
     for name, checks in document["checks"].items():
         for check in checks:
-            value = f"{check['observed_value']} {check['observed_unit']}".strip()
+            observed = check["observed_value"]
+            value = "-" if observed is None else f"{observed} {check['observed_unit']}"
             print(f"{check['status']:5} {name:12} {value}  {check['output']}".rstrip())
     return {"pass": 0, "warn": 1}.get(document["status"], 2)
 

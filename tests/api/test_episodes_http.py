@@ -213,4 +213,7 @@ def test_deep_nesting_is_the_callers_error(http: httpx.Client) -> None:
     features = f'{{"features":{{"observation":{deep},"action":{{"c":{{"dtype":"float32"}}}}}}}}'
     assert_problem(http.post("/episodes", content=features), 422)
     episode = open_episode(http)
-    assert_problem(http.post(f"/episodes/{episode}/end", content=f'{{"final_observation":{deep}}}'), 400)
+    answer = http.post(f"/episodes/{episode}/end", content=f'{{"final_observation":{deep}}}')
+    # How deep the parser goes differs between Pythons: past it the body is malformed, before it invalid.
+    assert answer.status_code in (400, 422)
+    assert_problem(answer, answer.status_code)
