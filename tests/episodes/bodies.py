@@ -47,3 +47,11 @@ def open_store(root: Path, **settings: Any) -> Iterator[EpisodeStore]:
         yield store
     finally:
         store.close()
+
+
+def begin(store: EpisodeStore, count: int = 0, **body: Any) -> str:
+    """Create an episode, append `count` steps to it and return its id."""
+    episode = store.create(body).episode_id
+    for index in range(count):
+        store.append_json(episode, as_json(step(index)), JSON)
+    return episode

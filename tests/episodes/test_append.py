@@ -11,20 +11,7 @@ from hypothesis import strategies as st
 from brain_service.episodes.schema import StepIn
 from brain_service.episodes.store import EpisodeStore
 from brain_service.errors import ConflictError, InvalidError, NotFoundError, TooLargeError
-from tests.episodes.bodies import JSON, NDJSON, SPEC, as_json, open_store, step
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Any:
-    with open_store(tmp_path) as running:
-        yield running
-
-
-def begin(store: EpisodeStore, count: int = 0, **body: Any) -> str:
-    episode = store.create(body).episode_id
-    for index in range(count):
-        store.append_json(episode, as_json(step(index)), JSON)
-    return episode
+from tests.episodes.bodies import JSON, NDJSON, SPEC, as_json, begin, open_store, step
 
 
 def log_of(tmp_path: Path, episode: str) -> bytes:

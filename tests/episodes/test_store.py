@@ -22,20 +22,7 @@ from brain_service.errors import (
     UnavailableError,
 )
 from brain_service.settings import CaptureSettings
-from tests.episodes.bodies import JSON, SPEC, as_json, open_store, step
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Any:
-    with open_store(tmp_path) as running:
-        yield running
-
-
-def begin(store: EpisodeStore, count: int = 0, **body: Any) -> str:
-    episode = store.create(body).episode_id
-    for index in range(count):
-        store.append_json(episode, as_json(step(index)), JSON)
-    return episode
+from tests.episodes.bodies import JSON, SPEC, as_json, begin, open_store, step
 
 
 def wait_until(condition: Any) -> None:
