@@ -19,8 +19,10 @@ from brain_service.errors import ConfigError
 
 __all__ = [
     "CaptureSettings",
+    "HttpSettings",
     "InferenceSettings",
     "JobSettings",
+    "RetentionSettings",
     "Settings",
     "child_environment",
     "load_settings",
@@ -49,6 +51,31 @@ class CaptureSettings(_Frozen):
     max_batch_steps: int = Field(default=10_000, gt=0)
     max_step_bytes: int = Field(default=4 * 1024**2, gt=0)
     max_open_episodes: int = Field(default=64, gt=0)
+    max_image_bytes: int = Field(default=2 * 1024**2, gt=0)
+    max_queued_bytes: int = Field(default=64 * 1024**2, gt=0)
+    max_steps_per_s: float = Field(default=50_000, gt=0)
+    compress_after_s: float | None = Field(default=600.0, ge=0)
+
+
+class RetentionSettings(_Frozen):
+    """What may be deleted by itself: the oldest closed episodes beyond any of three bounds, None for no bound.
+
+    Unless allowed below, an episode stays until a dataset holds it and it was uploaded.
+    """
+
+    max_age_days: float | None = Field(default=None, gt=0)
+    max_total_bytes: int | None = Field(default=None, gt=0)
+    keep_free_bytes: int | None = Field(default=1024**3, gt=0)
+    delete_unconverted: bool = False
+    delete_not_uploaded: bool = False
+
+
+class HttpSettings(_Frozen):
+    """Connections: how many, and how long a slow client may take."""
+
+    max_connections: int = Field(default=256, gt=0)
+    header_timeout_s: float = Field(default=10.0, gt=0)
+    body_timeout_s: float = Field(default=30.0, gt=0)
 
 
 class InferenceSettings(_Frozen):
@@ -82,6 +109,8 @@ class Settings(_Frozen):
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["auto", "json", "text"] = "auto"
     capture: CaptureSettings = CaptureSettings()
+    retention: RetentionSettings = RetentionSettings()
+    http: HttpSettings = HttpSettings()
     inference: InferenceSettings = InferenceSettings()
     jobs: JobSettings = JobSettings()
 
