@@ -1,6 +1,7 @@
 """The first line of a capture log: what the episode is, who acts in it, and what its steps look like."""
 
 import difflib
+import hashlib
 import re
 import secrets
 import time
@@ -9,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import msgspec
+import orjson
 
 from brain_service.episodes.log_format import SCHEMA_VERSION
 from brain_service.errors import InvalidError
@@ -18,6 +20,7 @@ __all__ = [
     "CONTROL_ROLES",
     "Durability",
     "EpisodeHeader",
+    "body_digest",
     "is_episode_id",
     "new_episode_id",
     "parse_role",
@@ -46,6 +49,11 @@ def new_episode_id(created_ns: int) -> str:
     """Return an id that sorts by creation second (UTC), such as `20261122T201500-3f9a1c`."""
     stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime(created_ns // 1_000_000_000))
     return f"{stamp}-{secrets.token_hex(3)}"
+
+
+def body_digest(body: Mapping[str, Any]) -> str:
+    """Return the SHA-256 in hex of the JSON that `body` was read from, whatever its order and spaces."""
+    return hashlib.sha256(orjson.dumps(body, option=orjson.OPT_SORT_KEYS)).hexdigest()
 
 
 def parse_role(name: str, field: str) -> str:
@@ -79,6 +87,7 @@ class EpisodeHeader:
     """First line of a capture log. `control_role` is the role of steps that name none.
 
     `metadata` is what the caller adds; `features` is the declared spec, or None if the first step fixes it.
+    `idempotency_key` names the request that created it and `body_sha256` that request's body.
     """
 
     episode_id: str
@@ -93,6 +102,8 @@ class EpisodeHeader:
     features: EpisodeSpec | None = None
     durability: Durability | None = None
     schema_version: str = SCHEMA_VERSION
+    idempotency_key: str | None = None
+    body_sha256: str | None = None
 
     @staticmethod
     def parse(body: Mapping[str, Any]) -> "EpisodeHeader":
@@ -152,6 +163,7 @@ class EpisodeHeader:
 
     def record(self) -> dict[str, Any]:
         """Return the header as its log record."""
+        creation = {"idempotency_key": self.idempotency_key, "body_sha256": self.body_sha256}
         return {
             "type": "episode",
             "schema_version": self.schema_version,
@@ -160,7 +172,7 @@ class EpisodeHeader:
             "durability": self.durability,
             "metadata": self.all_metadata(),
             "features": None if self.features is None else self.features.to_json(),
-        }
+        } | (creation if self.idempotency_key is not None else {})
 
     @staticmethod
     def from_record(record: Mapping[str, Any]) -> "EpisodeHeader":
@@ -190,6 +202,8 @@ class EpisodeHeader:
                 features=None if features is None else EpisodeSpec.from_json(features),
                 durability=record["durability"],
                 schema_version=version,
+                idempotency_key=record.get("idempotency_key"),
+                body_sha256=record.get("body_sha256"),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise InvalidError(f"the episode header lacks or garbles {error}") from error

@@ -8,6 +8,7 @@ from typing import Any
 
 from brain_service.episodes import catalogue
 from brain_service.episodes.flusher import Flusher
+from brain_service.episodes.header import EpisodeHeader
 from brain_service.episodes.recovery import RecoveryReport, looks_like_seed, quarantine, recover, sweep
 from brain_service.episodes.writer import EpisodeWriter
 from brain_service.errors import BrainError, ConflictError, NotFoundError, TooManyError, UnavailableError
@@ -44,6 +45,12 @@ class OpenEpisodes:
     def known(self, episode_id: str) -> EpisodeWriter | None:
         """Return the writer if the episode is open here already; touches no file."""
         return self._writers.get(episode_id)
+
+    def by_idempotency_key(self, key: str) -> EpisodeHeader | None:
+        """Return the header of the open episode that a request with this key created."""
+        with self._lock:
+            headers = [writer.header for writer in self._writers.values()]
+        return next((header for header in headers if header.idempotency_key == key), None)
 
     def find(self, episode_id: str) -> EpisodeWriter | None:
         """Return the writer, recovering the log if need be; None if it ended or another process writes it.

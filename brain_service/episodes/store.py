@@ -10,19 +10,22 @@ import shutil
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 from brain_service.durable import fsync_directory
 from brain_service.episodes import catalogue
 from brain_service.episodes.flusher import Flusher
-from brain_service.episodes.header import EpisodeHeader
+from brain_service.episodes.header import EpisodeHeader, body_digest
+from brain_service.episodes.ingest import Ingested
 from brain_service.episodes.log import io_problem
 from brain_service.episodes.open_episodes import OpenEpisodes
 from brain_service.episodes.schema import StepIn
 from brain_service.episodes.wire import parse_steps
 from brain_service.episodes.writer import Appended, Ended, EndReason, EpisodeWriter, require_same_end
 from brain_service.errors import (
+    BrainError,
     ConfigError,
     ConflictError,
     CorruptDataError,
@@ -43,6 +46,7 @@ Records = list[dict[str, Any]]
 _THREADS = 16
 # More than a century at 1 kHz; sums of two bounds stay far inside a machine word.
 _MOST_STEPS = 2**48
+_MAX_KEY_LENGTH = 255
 _REASONS: dict[str | None, EndReason | None] = {
     None: None,
     "terminated": "terminated",
@@ -59,6 +63,7 @@ class EpisodeStore:
         self._flusher = Flusher(settings.sync_interval_s)
         self._open = OpenEpisodes(root, settings, self._flusher)
         self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="capture-io")
+        self._keyed = threading.Lock()
         self._stopping = threading.Event()
         self._recovery_done = threading.Event()
         self._housekeeper = threading.Thread(target=self._keep_house, name="capture-recovery", daemon=True)
@@ -110,16 +115,43 @@ class EpisodeStore:
         """Wait until the background recovery has seen every log; False after `timeout_s` seconds."""
         return self._recovery_done.wait(timeout_s)
 
-    def create(self, body: Mapping[str, Any]) -> EpisodeHeader:
+    def create(self, body: Mapping[str, Any], idempotency_key: str | None = None) -> EpisodeHeader:
         """Start an episode from the body of `POST /episodes`; its header is durable before the return.
 
+        The same body under the same `idempotency_key` gives the episode that it created before.
+
         Raises:
-            InvalidError: a member is wrong.
-            ConflictError: the given `episode_id` exists.
+            InvalidError: a member is wrong, or the key is empty or longer than 255 characters.
+            ConflictError: the given `episode_id` exists, or the key was used with another body.
             TooManyError: `max_open_episodes` are open.
             UnavailableError: the disk is full, read-only or failing.
         """
         header = EpisodeHeader.parse(body)
+        if idempotency_key is None:
+            return self._create(header)
+        if not 0 < len(idempotency_key) <= _MAX_KEY_LENGTH:
+            raise InvalidError(
+                f"Idempotency-Key: give 1 to {_MAX_KEY_LENGTH} characters, not {len(idempotency_key)}",
+                field="Idempotency-Key",
+            )
+        digest = body_digest(body)
+        # Held over the lookup and the creation, so that two requests with one key make one episode.
+        with self._keyed:
+            earlier = self._by_idempotency_key(idempotency_key)
+            if earlier is None:
+                return self._create(replace(header, idempotency_key=idempotency_key, body_sha256=digest))
+        if earlier.body_sha256 != digest:
+            raise ConflictError(
+                f"Idempotency-Key {idempotency_key!r} created episode {earlier.episode_id!r} from another body; "
+                "use a fresh key",
+                field="Idempotency-Key",
+            )
+        return earlier
+
+    def _by_idempotency_key(self, key: str) -> EpisodeHeader | None:
+        return self._open.by_idempotency_key(key)
+
+    def _create(self, header: EpisodeHeader) -> EpisodeHeader:
         self._open.require_place()
         self._require_space()
         path = catalogue.episode_path(self._root, header.episode_id)
@@ -141,6 +173,33 @@ class EpisodeStore:
             )
         steps, batch = parse_steps(body, content_type, self._settings.max_batch_steps)
         return self._append(episode_id, steps, batch)
+
+    def ingest(
+        self, episode_id: str, bodies: Sequence[bytes], content_type: str = "application/json"
+    ) -> "asyncio.Future[Ingested]":
+        """Append bodies of `POST /episodes/{id}/steps` in order; called on an event loop, never blocks.
+
+        The future tells how many were accepted and what the first other one met, as `append_json` would raise.
+        It is done when they are accepted, under durability `step` when they are on the medium.
+
+        Raises:
+            UnavailableError: more than `max_queued_bytes` wait already (with `retry_after_s`), or it is closed.
+        """
+        loop = asyncio.get_running_loop()
+        try:
+            return loop.run_in_executor(self._pool, self._take, episode_id, bodies, content_type)
+        except RuntimeError as error:
+            raise UnavailableError("the daemon is shutting down; resend to the next one") from error
+
+    def watch_durable(self, episode_id: str, callback: Callable[[int], None]) -> Callable[[], None]:
+        """Have `callback(durable_through)` run on the calling event loop whenever more is on the medium.
+
+        The return value unsubscribes. An episode that is not open here (yet) never calls.
+        """
+        writer = self._open.known(episode_id)
+        if writer is None:
+            return lambda: None
+        return writer.watch(asyncio.get_running_loop(), callback)
 
     def append(self, episode_id: str, steps: Sequence[StepIn]) -> Appended:
         """Append steps, all or none. Repeating a stored step with the same body is harmless.
@@ -271,6 +330,15 @@ class EpisodeStore:
             "recoveries": [*self._open.reports],
             "last_error": failed or self._open.last_error,
         }
+
+    def _take(self, episode_id: str, bodies: Sequence[bytes], content_type: str) -> Ingested:
+        done: Appended | None = None
+        for place, body in enumerate(bodies):
+            try:
+                done = self.append_json(episode_id, body, content_type)
+            except BrainError as error:
+                return Ingested(done, place, error)
+        return Ingested(done, len(bodies))
 
     def _append(self, episode_id: str, steps: Sequence[StepIn], batch: bool) -> Appended:
         if len(steps) > self._settings.max_batch_steps:

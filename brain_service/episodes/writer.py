@@ -1,8 +1,10 @@
 """One open episode: checks steps against its spec, appends them, answers retries, ends it."""
 
+import asyncio
+import contextlib
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -61,6 +63,7 @@ class EpisodeWriter:
         self._synced = threading.Condition()
         self._unsynced_since_s: float | None = None
         self._steps_end_bytes: int | None = None
+        self._watchers: dict[object, tuple[asyncio.AbstractEventLoop, Callable[[int], None]]] = {}
 
     @classmethod
     def create(
@@ -159,6 +162,16 @@ class EpisodeWriter:
                 self._synced.notify_all()
         else:
             self._note_durable(steps)
+
+    def watch(self, loop: asyncio.AbstractEventLoop, callback: Callable[[int], None]) -> Callable[[], None]:
+        """Have `callback(durable_through)` run on `loop` whenever more is on the medium; returns the undo."""
+        key = object()
+        self._watchers[key] = (loop, callback)
+
+        def unwatch() -> None:
+            self._watchers.pop(key, None)
+
+        return unwatch
 
     def close(self) -> None:
         """Flush and release the log without ending it; a later store goes on at the next step index."""
@@ -304,8 +317,13 @@ class EpisodeWriter:
 
     def _note_durable(self, steps: int) -> None:
         with self._synced:
+            grew = steps - 1 > self.durable_through
             self.durable_through = max(self.durable_through, steps - 1)
             self._synced.notify_all()
+        for loop, callback in list(self._watchers.values()) if grew else ():
+            # A loop that has closed meanwhile listens no more.
+            with contextlib.suppress(RuntimeError):
+                loop.call_soon_threadsafe(callback, steps - 1)
 
     def _wait_durable(self, step_index: int) -> None:
         with self._synced:
