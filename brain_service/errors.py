@@ -8,9 +8,12 @@
     ├── ForbiddenError          403  forbidden
     ├── NotFoundError           404  not-found
     ├── ConflictError           409  conflict          a gap, a different retry, a wrong state
+    ├── RequestTimeoutError     408  request-timeout   the body came too slowly
     ├── TooLargeError           413  too-large
+    ├── UnsupportedMediaError   415  unsupported-media
     ├── InvalidError            422  invalid           a named field is wrong; nothing was written
     ├── TooManyError            429  too-many
+    ├── HeadTooLargeError       431  head-too-large    the request's head has no end
     ├── CancelledJobError       499  cancelled         a job was asked to stop
     ├── UnavailableError        503  unavailable       full disk, no backend, shutting down
     └── DeadlineExceededError   504  deadline-exceeded the answer would have been stale
@@ -28,13 +31,16 @@ __all__ = [
     "CorruptDataError",
     "DeadlineExceededError",
     "ForbiddenError",
+    "HeadTooLargeError",
     "InvalidError",
     "MalformedError",
     "NotFoundError",
+    "RequestTimeoutError",
     "TooLargeError",
     "TooManyError",
     "UnauthorizedError",
     "UnavailableError",
+    "UnsupportedMediaError",
 ]
 
 
@@ -122,12 +128,28 @@ class ConflictError(BrainError):
     title = "Conflict"
 
 
+class RequestTimeoutError(BrainError):
+    """Head or body of a request took longer than `http.header_timeout_s` or `http.body_timeout_s`."""
+
+    status = 408
+    slug = "request-timeout"
+    title = "Request timeout"
+
+
 class TooLargeError(BrainError):
     """A body, batch or array is over its limit."""
 
     status = 413
     slug = "too-large"
     title = "Too large"
+
+
+class UnsupportedMediaError(BrainError):
+    """The body's media type is none that this path reads."""
+
+    status = 415
+    slug = "unsupported-media"
+    title = "Unsupported media type"
 
 
 class InvalidError(BrainError):
@@ -144,6 +166,14 @@ class TooManyError(BrainError):
     status = 429
     slug = "too-many"
     title = "Too many"
+
+
+class HeadTooLargeError(BrainError):
+    """The head of a request is over its limit."""
+
+    status = 431
+    slug = "head-too-large"
+    title = "Request head too large"
 
 
 class CancelledJobError(BrainError):
