@@ -7,11 +7,12 @@ import secrets
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 import orjson
 
+from brain_service.episodes.disclosure import Safety, Share, plain_json, read_record
 from brain_service.episodes.log_format import SCHEMA_VERSION
 from brain_service.errors import InvalidError
 from brain_service.spec import EpisodeSpec
@@ -29,13 +30,17 @@ __all__ = [
 CONTROL_ROLES = ("expert", "intervention", "policy")
 """Who chose a step's action; imitation uses the first two, so that a policy never clones itself."""
 
-_SEED_ROLES = {"human_teleop": "expert", "human_supervisor": "expert"}
+_SEED_ROLES = {"human_teleop": "expert", "human_supervisor": "expert", "human_dev_xr": "expert"}
 
 Durability = Literal["interval", "step", "episode"]
 
 _NAMED_METADATA = frozenset(
-    ("environment_id", "xr_mode", "control_role", "tags", "robot_id", "language_instruction")
+    ("environment_id", "xr_mode", "control_role", "tags", "robot_id", "language_instruction", "safety", "share")
 )
+
+_Name = Annotated[str, msgspec.Meta(max_length=256)]
+_Tags = Annotated[list[_Name], msgspec.Meta(max_length=256)]
+_Sentence = Annotated[str, msgspec.Meta(max_length=4096)]
 
 _EPISODE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
@@ -71,12 +76,14 @@ def parse_role(name: str, field: str) -> str:
 
 class _CreateBody(msgspec.Struct, forbid_unknown_fields=True):
     episode_id: str | None = None
-    environment_id: str = "default"
-    xr_mode: str = "trainer"
-    control_role: str = "expert"
-    tags: list[str] = []
-    robot_id: str | None = None
-    language_instruction: str = ""
+    environment_id: _Name = "default"
+    xr_mode: _Name = "trainer"
+    control_role: _Name = "expert"
+    tags: _Tags = []
+    robot_id: _Name | None = None
+    language_instruction: _Sentence = ""
+    safety: Any = None
+    share: Any = None
     metadata: dict[str, Any] = {}
     features: dict[str, Any] | None = None
     durability: Durability | None = None
@@ -87,6 +94,7 @@ class EpisodeHeader:
     """First line of a capture log. `control_role` is the role of steps that name none.
 
     `metadata` is what the caller adds; `features` is the declared spec, or None if the first step fixes it.
+    `safety` and `share` are as they were given, see `disclosure`.
     `idempotency_key` names the request that created it and `body_sha256` that request's body.
     """
 
@@ -98,6 +106,8 @@ class EpisodeHeader:
     tags: tuple[str, ...] = ()
     robot_id: str | None = None
     language_instruction: str = ""
+    safety: Mapping[str, Any] | None = None
+    share: Mapping[str, Any] | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
     features: EpisodeSpec | None = None
     durability: Durability | None = None
@@ -110,8 +120,8 @@ class EpisodeHeader:
         """Check the body of `POST /episodes`, fill in the id and the creation time.
 
         Raises:
-            InvalidError: an unknown name (with the nearest known one), a wrong type, role, id or feature, or
-                metadata under the name of a member.
+            InvalidError: an unknown name (with the nearest known one), a wrong type, role, id or feature, a value
+                beyond its bound or beyond JSON, or metadata under the name of a member.
         """
         known = _CreateBody.__struct_fields__
         for name in body:
@@ -122,7 +132,7 @@ class EpisodeHeader:
         try:
             given = msgspec.convert(dict(body), _CreateBody)
         except msgspec.ValidationError as error:
-            where = str(error).rpartition("$.")[2].rstrip("`")
+            where = str(error).rpartition("$.")[2].rstrip("`").replace("[", "/").replace("]", "")
             raise InvalidError(f"episode: {error}", field=where.replace(".", "/")) from error
         if given.episode_id is not None and not is_episode_id(given.episode_id):
             raise InvalidError(
@@ -145,13 +155,19 @@ class EpisodeHeader:
             tags=tuple(given.tags),
             robot_id=given.robot_id,
             language_instruction=given.language_instruction,
-            metadata=given.metadata,
+            safety=None if given.safety is None else read_record(given.safety, Safety, "safety")[0],
+            share=None if given.share is None else read_record(given.share, Share, "share")[0],
+            metadata=plain_json(given.metadata, "metadata"),
             features=None if given.features is None else EpisodeSpec.from_json(given.features),
             durability=given.durability,
         )
 
     def all_metadata(self) -> dict[str, Any]:
-        """Return the named members and the caller's additions as one map, as readers and replies show it."""
+        """Return the named members and the caller's additions as one map, as readers and replies show it.
+
+        `safety` and `share` are in it where they were given.
+        """
+        records = {"safety": self.safety, "share": self.share}
         return dict(self.metadata) | {
             "environment_id": self.environment_id,
             "xr_mode": self.xr_mode,
@@ -159,6 +175,7 @@ class EpisodeHeader:
             "tags": list(self.tags),
             "robot_id": self.robot_id,
             "language_instruction": self.language_instruction,
+            **{name: dict(record) for name, record in records.items() if record is not None},
         }
 
     def record(self) -> dict[str, Any]:
@@ -198,6 +215,9 @@ class EpisodeHeader:
                 tags=tuple(metadata.pop("tags")),
                 robot_id=metadata.pop("robot_id"),
                 language_instruction=metadata.pop("language_instruction"),
+                # Before these were members, a caller could keep anything under their names.
+                safety=metadata.pop("safety") if isinstance(metadata.get("safety"), Mapping) else None,
+                share=metadata.pop("share") if isinstance(metadata.get("share"), Mapping) else None,
                 metadata=metadata,
                 features=None if features is None else EpisodeSpec.from_json(features),
                 durability=record["durability"],

@@ -27,7 +27,17 @@ from brain_service.settings import CaptureSettings
 __all__ = ["EpisodeLogger"]
 
 _HEADER_MEMBERS = frozenset(
-    ("episode_id", "control_role", "tags", "robot_id", "language_instruction", "features", "durability")
+    (
+        "episode_id",
+        "control_role",
+        "tags",
+        "robot_id",
+        "language_instruction",
+        "safety",
+        "share",
+        "features",
+        "durability",
+    )
 )
 
 
