@@ -1,4 +1,8 @@
-"""One SQLite connection in WAL mode, shared by a process's threads; SQLite's errors become ours."""
+"""One SQLite connection in WAL mode, shared by a process's threads; SQLite's errors become ours.
+
+Several rooms keep their tables in one file, each under a name with a version of its own in the table `schemas`;
+the jobs, who were there first, use SQLite's `user_version`.
+"""
 
 import contextlib
 import sqlite3
@@ -26,44 +30,51 @@ _NO_MEDIUM = (
 class Database:
     """A SQLite file of a known schema version. Safe to share between threads and between processes."""
 
-    def __init__(self, path: Path, schema: str, version: int) -> None:
-        """Open or create the file and its tables.
+    def __init__(self, path: Path | None, schema: str, version: int, *, name: str | None = None) -> None:
+        """Open or create the file and its tables; without a path they live in memory.
+
+        `name` is the schema's own version record; None stands for the file's `user_version`. `schema` is
+        statements that do nothing where their table exists.
 
         Raises:
             ConfigError: the file cannot be opened, or a newer version of this program wrote it.
             CorruptDataError: it is no intact SQLite database.
         """
-        self._path = path
+        self._path = path or Path(":memory:")
         self._lock = threading.Lock()
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            if path is not None:
+                path.parent.mkdir(parents=True, exist_ok=True)
             self._connection = sqlite3.connect(
-                path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False
+                self._path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False
             )
         except (OSError, sqlite3.Error) as error:
-            raise ConfigError(f"cannot open {path}: {error}; check the data directory's owner") from error
+            raise ConfigError(f"cannot open {self._path}: {error}; check the data directory's owner") from error
         try:
-            self._prepare(schema, version)
+            self._prepare(schema, version, name)
         except BaseException:
             self._connection.close()
             raise
 
-    def _prepare(self, schema: str, version: int) -> None:
+    def _prepare(self, schema: str, version: int, name: str | None) -> None:
         self._connection.row_factory = sqlite3.Row
         try:
             self._connection.execute("PRAGMA journal_mode=WAL")
         except sqlite3.Error as error:
             raise self._translated(error) from error
         with self.transaction() as connection:
-            found = connection.execute("PRAGMA user_version").fetchone()[0]
+            found = _version(connection, name)
             if found > version:
                 raise ConfigError(
-                    f"{self._path} has schema {found}, this program knows up to {version}; update the program"
+                    f"{self._path} has {name or 'jobs'} schema {found}, this program knows up to {version}; update the program"
                 )
             for statement in schema.split(";"):
                 connection.execute(statement)
-            # PRAGMA takes no parameters; the version is our own integer.
-            connection.execute(f"PRAGMA user_version={version:d}")
+            if name is None:
+                # PRAGMA takes no parameters; the version is our own integer.
+                connection.execute(f"PRAGMA user_version={version:d}")
+            elif found != version:
+                connection.execute("INSERT OR REPLACE INTO schemas VALUES (?, ?)", (name, version))
 
     @contextlib.contextmanager
     def transaction(self, *, durable: bool = False) -> Iterator[sqlite3.Connection]:
@@ -121,3 +132,12 @@ class Database:
                 f"cannot write {self._path} ({error}); check free space and permissions of its folder"
             )
         return BrainError(f"{self._path}: {error}")
+
+
+def _version(connection: sqlite3.Connection, name: str | None) -> int:
+    """Return the version of a schema in the file, 0 where it is not there yet."""
+    if name is None:
+        return int(connection.execute("PRAGMA user_version").fetchone()[0])
+    connection.execute("CREATE TABLE IF NOT EXISTS schemas (name TEXT PRIMARY KEY, version INTEGER NOT NULL)")
+    row = connection.execute("SELECT version FROM schemas WHERE name = ?", (name,)).fetchone()
+    return 0 if row is None else int(row[0])
