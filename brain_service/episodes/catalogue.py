@@ -1,53 +1,122 @@
-"""Episodes as their files tell them: summaries from the first and the last line, without reading the rest."""
+"""Episodes as their files tell them: summaries from the first and the last line, any step without the rest.
 
+A log is `<id>.jsonl`, or `<id>.jsonl.zst` once it is compressed; where a crash left both, the former counts.
+Every function takes the path of the former and reads whichever is there.
+"""
+
+import os
 from collections.abc import Iterator
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from brain_service.episodes.archive import ARCHIVE_SUFFIX, Archive
 from brain_service.episodes.header import EpisodeHeader, is_episode_id
 from brain_service.episodes.log import io_problem
 from brain_service.episodes.log_format import decode_line
-from brain_service.episodes.recovery import scan
-from brain_service.errors import BrainError, CorruptDataError, NotFoundError
+from brain_service.episodes.plain_log import PlainLog
+from brain_service.errors import BrainError, CorruptDataError, InvalidError, NotFoundError
 
 __all__ = [
+    "LOG_SUFFIX",
+    "Log",
     "closed_summary",
     "episode_path",
+    "find_log",
     "list_ids",
+    "list_logs",
+    "open_log",
     "read_closed",
     "read_end",
     "read_header",
     "read_span",
+    "stored",
     "summary",
 ]
 
-_TAIL_BYTES = 64 * 1024
+LOG_SUFFIX = ".jsonl"
+Log = PlainLog | Archive
 Summary = dict[str, Any]
 
 
 def episode_path(root: Path, episode_id: str) -> Path:
-    """Return the log's path.
+    """Return the path of the log while it is not compressed.
 
     Raises:
         NotFoundError: the id is no id, so nothing can be stored under it (nor outside `root`).
     """
     if not is_episode_id(episode_id):
         raise NotFoundError(f"no episode {episode_id!r}: ids are letters, digits, '.', '_' and '-'")
-    return root / f"{episode_id}.jsonl"
+    return root / f"{episode_id}{LOG_SUFFIX}"
+
+
+def stored(path: Path) -> Path:
+    """Return where the log of this path is now: its archive if only that is there, else the path itself."""
+    if path.suffix == ARCHIVE_SUFFIX or path.exists():
+        return path
+    archive = path.with_name(path.name + ARCHIVE_SUFFIX)
+    return archive if archive.exists() else path
+
+
+def find_log(root: Path, episode_id: str) -> Path:
+    """Return the file that holds an episode, compressed or not.
+
+    Raises:
+        NotFoundError: there is none.
+    """
+    path = stored(episode_path(root, episode_id))
+    if not path.exists():
+        raise _missing(path, FileNotFoundError())
+    return path
+
+
+def open_log(path: Path) -> Log:
+    """Open a log for reading; close it, or use `with`.
+
+    Raises:
+        NotFoundError: no such file.
+        CorruptDataError: it is an archive without a whole index.
+        UnavailableError: the medium cannot read it.
+    """
+    for _ in range(2):
+        found = stored(path)
+        try:
+            return Archive(found) if found.suffix == ARCHIVE_SUFFIX else PlainLog(found)
+        except FileNotFoundError as error:
+            problem = error  # compressed in between: the second look finds the archive
+        except OSError as error:
+            raise io_problem(error, f"read episode {_episode_id(path)!r}") from error
+    raise _missing(path, problem) from problem
 
 
 def list_ids(root: Path) -> list[str]:
-    """Return the ids of all files that may be capture logs, newest first.
+    """Return the ids of all uncompressed files that may be capture logs, newest first.
 
     Raises:
         UnavailableError: the directory cannot be read.
     """
+    return sorted((name for name, path in list_logs(root).items() if path.suffix == LOG_SUFFIX), reverse=True)
+
+
+def list_logs(root: Path) -> dict[str, Path]:
+    """Return the files that may be capture logs, compressed or not, by id; in no order.
+
+    Raises:
+        UnavailableError: the directory cannot be read.
+    """
+    found: dict[str, Path] = {}
     try:
-        names = [path.stem for path in root.iterdir() if path.suffix == ".jsonl" and is_episode_id(path.stem)]
+        with os.scandir(root) as entries:
+            names = [entry.name for entry in entries]
     except OSError as error:
         raise io_problem(error, f"list {root}") from error
-    return sorted(names, reverse=True)
+    for name in names:
+        for suffix in (LOG_SUFFIX, LOG_SUFFIX + ARCHIVE_SUFFIX):
+            episode_id = name.removesuffix(suffix)
+            if len(episode_id) < len(name) and is_episode_id(episode_id):
+                if suffix == LOG_SUFFIX or episode_id not in found:
+                    found[episode_id] = root / name
+                break
+    return found
 
 
 def read_header(path: Path) -> EpisodeHeader:
@@ -58,11 +127,11 @@ def read_header(path: Path) -> EpisodeHeader:
         UnavailableError: the medium cannot read it.
     """
     try:
-        with path.open("rb") as file:
-            return EpisodeHeader.from_record(decode_line(file.readline()))
+        with open_log(path) as log:
+            return EpisodeHeader.from_record(decode_line(next(log.read_lines(0, 1), b"")))
     except OSError as error:
         raise _missing(path, error) from error
-    except BrainError as error:
+    except (CorruptDataError, InvalidError) as error:
         raise NotFoundError(f"{path.name} is no capture log: {error.detail}") from error
 
 
@@ -71,23 +140,16 @@ def read_end(path: Path) -> dict[str, Any] | None:
 
     Raises:
         NotFoundError: no such file.
+        CorruptDataError: it is a damaged archive.
         UnavailableError: the medium cannot read it.
     """
-    window = _TAIL_BYTES
     try:
-        with path.open("rb") as file:
-            size_bytes = file.seek(0, 2)
-            while True:
-                file.seek(max(0, size_bytes - window))
-                lines = file.read(window).splitlines(keepends=True)
-                # The first piece may be the rest of a long line: a final observation can hold an image.
-                if len(lines) > 1 or window >= size_bytes:
-                    break
-                window *= 8
+        with open_log(path) as log:
+            line = log.last_line()
     except OSError as error:
         raise _missing(path, error) from error
     try:
-        record = decode_line(lines[-1]) if lines else {}
+        record = decode_line(line)
     except CorruptDataError:
         return None
     return record if record.get("type") == "end" else None
@@ -101,15 +163,16 @@ def summary(header: EpisodeHeader, state: str, steps: int, durable_through: int)
         "steps": steps,
         "durable_through": durable_through,
         "created_ns": header.created_ns,
+        "ended_ns": None,
         "metadata": header.all_metadata(),
         "features": None if header.features is None else header.features.to_json(),
     }
 
 
 def closed_summary(path: Path) -> Summary:
-    """Return the summary of a log that this process does not hold open.
+    """Return the summary of a log that this process does not hold open, with `ended_ns`.
 
-    A log without an end belongs to another process; its steps are counted by reading it.
+    A log without an end belongs to another process; its last whole line tells how many steps it has.
 
     Raises:
         NotFoundError: no such capture log.
@@ -118,19 +181,20 @@ def closed_summary(path: Path) -> Summary:
     """
     header = read_header(path)
     end = read_end(path)
-    if end is not None:
+    if end is None:
+        found = summary(header, "open", _whole_steps(path), -1)
+    else:
         found = summary(header, end["reason"], end["steps"], end["steps"] - 1)
-        if header.features is None and end["steps"]:
-            found["features"] = read_closed(path, 0, 1)[0].get("features")
-        return found
-    try:
-        return summary(header, "open", len(scan(path).offsets), -1)
-    except OSError as error:
-        raise _missing(path, error) from error
+        found["ended_ns"] = end.get("ended_ns")
+    if header.features is None and found["steps"]:
+        found["features"] = read_closed(path, 0, 1)[0].get("features")
+    return found
 
 
 def read_closed(path: Path, start: int, limit: int) -> list[dict[str, Any]]:
     """Return the records of steps `start` to `start + limit - 1` of a log that is not written now.
+
+    Only what lies around them is read.
 
     Raises:
         NotFoundError: no such file.
@@ -138,10 +202,14 @@ def read_closed(path: Path, start: int, limit: int) -> list[dict[str, Any]]:
         UnavailableError: the medium cannot read it.
     """
     try:
-        with path.open("rb") as file:
-            return list(_steps(path, islice(enumerate(file, start=1), 1 + start, 1 + start + limit)))
+        with open_log(path) as log:
+            found = list(_steps(path, log.read_lines(1 + start, 1 + start + limit), 2 + start))
     except OSError as error:
         raise _missing(path, error) from error
+    for expected, record in enumerate(found, start=start):
+        if record.get("step_metadata", {}).get("step_index") != expected:
+            raise CorruptDataError(f"{path.name}:{2 + expected}: the line is not step {expected}")
+    return found
 
 
 def read_span(path: Path, offset: int, length: int) -> list[dict[str, Any]]:
@@ -158,11 +226,11 @@ def read_span(path: Path, offset: int, length: int) -> list[dict[str, Any]]:
             lines = file.read(length).splitlines(keepends=True)
     except OSError as error:
         raise _missing(path, error) from error
-    return list(_steps(path, iter(enumerate(lines))))
+    return list(_steps(path, iter(lines), 0))
 
 
-def _steps(path: Path, lines: Iterator[tuple[int, bytes]]) -> Iterator[dict[str, Any]]:
-    for number, line in lines:
+def _steps(path: Path, lines: Iterator[bytes], first: int) -> Iterator[dict[str, Any]]:
+    for number, line in enumerate(lines, start=first):
         try:
             record = decode_line(line)
         except CorruptDataError as error:
@@ -171,7 +239,20 @@ def _steps(path: Path, lines: Iterator[tuple[int, bytes]]) -> Iterator[dict[str,
             yield record
 
 
+def _whole_steps(path: Path) -> int:
+    """Return how many steps an open log of another process holds, by its last whole line."""
+    try:
+        with open_log(path) as log:
+            return log.steps() if isinstance(log, PlainLog) else 0
+    except OSError as error:
+        raise _missing(path, error) from error
+
+
+def _episode_id(path: Path) -> str:
+    return path.name.removesuffix(ARCHIVE_SUFFIX).removesuffix(LOG_SUFFIX)
+
+
 def _missing(path: Path, error: OSError) -> BrainError:
     if isinstance(error, FileNotFoundError):
-        return NotFoundError(f"no episode {path.stem!r}; GET /episodes lists them")
-    return io_problem(error, f"read episode {path.stem!r}")
+        return NotFoundError(f"no episode {_episode_id(path)!r}; GET /episodes lists them")
+    return io_problem(error, f"read episode {_episode_id(path)!r}")

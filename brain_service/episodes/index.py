@@ -1,0 +1,292 @@
+"""The catalogue's tables: an index over the log files, derived from them and never the truth about a step.
+
+A row belongs to a file of a known name, size and modification time; `library` keeps rows and files together.
+What no file tells, it alone knows: when an episode was uploaded, and how many bytes were written on which day.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import orjson
+
+from brain_service.database import Database
+
+__all__ = ["EpisodeIndex", "EpisodeRow", "Filters"]
+
+_VERSION = 1
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS episodes (
+    episode_id TEXT PRIMARY KEY,
+    file TEXT NOT NULL,
+    file_bytes INTEGER NOT NULL,
+    mtime_ns INTEGER NOT NULL,
+    created_ns INTEGER NOT NULL,
+    ended_ns INTEGER,
+    state TEXT NOT NULL,
+    environment_id TEXT,
+    robot_id TEXT,
+    control_role TEXT,
+    xr_mode TEXT,
+    idempotency_key TEXT,
+    size_bytes INTEGER NOT NULL,
+    sha256 TEXT,
+    converted INTEGER NOT NULL DEFAULT 0,
+    summary TEXT NOT NULL
+);
+CREATE INDEX IF NOT EXISTS episodes_by_time ON episodes (created_ns, episode_id);
+CREATE INDEX IF NOT EXISTS episodes_by_state ON episodes (state);
+CREATE INDEX IF NOT EXISTS episodes_by_key ON episodes (idempotency_key);
+CREATE TABLE IF NOT EXISTS episode_tags (
+    tag TEXT NOT NULL, episode_id TEXT NOT NULL, PRIMARY KEY (tag, episode_id)
+) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS tags_by_episode ON episode_tags (episode_id);
+CREATE TABLE IF NOT EXISTS uploads (episode_id TEXT PRIMARY KEY, uploaded_ns INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS wear (day TEXT PRIMARY KEY, size_bytes INTEGER NOT NULL)
+"""
+
+_MOST_INTEGER = 2**63 - 1
+
+
+class Filters(msgspec.Struct, frozen=True, kw_only=True):
+    """What a list shows: every given member must hold; `tags` all of them. Times in ns, both bounds exclusive."""
+
+    tags: tuple[str, ...] = ()
+    robot_id: str | None = None
+    environment_id: str | None = None
+    control_role: str | None = None
+    xr_mode: str | None = None
+    state: str | None = None
+    created_after: int | None = None
+    created_before: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class EpisodeRow:
+    """An episode as the index knows it. `summary` is its JSON-ready summary; sizes and times in bytes and ns.
+
+    `size_bytes` counts what deleting it would free. `sha256` is that of the uncompressed log, None while unknown.
+    """
+
+    episode_id: str
+    file: str
+    file_bytes: int
+    mtime_ns: int
+    size_bytes: int
+    summary: Mapping[str, Any]
+    sha256: str | None = None
+    idempotency_key: str | None = None
+    converted: bool = False
+    uploaded_ns: int | None = None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the log has no end."""
+        return bool(self.summary["state"] == "open")
+
+    @property
+    def created_ns(self) -> int:
+        """Time of creation."""
+        return int(self.summary["created_ns"])
+
+    @property
+    def ended_ns(self) -> int:
+        """Time of the end, or of the creation where the log does not tell."""
+        return int(self.summary.get("ended_ns") or self.created_ns)
+
+
+class EpisodeIndex:
+    """Rows by episode id in a SQLite file or in memory. Thread-safe; every call may block on the medium.
+
+    Raises, in every method:
+        UnavailableError: the medium is full, read-only or failing, or the file stays locked.
+        CorruptDataError: the file is damaged.
+    """
+
+    def __init__(self, database: Path | None) -> None:
+        """Open the tables, and check the file's structure.
+
+        Raises:
+            ConfigError: the file cannot be opened, or a newer version of this program wrote it.
+            CorruptDataError: it is damaged.
+        """
+        self._database = Database(database, _SCHEMA, _VERSION, name="episodes")
+        try:
+            if database is not None:
+                self._database.check()
+        except BaseException:
+            self._database.close()
+            raise
+
+    def close(self) -> None:
+        """Close the file."""
+        self._database.close()
+
+    def files(self) -> dict[str, tuple[str, int, int, bool]]:
+        """Return by episode id: file name, its size, its modification time in ns, and whether it was open."""
+        rows = self._database.read("SELECT episode_id, file, file_bytes, mtime_ns, state = 'open' FROM episodes")
+        return {row[0]: (row[1], row[2], row[3], bool(row[4])) for row in rows}
+
+    def put(self, rows: Sequence[EpisodeRow]) -> None:
+        """Insert or replace rows; a digest that is known already stays."""
+        with self._database.transaction() as connection:
+            for row in rows:
+                connection.execute("DELETE FROM episode_tags WHERE episode_id = ?", (row.episode_id,))
+                connection.execute(_UPSERT, _values(row))
+                tags = {(str(tag), row.episode_id) for tag in row.summary["metadata"].get("tags", ())}
+                connection.executemany("INSERT INTO episode_tags VALUES (?, ?)", sorted(tags))
+
+    def remove(self, episode_ids: Iterable[str]) -> None:
+        """Forget episodes whose files are gone, and that they were uploaded."""
+        gone = [(episode_id,) for episode_id in episode_ids]
+        if gone:
+            with self._database.transaction() as connection:
+                for table in ("episodes", "episode_tags", "uploads"):
+                    connection.executemany(f"DELETE FROM {table} WHERE episode_id = ?", gone)
+
+    def get(self, episode_id: str) -> EpisodeRow | None:
+        """Return one row."""
+        rows = self._database.read(f"{_SELECT} WHERE episode_id = ?", (episode_id,))
+        return _row(rows[0]) if rows else None
+
+    def page(
+        self, filters: Filters, limit: int, after: tuple[int, str] | None = None
+    ) -> tuple[list[EpisodeRow], bool]:
+        """Return up to `limit` rows behind (created_ns, id), newest first, and whether more follow."""
+        where, values = _where(filters)
+        if after is not None:
+            where.append("(created_ns, episode_id) < (?, ?)")
+            values += after
+        clause = f"WHERE {' AND '.join(where)}" if where else ""
+        rows = self._database.read(
+            f"{_SELECT} {clause} ORDER BY created_ns DESC, episode_id DESC LIMIT ?", (*values, limit + 1)
+        )
+        return [_row(row) for row in rows[:limit]], len(rows) > limit
+
+    def by_idempotency_key(self, key: str) -> str | None:
+        """Return the id of the episode that a request with this key created."""
+        rows = self._database.read("SELECT episode_id FROM episodes WHERE idempotency_key = ?", (key,))
+        return str(rows[0][0]) if rows else None
+
+    def ended(self) -> list[EpisodeRow]:
+        """Return all ended episodes, oldest first."""
+        return [_row(row) for row in self._database.read(f"{_SELECT} WHERE state != 'open' ORDER BY created_ns")]
+
+    def total_bytes(self) -> int:
+        """Return what all episodes take on the medium."""
+        return int(self._database.read("SELECT ifnull(sum(size_bytes), 0) FROM episodes")[0][0])
+
+    def counts(self) -> dict[str, Any]:
+        """Return `total`, `bytes`, `compressed` (files), `unconverted`, and the oldest such `created_ns`."""
+        row = self._database.read(
+            "SELECT count(*), ifnull(sum(size_bytes), 0), ifnull(sum(file LIKE '%.zst'), 0),"
+            " ifnull(sum(state != 'open' AND NOT converted), 0),"
+            " min(iif(state != 'open' AND NOT converted, created_ns, NULL)) FROM episodes"
+        )[0]
+        names = ("total", "bytes", "compressed", "unconverted", "oldest_unconverted_ns")
+        return dict(zip(names, tuple(row), strict=True))
+
+    def set_digest(self, episode_id: str, sha256: str) -> None:
+        """Note the digest of an ended log's text."""
+        with self._database.transaction() as connection:
+            connection.execute("UPDATE episodes SET sha256 = ? WHERE episode_id = ?", (sha256, episode_id))
+
+    def set_converted(self, digests: frozenset[str]) -> None:
+        """Mark exactly those episodes as converted whose digest is among `digests`."""
+        rows = self._database.read(
+            "SELECT episode_id, sha256, converted FROM episodes WHERE sha256 NOT NULL OR converted"
+        )
+        changes = [(now, row[0]) for row in rows if (now := row[1] in digests) != bool(row[2])]
+        if changes:
+            with self._database.transaction() as connection:
+                connection.executemany("UPDATE episodes SET converted = ? WHERE episode_id = ?", changes)
+
+    def set_uploaded(self, episode_ids: Iterable[str], uploaded_ns: int) -> None:
+        """Note, durably, that episodes are stored elsewhere too."""
+        with self._database.transaction(durable=True) as connection:
+            connection.executemany(
+                "INSERT OR REPLACE INTO uploads VALUES (?, ?)", [(name, uploaded_ns) for name in episode_ids]
+            )
+
+    def uploads(self) -> dict[str, int]:
+        """Return when episodes were uploaded, in ns, by id."""
+        return {row[0]: row[1] for row in self._database.read("SELECT episode_id, uploaded_ns FROM uploads")}
+
+    def add_wear(self, days: Mapping[str, int]) -> None:
+        """Add bytes written to the sums of their days."""
+        if days:
+            with self._database.transaction() as connection:
+                connection.executemany(
+                    "INSERT INTO wear VALUES (?, ?)"
+                    " ON CONFLICT (day) DO UPDATE SET size_bytes = size_bytes + excluded.size_bytes",
+                    list(days.items()),
+                )
+
+    def wear(self, days: int = 31) -> dict[str, int]:
+        """Return the bytes written on the last days on which any were, by day."""
+        rows = self._database.read("SELECT day, size_bytes FROM wear ORDER BY day DESC LIMIT ?", (days,))
+        return {row[0]: row[1] for row in rows}
+
+
+_COLUMNS = (
+    "episode_id, file, file_bytes, mtime_ns, created_ns, ended_ns, state, environment_id, robot_id, control_role,"
+    " xr_mode, idempotency_key, size_bytes, sha256, summary"
+)
+_UPSERT = (
+    f"INSERT INTO episodes ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+    " ON CONFLICT (episode_id) DO UPDATE SET"
+    " sha256 = ifnull(excluded.sha256, iif(file_bytes = excluded.file_bytes AND mtime_ns = excluded.mtime_ns,"
+    " sha256, NULL)), "
+    + ", ".join(
+        f"{name} = excluded.{name}" for name in _COLUMNS.split(", ") if name not in ("episode_id", "sha256")
+    )
+)
+_SELECT = (
+    "SELECT episode_id, file, file_bytes, mtime_ns, size_bytes, summary, sha256, idempotency_key, converted,"
+    " (SELECT uploaded_ns FROM uploads WHERE uploads.episode_id = episodes.episode_id) FROM episodes"
+)
+
+
+def _values(row: EpisodeRow) -> tuple[Any, ...]:
+    metadata = row.summary["metadata"]
+    named = [metadata.get(name) for name in ("environment_id", "robot_id", "control_role", "xr_mode")]
+    return (
+        *(row.episode_id, row.file, row.file_bytes, row.mtime_ns),
+        *(min(row.created_ns, _MOST_INTEGER), row.summary.get("ended_ns"), row.summary["state"]),
+        *(None if value is None else str(value) for value in named),
+        *(row.idempotency_key, row.size_bytes, row.sha256, orjson.dumps(row.summary).decode()),
+    )
+
+
+def _row(row: Any) -> EpisodeRow:
+    name, file, file_bytes, mtime_ns, size_bytes, summary, sha256, key, converted, uploaded_ns = row
+    return EpisodeRow(
+        name,
+        file,
+        file_bytes,
+        mtime_ns,
+        size_bytes,
+        orjson.loads(summary),
+        sha256,
+        key,
+        bool(converted),
+        uploaded_ns,
+    )
+
+
+def _where(filters: Filters) -> tuple[list[str], list[Any]]:
+    where, values = [], []
+    for name in ("robot_id", "environment_id", "control_role", "xr_mode", "state"):
+        if (value := getattr(filters, name)) is not None:
+            where.append(f"{name} = ?")
+            values.append(value)
+    for name, sign in (("created_after", ">"), ("created_before", "<")):
+        if (value := getattr(filters, name)) is not None:
+            where.append(f"created_ns {sign} ?")
+            values.append(max(-_MOST_INTEGER, min(value, _MOST_INTEGER)))
+    for tag in filters.tags:
+        where.append("episode_id IN (SELECT episode_id FROM episode_tags WHERE tag = ?)")
+        values.append(tag)
+    return where, values
