@@ -4,6 +4,9 @@ An observation or action is a flat or nested map of named arrays. Paths join nam
 its examples (`observation/arm/joints`). The spec of an episode is declared or fixed by its first step; every
 later step, every dataset, every bundle and every `/infer` request is held against the same spec.
 
+An image is a PNG or JPEG file as it came from the camera: it is held against its spec by its header, stored as
+it is, and no part of a vector. Observations may hold images, actions may not.
+
 Only NumPy is imported here: the inference worker of a backend that lives on the system Python uses it too.
 """
 
@@ -15,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 
 from brain_service.errors import InvalidError
+from brain_service.image_header import CHANNELS, MAX_SIDE, is_reference, read_image_header
 
 if TYPE_CHECKING:
     from jaxtyping import Float32
@@ -34,22 +38,33 @@ __all__ = [
     "vector_size",
 ]
 
-Dtype = Literal["float32", "int64", "bool", "uint8", "text"]
+Dtype = Literal["float32", "int64", "bool", "uint8", "text", "image"]
 DTYPES: tuple[str, ...] = get_args(Dtype)
 
 # Far beyond any robot, and far below where Python's stack and the JSON writer give up.
 _MAX_DEPTH = 64
 
-Leaf = np.ndarray[Any, np.dtype[Any]] | str
-"""One value of a step: an array of the feature's dtype and shape, or text."""
+Leaf = np.ndarray[Any, np.dtype[Any]] | str | bytes
+"""One value of a step: an array of the feature's dtype and shape, text, or an image.
+
+An image is the bytes of its file, or the reference `images/<sha256>.png` (or `.jpg`) of one that is stored.
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class Feature:
-    """Dtype and shape of one named value in one step; `()` is a scalar. Text has no shape."""
+    """Dtype and shape of one named value in one step; `()` is a scalar. Text has no shape.
+
+    An image has `(height, width, channels)` in pixels, with 1, 3 or 4 channels of 8 bits.
+    """
 
     dtype: Dtype
     shape: tuple[int, ...] = ()
+
+    @property
+    def is_numeric(self) -> bool:
+        """Whether its values are arrays, and so part of the flat vector: neither text nor image."""
+        return self.dtype not in ("text", "image")
 
     def to_json(self) -> dict[str, Any]:
         """Return `{"dtype": ..., "shape": [...]}`."""
@@ -73,6 +88,12 @@ class Feature:
             raise InvalidError(f"{field}: shape {shape!r} is not a list of positive integers", field=field)
         if dtype == "text" and shape:
             raise InvalidError(f"{field}: text has no shape, got {shape!r}", field=field)
+        if dtype == "image" and (len(shape) != 3 or shape[2] not in CHANNELS or max(shape) > MAX_SIDE):
+            raise InvalidError(
+                f"{field}: an image has shape [height, width, channels] with 1, 3 or 4 channels and at most "
+                f"{MAX_SIDE} pixels a side, got {shape!r}",
+                field=field,
+            )
         return Feature(dtype, tuple(shape))
 
 
@@ -86,6 +107,24 @@ class EpisodeSpec:
 
     observation: FeatureSpec
     action: FeatureSpec
+
+    def __post_init__(self) -> None:
+        """Refuse images among the actions.
+
+        Raises:
+            InvalidError: there is one; names it.
+        """
+        for path, feature in self.action.items():
+            if feature.dtype == "image":
+                raise InvalidError(
+                    f"action/{path}: an action is numbers or text; images belong into the observation",
+                    field=f"action/{path}",
+                )
+
+    @property
+    def image_paths(self) -> list[str]:
+        """The paths of the observation's images, in sorted order."""
+        return [path for path, feature in self.observation.items() if feature.dtype == "image"]
 
     def to_json(self) -> dict[str, Any]:
         """Return the JSON form that episode headers, datasets and bundles carry."""
@@ -201,10 +240,11 @@ def infer_spec(flat: Mapping[str, Any], field: str) -> FeatureSpec:
     """Derive the spec from the first step's values.
 
     JSON numbers are float32 and JSON booleans bool; typed arrays keep their kind: floats are float32, uint8
-    stays uint8, other integers are int64.
+    stays uint8, other integers are int64. Bytes are an image.
 
     Raises:
-        InvalidError: a value is ragged, empty, mixed or of no known kind, or also a folder of others.
+        InvalidError: a value is ragged, empty, mixed or of no known kind, bytes that are no whole PNG or JPEG, or
+            also a folder of others.
     """
     _reject_folders(flat, field)
     return {path: _infer(value, f"{field}/{path}") for path, value in flat.items()}
@@ -213,6 +253,8 @@ def infer_spec(flat: Mapping[str, Any], field: str) -> FeatureSpec:
 def _infer(value: Any, field: str) -> Feature:
     if isinstance(value, str):
         return Feature("text")
+    if isinstance(value, bytes | bytearray | memoryview):
+        return Feature("image", read_image_header(bytes(value), field).shape)
     typed = isinstance(value, np.ndarray | np.generic)
     array = _as_array(value, field)
     if array.size == 0:
@@ -226,9 +268,11 @@ def _infer(value: Any, field: str) -> Feature:
 def check_values(flat: Mapping[str, Any], spec: FeatureSpec, field: str) -> dict[str, Leaf]:
     """Hold the values of one step against the spec and return them as arrays of its dtypes.
 
+    Whether the image that a reference names is there is for its store to say.
+
     Raises:
         InvalidError: a name is missing or unknown, or a value has another shape or kind, is NaN or infinite
-            (in float32), or does not fit its integer range. The error names the field.
+            (in float32), does not fit its integer range, or is no whole image. The error names the field.
     """
     if flat.keys() != spec.keys():
         missing, unknown = sorted(spec.keys() - flat.keys()), sorted(flat.keys() - spec.keys())
@@ -246,6 +290,8 @@ def check_values(flat: Mapping[str, Any], spec: FeatureSpec, field: str) -> dict
 
 
 def _check(value: Any, feature: Feature, field: str) -> Leaf:
+    if feature.dtype == "image":
+        return _check_image(value, feature, field)
     if feature.dtype == "text" or isinstance(value, str):
         if feature.dtype == "text" and isinstance(value, str):
             return value
@@ -265,6 +311,24 @@ def _check(value: Any, feature: Feature, field: str) -> Leaf:
             raise InvalidError(f"{field}: holds NaN, an infinity or a number beyond float32", field=field)
         return floats
     return _check_integers(array, feature, field)
+
+
+def _check_image(value: Any, feature: Feature, field: str) -> str | bytes:
+    if isinstance(value, str) and is_reference(value):
+        return value
+    if not isinstance(value, bytes | bytearray | memoryview):
+        raise InvalidError(
+            f"{field}: expected the bytes of a PNG or JPEG (in msgpack or as a form part), or the reference "
+            f"'images/<sha256>.png' of one that this episode holds; got {type(value).__name__}",
+            field=field,
+        )
+    data = bytes(value)
+    shape = read_image_header(data, field).shape
+    if shape != feature.shape:
+        raise InvalidError(
+            f"{field}: expected an image of shape {list(feature.shape)}, got {list(shape)}", field=field
+        )
+    return data
 
 
 def _check_integers(array: np.ndarray[Any, np.dtype[Any]], feature: Feature, field: str) -> Leaf:
@@ -300,16 +364,16 @@ def _holds_bool(value: Any) -> bool:
 
 
 def vector_size(spec: FeatureSpec) -> int:
-    """Return the length of the flat vector, shape `[D]`: the element counts of all features but text, summed."""
-    return sum(prod(feature.shape) for feature in spec.values() if feature.dtype != "text")
+    """Return the length of the flat vector, shape `[D]`: the element counts of all numeric features, summed."""
+    return sum(prod(feature.shape) for feature in spec.values() if feature.is_numeric)
 
 
 def to_vector(values: Mapping[str, Leaf], spec: FeatureSpec) -> "Float32[np.ndarray, 'D']":
     """Concatenate checked values into one float32 vector (shape `[vector_size(spec)]`), in sorted path order.
 
-    Integers and booleans are cast to float32; text is left out.
+    Integers and booleans are cast to float32; text and images are left out.
     """
-    parts = [np.ravel(values[path]) for path, feature in spec.items() if feature.dtype != "text"]
+    parts = [np.ravel(values[path]) for path, feature in spec.items() if feature.is_numeric]
     return np.concatenate(parts).astype(np.float32, copy=False) if parts else np.zeros(0, np.float32)
 
 
@@ -321,7 +385,7 @@ def from_vector(vector: "Float32[np.ndarray, 'D']", spec: FeatureSpec) -> dict[s
     values: dict[str, Leaf] = {}
     start = 0
     for path, feature in spec.items():
-        if feature.dtype == "text":
+        if not feature.is_numeric:
             continue
         stop = start + prod(feature.shape)
         part = vector[start:stop].reshape(feature.shape)

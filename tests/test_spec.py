@@ -21,6 +21,7 @@ from brain_service.spec import (
     unflatten,
     vector_size,
 )
+from tests.pictures import picture
 
 NAMES = st.text("abcxyz_09", min_size=1, max_size=4)
 FLOATS = hnp.arrays(np.float32, hnp.array_shapes(max_dims=3, max_side=3), elements=st.floats(-1e6, 1e6, width=32))
@@ -177,3 +178,55 @@ def test_a_declared_feature_is_no_folder_of_others_and_stands_once() -> None:
         with pytest.raises(InvalidError) as raised:
             EpisodeSpec.from_json({"observation": observation, "action": {"c": leaf}})
         assert raised.value.field == "features/observation/a/b"
+
+
+CAMERA = {"camera": Feature("image", (6, 8, 3)), "state": Feature("float32", (2,))}
+REFERENCE = f"images/{'0a' * 32}.png"
+
+
+def test_bytes_imply_an_image_and_pass_as_they_are() -> None:
+    values = {"camera": bytearray(picture(1)), "state": np.zeros(2)}
+    spec = infer_spec(values, "observation")
+    assert spec == CAMERA
+    checked = check_values(values, spec, "observation")
+    assert checked["camera"] == picture(1)
+    assert check_values({**values, "camera": REFERENCE}, spec, "observation")["camera"] == REFERENCE
+
+
+def test_an_image_is_no_part_of_the_vector() -> None:
+    checked = check_values({"camera": picture(1), "state": [3.0, 4.0]}, CAMERA, "observation")
+    assert vector_size(CAMERA) == 2
+    assert to_vector(checked, CAMERA).tolist() == [3.0, 4.0]
+    assert list(from_vector(np.zeros(2, np.float32), CAMERA)) == ["state"]
+
+
+@pytest.mark.parametrize(
+    ("value", "says"),
+    [
+        (picture(1, height=7), r"expected an image of shape \[6, 8, 3\], got \[7, 8, 3\]"),
+        (picture(1, channels=1), r"got \[6, 8, 1\]"),
+        (picture(1)[:-1], "not a whole PNG"),
+        (b"", "neither a PNG"),
+        ("images/x.png", "or the reference"),
+        ([[0, 0, 0]], "got list"),
+        (None, "got NoneType"),
+        (np.zeros((6, 8, 3), np.uint8), "got ndarray"),
+    ],
+)
+def test_a_wrong_image_is_refused_by_name(value: Any, says: str) -> None:
+    with pytest.raises(InvalidError, match=says) as refused:
+        check_values({"camera": value, "state": [0, 0]}, CAMERA, "observation")
+    assert refused.value.field == "observation/camera"
+
+
+@pytest.mark.parametrize("shape", [[], [6, 8], [6, 8, 2], [6, 8, 3, 1], [20_000, 8, 3]])
+def test_a_wrong_image_shape_is_refused(shape: list[int]) -> None:
+    with pytest.raises(InvalidError, match="an image has shape"):
+        Feature.from_json({"dtype": "image", "shape": shape}, "camera")
+
+
+def test_an_action_holds_no_image() -> None:
+    image = {"dtype": "image", "shape": [6, 8, 3]}
+    with pytest.raises(InvalidError, match="images belong into the observation") as refused:
+        EpisodeSpec.from_json({"observation": {"camera": image}, "action": {"picture": image}})
+    assert refused.value.field == "action/picture"
