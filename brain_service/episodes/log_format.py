@@ -15,14 +15,14 @@ import orjson
 
 from brain_service.errors import CorruptDataError, InvalidError
 
-__all__ = ["SCHEMA_VERSION", "decode_line", "encode_line", "json_ready"]
+__all__ = ["ROUNDS_TWICE", "SCHEMA_VERSION", "decode_line", "encode_line", "json_ready"]
 
 SCHEMA_VERSION = "1.1"
 
 _MARK = b',"crc32c":"'
 # The one float32 magnitude (of all 2^31, checked) whose shortest text reads back as its neighbour when a reader
 # goes through a double, as every JSON parser does: it lies a hair from the middle of two float32.
-_ROUNDS_TWICE = np.uint32(0x15AE43FD).view(np.float32)
+ROUNDS_TWICE = np.uint32(0x15AE43FD).view(np.float32)
 
 _TAIL_BYTES = len(_MARK) + 8 + len(b'"}\n')
 
@@ -32,14 +32,16 @@ def encode_line(record: Mapping[str, Any]) -> bytes:
 
     Raises:
         InvalidError: the record is empty, holds something JSON has no form for (an integer beyond 64 bits,
-            a lone surrogate) or has a member `crc32c` of its own.
+            a lone surrogate), which the error names, or has a member `crc32c` of its own.
     """
     if not record or "crc32c" in record:
         raise InvalidError("a log record needs members, none of them named 'crc32c'")
     try:
         body = orjson.dumps(record, option=orjson.OPT_SERIALIZE_NUMPY)[:-1]
     except (orjson.JSONEncodeError, TypeError) as error:
-        raise InvalidError(f"the record has no JSON form: {error}") from error
+        field = _without_json_form(record, "")
+        where = f"{field}: the value" if field else "the record"
+        raise InvalidError(f"{where} has no JSON form: {error}", field=field) from error
     return b'%b%b%08x"}\n' % (body, _MARK, google_crc32c.value(body))
 
 
@@ -65,10 +67,25 @@ def decode_line(line: bytes) -> dict[str, Any]:
     return dict(record)
 
 
+def _without_json_form(node: Any, path: str) -> str | None:
+    """Return the path of the first value that JSON has no form for, None if that cannot be told."""
+    children: list[tuple[str, Any]] = []
+    if isinstance(node, Mapping):
+        children = [(f"{path}/{name}" if path else str(name), child) for name, child in node.items()]
+    elif isinstance(node, list | tuple):
+        children = [(f"{path}/{place}", child) for place, child in enumerate(node)]
+    for below, child in children:
+        try:
+            orjson.dumps(child, option=orjson.OPT_SERIALIZE_NUMPY)
+        except (orjson.JSONEncodeError, TypeError):
+            return _without_json_form(child, below)
+    return path or None
+
+
 def json_ready(value: Any) -> Any:
     """Return a leaf in the form `encode_line` takes: contiguous arrays, NumPy scalars for shape `()`."""
     if not isinstance(value, np.ndarray | np.generic):
         return value
-    if value.dtype == np.float32 and (np.abs(value) == _ROUNDS_TWICE).any():
+    if value.dtype == np.float32 and (np.abs(value) == ROUNDS_TWICE).any():
         value = value.astype(np.float64)
     return np.ascontiguousarray(value) if value.ndim else value[()]

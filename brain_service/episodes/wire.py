@@ -1,7 +1,11 @@
-"""Request bodies of `POST /episodes/{id}/steps`: one step, an array of steps, or a step a line."""
+"""Request bodies of `POST /episodes/{id}/steps`: one step, an array of steps, or a step a line.
+
+A body is cut into its steps first and each is parsed by itself, so that no call holds the interpreter for the
+length of a whole batch.
+"""
 
 import re
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import numpy as np
@@ -9,55 +13,172 @@ import numpy as np
 from brain_service.episodes.schema import StepIn
 from brain_service.errors import InvalidError, MalformedError, TooLargeError
 
-__all__ = ["invalid_step", "parse_steps"]
+__all__ = ["BodyKind", "Piece", "body_kind", "invalid_step", "parse_step", "parse_steps", "split_steps"]
 
+BodyKind = Literal["json", "ndjson", "msgpack"]
+Piece = bytes | msgspec.Raw
+"""The bytes of one step inside a body."""
+
+_KINDS: dict[str, BodyKind] = {
+    "application/x-ndjson": "ndjson",
+    "application/jsonl": "ndjson",
+    "application/ndjson": "ndjson",
+    "application/msgpack": "msgpack",
+    "application/x-msgpack": "msgpack",
+}
 _JSON_STEP = msgspec.json.Decoder(StepIn)
-_JSON_STEPS = msgspec.json.Decoder(list[StepIn])
+_JSON_PIECES = msgspec.json.Decoder(list[msgspec.Raw])
+_MSGPACK_PIECES = msgspec.msgpack.Decoder(list[msgspec.Raw])
+# Below it even an array of single digits takes no more than a few megabytes as pieces.
+_COUNTED_FROM_BYTES = 256 * 1024
 
 _WHERE = re.compile(r" - at `(?:key in )?\$(?P<path>[^`]*)`$")
+_LINE = re.compile(rb"[^\n]+")
+
+
+def body_kind(content_type: str) -> BodyKind:
+    """Return how a body of this media type is read; what is neither NDJSON nor msgpack is JSON."""
+    return _KINDS.get(content_type.partition(";")[0].strip().lower(), "json")
+
+
+def split_steps(body: bytes, kind: BodyKind, max_steps: int) -> tuple[list[Piece], bool]:
+    """Cut a body into its steps; tell whether they came as a batch (array or NDJSON).
+
+    Raises:
+        MalformedError: the bytes are no JSON or msgpack.
+        InvalidError: a large array holds something that is no object.
+        TooLargeError: more than `max_steps` steps.
+    """
+    if kind == "ndjson":
+        return _split_lines(body, max_steps), True
+    if kind == "msgpack":
+        count = _msgpack_count(body)
+        if count is None:
+            return [body], False
+        _require_count(count, max_steps)
+        return _pieces(_MSGPACK_PIECES, body), True
+    if body.lstrip()[:1] != b"[":
+        return [body], False
+    if len(body) > _COUNTED_FROM_BYTES:
+        _count_first(body, max_steps)
+    pieces = _pieces(_JSON_PIECES, body)
+    _require_count(len(pieces), max_steps)
+    return pieces, True
+
+
+def parse_step(piece: Piece, kind: BodyKind, prefix: str = "") -> StepIn:
+    """Parse one step; `prefix` ("steps/3" in a batch) goes before the field names in errors.
+
+    In msgpack a value may be a typed array `{"__ndarray__": true, "dtype", "shape", "data"}`.
+
+    Raises:
+        MalformedError: the bytes are no JSON or msgpack.
+        InvalidError: a member is unknown, missing or of a wrong type; the error names it.
+    """
+    try:
+        if kind != "msgpack":
+            return _JSON_STEP.decode(piece)
+        return msgspec.convert(_read_msgpack(piece), StepIn)
+    except msgspec.ValidationError as error:
+        raise invalid_step(error, prefix) from error
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        where = f"{prefix}: " if prefix else ""
+        raise MalformedError(f"{where}the body is no JSON: {error}", field=prefix or None) from error
 
 
 def parse_steps(body: bytes, content_type: str, max_steps: int) -> tuple[list[StepIn], bool]:
     """Return the steps and whether they came as a batch (array or NDJSON).
 
     `application/x-ndjson` is a step a line, `application/msgpack` and everything else (JSON) a step or an
-    array. In msgpack a value may be a typed array `{"__ndarray__": true, "dtype", "shape", "data"}`.
+    array.
 
     Raises:
-        MalformedError: the bytes are no JSON, NDJSON or msgpack; an NDJSON error names the line.
+        MalformedError: the bytes are no JSON, NDJSON or msgpack; an error in a batch names the step.
         InvalidError: a member is unknown, missing or of a wrong type; the error names it.
         TooLargeError: more than `max_steps` steps.
     """
-    kind = content_type.partition(";")[0].strip().lower()
-    if kind in ("application/x-ndjson", "application/jsonl", "application/ndjson"):
-        steps, batch = _parse_lines(body), True
-    elif kind in ("application/msgpack", "application/x-msgpack"):
-        steps, batch = _parse_msgpack(body)
-    else:
-        batch = body.lstrip()[:1] == b"["
-        steps = _decode(_JSON_STEPS, body, "steps") if batch else [_decode(_JSON_STEP, body, "")]
-    if len(steps) > max_steps:
-        raise TooLargeError(f"{len(steps)} steps in one request, the limit is {max_steps}; split them")
-    return steps, batch
+    kind = body_kind(content_type)
+    pieces, batch = split_steps(body, kind, max_steps)
+    return [parse_step(piece, kind, f"steps/{n}" if batch else "") for n, piece in enumerate(pieces)], batch
 
 
-def _parse_lines(body: bytes) -> list[StepIn]:
-    lines = [line for line in body.split(b"\n") if line.strip()]
-    return [_decode(_JSON_STEP, line, f"steps/{place}") for place, line in enumerate(lines)]
+def invalid_step(error: msgspec.ValidationError, prefix: str) -> InvalidError:
+    """Return msgspec's error as ours: `... - at `$.reward`` below `prefix` "steps/3" names `steps/3/reward`."""
+    text = str(error)
+    found = _WHERE.search(text)
+    # Inside a free map msgspec tells no names, only `[...]`: what stands before is all that is known.
+    known = found["path"].partition("[...]")[0] if found else ""
+    path = known.replace("[", "/").replace("]", "").replace(".", "/").strip("/")
+    missing = re.search(r"(?:required|unknown) field `([^`]+)`", text)
+    parts = [part for part in (prefix, path, missing[1] if missing else "") if part]
+    field = "/".join(parts) or None
+    message = text[: found.start()] if found else text
+    return InvalidError(f"{field}: {message}" if field else message, field=field)
 
 
-def _parse_msgpack(body: bytes) -> tuple[list[StepIn], bool]:
+def _pieces(decoder: "msgspec.json.Decoder[Any] | msgspec.msgpack.Decoder[Any]", body: bytes) -> list[Piece]:
     try:
-        document = _typed(msgspec.msgpack.decode(body))
+        found: list[Piece] = decoder.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise MalformedError(f"steps: the body cannot be parsed: {error}", field="steps") from error
+    return found
+
+
+def _require_count(count: int, max_steps: int) -> None:
+    if count > max_steps:
+        raise TooLargeError(f"{count} steps in one request, the limit is {max_steps}; split them")
+
+
+def _split_lines(body: bytes, max_steps: int) -> list[Piece]:
+    lines: list[Piece] = []
+    for match in _LINE.finditer(body):
+        line = match[0]
+        if line.strip():
+            lines.append(line)
+            # Here and not at the end: millions of short lines would take many times the body's size.
+            if len(lines) > max_steps:
+                count = sum(1 for match in _LINE.finditer(body) if match[0].strip())
+                _require_count(count, max_steps)
+    return lines
+
+
+def _msgpack_count(body: bytes) -> int | None:
+    """Return the length of the array that a body claims to be, or None if it is none."""
+    first = body[0] if body else 0
+    if 0x90 <= first <= 0x9F:
+        return first & 0x0F
+    size = {0xDC: 2, 0xDD: 4}.get(first)
+    return None if size is None else int.from_bytes(body[1 : 1 + size], "big")
+
+
+def _count_first(body: bytes, max_steps: int) -> None:
+    """Refuse a large array of many or of no objects before its pieces fill the memory (56 bytes for a digit)."""
+    count = 0
+
+    class Counted(msgspec.Struct):
+        def __post_init__(self) -> None:
+            nonlocal count
+            count += 1
+            if count > max_steps:
+                raise ValueError("too many")
+
+    try:
+        msgspec.json.decode(body, type=list[Counted])
+    except msgspec.ValidationError as error:
+        if count > max_steps:
+            raise TooLargeError(
+                f"more than {max_steps} steps in one request, which is the limit; split them"
+            ) from error
+        raise invalid_step(error, "steps") from error
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise MalformedError(f"steps: the body is no JSON: {error}", field="steps") from error
+
+
+def _read_msgpack(piece: Piece) -> Any:
+    try:
+        return _typed(msgspec.msgpack.decode(piece))
     except (msgspec.DecodeError, KeyError, ValueError, TypeError, RecursionError) as error:
         raise MalformedError(f"the body is no msgpack step: {error}") from error
-    batch = isinstance(document, list)
-    try:
-        if isinstance(document, list):
-            return msgspec.convert(document, list[StepIn]), True
-        return [msgspec.convert(document, StepIn)], False
-    except msgspec.ValidationError as error:
-        raise invalid_step(error, "steps" if batch else "") from error
 
 
 def _typed(node: Any) -> Any:
@@ -72,27 +193,3 @@ def _typed(node: Any) -> Any:
     if dtype.kind not in "bfiu":
         raise ValueError(f"dtype {node['dtype']!r} is not numeric")
     return np.frombuffer(node["data"], dtype).reshape(node["shape"])
-
-
-def _decode(decoder: "msgspec.json.Decoder[Any]", body: bytes, prefix: str) -> Any:
-    try:
-        return decoder.decode(body)
-    except msgspec.ValidationError as error:
-        raise invalid_step(error, prefix) from error
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        where = f"{prefix}: " if prefix else ""
-        raise MalformedError(f"{where}the body is no JSON: {error}", field=prefix or None) from error
-
-
-def invalid_step(error: msgspec.ValidationError, prefix: str) -> InvalidError:
-    """Return msgspec's error as ours: `... - at `$[3].reward`` below `prefix` "steps" names `steps/3/reward`."""
-    text = str(error)
-    found = _WHERE.search(text)
-    # Inside a free map msgspec tells no names, only `[...]`: what stands before is all that is known.
-    known = found["path"].partition("[...]")[0] if found else ""
-    path = known.replace("[", "/").replace("]", "").replace(".", "/").strip("/")
-    missing = re.search(r"(?:required|unknown) field `([^`]+)`", text)
-    parts = [part for part in (prefix, path, missing[1] if missing else "") if part]
-    field = "/".join(parts) or None
-    message = text[: found.start()] if found else text
-    return InvalidError(f"{field}: {message}" if field else message, field=field)

@@ -103,7 +103,7 @@ def test_calls_out_of_order_say_which_comes_first(tmp_path: Path) -> None:
     [
         ({"x": float("nan")}, {}, "observation/x"),
         ({"x": np.array([np.inf])}, {}, "observation/x"),
-        ({"x": "\ud800"}, {}, None),
+        ({"x": "\ud800"}, {}, "observation/x"),
         ({"x": 1}, {"rewrad": 1}, "rewrad"),
         ({"x": 1}, {"reward": float("inf")}, "reward"),
         ({"x": 1}, {"control_role": "cat"}, "control_role"),
