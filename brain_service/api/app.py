@@ -4,15 +4,19 @@ from fastapi import FastAPI
 
 import brain_service
 from brain_service.api import episodes, inference, jobs, models, status
-from brain_service.api.auth import Guard, Tokens
+from brain_service.api.auth import Guard, TokenSource
+from brain_service.api.capture import CaptureTransport
 from brain_service.api.problems import install_problem_handlers
 from brain_service.api.services import Services
 
 __all__ = ["create_app"]
 
 
-def create_app(services: Services, tokens: Tokens | None = None) -> FastAPI:
-    """Return the application; with `tokens`, every request but `/livez` and `/readyz` needs one."""
+def create_app(services: Services, tokens: TokenSource | None = None) -> FastAPI:
+    """Return the application; with `tokens`, every request but `/livez` and `/readyz` needs one.
+
+    Outermost stands the guard, then the hot path of capture, then FastAPI's router.
+    """
     app = FastAPI(
         title="continuon-brain",
         version=brain_service.__version__,
@@ -25,6 +29,6 @@ def create_app(services: Services, tokens: Tokens | None = None) -> FastAPI:
     install_problem_handlers(app)
     for module in (status, episodes, inference, models, jobs):
         app.include_router(module.router)
-    if tokens is not None:
-        app.add_middleware(Guard, tokens=tokens)
+    app.add_middleware(CaptureTransport, store=services.store, settings=services.settings.capture)
+    app.add_middleware(Guard, source=tokens)
     return app

@@ -1,26 +1,37 @@
-"""Bearer tokens with scopes, checked before any route runs.
+"""Who may ask for what, decided before any route runs: bearer tokens with scopes, and no foreign web pages.
 
 The tokens file has one token a line: `<token> <scope>[,<scope>...]`, scopes `control`, `operate`, `read`;
 `#` starts a comment. `operate` and `control` include `read`. Without a file every request is allowed, and the
-daemon then refuses to bind anywhere but loopback and its Unix socket.
+daemon then refuses to bind anywhere but loopback and its Unix socket. A token comes in the `Authorization`
+header only: what stands in an address ends up in histories and logs.
+
+A browser names the page that asks in `Origin`. A page of another host may not change anything here nor open a
+WebSocket (they are not bound by CORS): 403. Without tokens the page must also have come from an address or a
+local name, or a foreign name that resolves to this machine would pass (DNS rebinding).
 """
 
 import hashlib
 import hmac
+import ipaddress
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
+from urllib.parse import urlsplit
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from brain_service.api.problems import problem_response
+from brain_service.api.problems import encode_problem, problem_headers, problem_response
+from brain_service.api.stream import AUTHORISED
 from brain_service.errors import BrainError, ConfigError, ForbiddenError, UnauthorizedError
 
-__all__ = ["Guard", "Tokens", "scope_for"]
+__all__ = ["Guard", "TokenSource", "Tokens", "check_origin", "scope_for"]
 
 SCOPES = ("control", "operate", "read")
 OPEN_PATHS = frozenset({"/livez", "/readyz"})
 CONTROL_ROOTS = frozenset({"episodes", "sessions", "infer"})
+SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
+LOCAL_SUFFIXES = (".local", ".lan", ".internal", ".home.arpa")
 
 
 @dataclass(frozen=True)
@@ -39,7 +50,8 @@ class Tokens:
         try:
             lines = path.read_text().splitlines()
         except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"cannot read tokens_file {path}: {error}") from error
+            reason = error.strerror if isinstance(error, OSError) else "it is no text"
+            raise ConfigError(f"cannot read tokens_file {path}: {reason}") from error
         found: dict[bytes, frozenset[str]] = {}
         for number, line in enumerate(lines, 1):
             words = line.split("#", 1)[0].split()
@@ -59,15 +71,20 @@ class Tokens:
     def check(self, authorization: str, needed: str) -> None:
         """Hold an `Authorization` header against the scope that a request needs.
 
+        Every known token is compared, each in constant time: how long it takes tells nothing about any of them.
+
         Raises:
             UnauthorizedError: no bearer token, or an unknown one.
             ForbiddenError: the token is known and lacks the scope.
         """
         kind, _, token = authorization.partition(" ")
-        if kind.lower() != "bearer" or not token:
+        if kind.lower() != "bearer" or not token.strip():
             raise UnauthorizedError("send 'Authorization: Bearer <token>'")
         digest = _digest(token.strip())
-        scopes = next((s for known, s in self.by_digest.items() if hmac.compare_digest(known, digest)), None)
+        scopes: frozenset[str] | None = None
+        for known, granted in self.by_digest.items():
+            if hmac.compare_digest(known, digest):
+                scopes = granted
         if scopes is None:
             raise UnauthorizedError("this token is not in the tokens file")
         if needed not in scopes and needed != "read":
@@ -76,16 +93,27 @@ class Tokens:
             )
 
 
+class TokenSource(Protocol):
+    """Whoever knows the tokens that hold at this moment."""
+
+    @property
+    def tokens(self) -> Tokens:
+        """The tokens; they may change from one request to the next."""
+
+
 def _digest(token: str) -> bytes:
-    return hashlib.sha256(token.encode()).digest()
+    return hashlib.sha256(token.encode("latin-1", "replace")).digest()
 
 
 def scope_for(method: str, path: str) -> str | None:
-    """Return the scope that a request needs; None where no token is asked for."""
+    """Return the scope that a request needs; None where no token is asked for.
+
+    A WebSocket has method GET and needs what a POST to its path would.
+    """
     if path in OPEN_PATHS:
         return None
     root = path.strip("/").split("/")[0]
-    if method in ("GET", "HEAD", "OPTIONS"):
+    if method in SAFE_METHODS:
         return "read"
     # What deletes a recording is an operator's act; ending a session is the controller's own.
     if method == "DELETE" and root == "episodes":
@@ -93,20 +121,91 @@ def scope_for(method: str, path: str) -> str | None:
     return "control" if root in CONTROL_ROOTS else "operate"
 
 
-class Guard:
-    """ASGI middleware that answers 401 or 403 itself and passes every other request on."""
+def check_origin(origin: str, host: str, *, any_name: bool) -> None:
+    """Refuse a web page of another host; `host` is the request's own `Host`, port included.
 
-    def __init__(self, app: ASGIApp, tokens: Tokens) -> None:
+    `any_name` False: `host` must be an IP address, `localhost`, a single label or a name of a local network.
+
+    Raises:
+        ForbiddenError: the page came from elsewhere.
+    """
+    try:
+        name = urlsplit(f"//{host}").hostname or ""
+        foreign = urlsplit(origin).netloc.lower() != host.lower() or not host
+    except ValueError:
+        name, foreign = "", True
+    if foreign or not (any_name or _is_local(name)):
+        raise ForbiddenError(
+            f"a web page of {origin[:200]!r} may not do this; open the page from this daemon itself"
+        )
+
+
+def _is_local(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return "." not in name or name.endswith(LOCAL_SUFFIXES) or name.endswith(".localhost")
+    return True
+
+
+class Guard:
+    """ASGI middleware that answers 401 or 403 itself and passes every other connection on."""
+
+    def __init__(self, app: ASGIApp, source: TokenSource | None = None) -> None:
         self.app = app
-        self.tokens = tokens
+        self._source = source
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one ASGI connection."""
-        if scope["type"] == "http" and (needed := scope_for(scope["method"], scope["path"])):
-            headers = dict(scope["headers"])
-            try:
-                self.tokens.check(headers.get(b"authorization", b"").decode("latin-1"), needed)
-            except BrainError as error:
+        kind = scope["type"]
+        if kind not in ("http", "websocket"):
+            await self.app(scope, receive, send)
+            return
+        # A WebSocket begins as a GET and then changes things as a POST does.
+        method = scope["method"] if kind == "http" else "POST"
+        headers = dict(scope["headers"])
+        try:
+            if method not in SAFE_METHODS and (origin := headers.get(b"origin")) is not None:
+                host = headers.get(b"host", b"").decode("latin-1")
+                check_origin(origin.decode("latin-1"), host, any_name=self._source is not None)
+            if self._source is not None and (needed := scope_for(method, scope["path"])):
+                given = headers.get(b"authorization", b"").decode("latin-1")
+                self._source.tokens.check(given, needed)
+                if kind == "websocket":
+                    scope[AUTHORISED] = _StillAllowed(self._source, given, needed)
+        except BrainError as error:
+            if kind == "http":
                 await problem_response(error.problem())(scope, receive, send)
-                return
+            else:
+                await _refuse_websocket(error, receive, send)
+            return
         await self.app(scope, receive, send)
+
+
+class _StillAllowed:
+    """Tells whether the token that opened a connection still holds; asks again only when the file changed."""
+
+    def __init__(self, source: TokenSource, authorization: str, needed: str) -> None:
+        self._source = source
+        self._authorization = authorization
+        self._needed = needed
+        self._checked = source.tokens
+
+    def __call__(self) -> bool:
+        tokens = self._source.tokens
+        if tokens is not self._checked:
+            try:
+                tokens.check(self._authorization, self._needed)
+            except BrainError:
+                return False
+            self._checked = tokens
+        return True
+
+
+async def _refuse_websocket(error: BrainError, receive: Receive, send: Send) -> None:
+    """Answer the handshake with the problem document (ASGI extension `websocket.http.response`)."""
+    await receive()
+    document = error.problem()
+    headers = [(name.lower().encode(), value.encode()) for name, value in problem_headers(document).items()]
+    await send({"type": "websocket.http.response.start", "status": error.status, "headers": headers})
+    await send({"type": "websocket.http.response.body", "body": encode_problem(document)})

@@ -3,11 +3,23 @@
 from typing import Annotated, Any, Literal
 
 import msgspec
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Header, Query, Request
 from starlette.responses import Response
 
 from brain_service.api.bodies import JsonResponse, decode, read_body, read_object
+from brain_service.api.openapi import (
+    APPENDED,
+    CREATE,
+    CREATED,
+    END,
+    ENDED,
+    IDEMPOTENCY_KEY,
+    STEPS,
+    answers,
+)
+from brain_service.api.openapi import body as body_of
 from brain_service.api.services import ServicesDep
+from brain_service.errors import NotFoundError
 
 __all__ = ["router"]
 
@@ -21,11 +33,26 @@ class EndBody(msgspec.Struct, forbid_unknown_fields=True):
     final_observation: dict[str, Any] | None = None
 
 
-@router.post("", status_code=201, operation_id="create_episode")
-async def create_episode(request: Request, services: ServicesDep) -> JsonResponse:
-    """Open an episode; the answer's `episode_id` and Location name it."""
+@router.post(
+    "",
+    status_code=201,
+    operation_id="create_episode",
+    openapi_extra=body_of({"application/json": CREATE}, required=False),
+    responses=answers(400, 409, 413, 422, 429, success=201, schema=CREATED, location=True),
+)
+async def create_episode(
+    request: Request,
+    services: ServicesDep,
+    idempotency_key: Annotated[
+        str | None, Header(json_schema_extra={"pattern": IDEMPOTENCY_KEY}, description="1-255 visible characters")
+    ] = None,
+) -> JsonResponse:
+    """Open an episode; the answer's `episode_id` and Location name it.
+
+    The same body under the same `Idempotency-Key` gives the same answer again; another body is a 409.
+    """
     body = read_object(await read_body(request, services.settings.capture.max_step_bytes))
-    header = await services.store.run(services.store.create, body)
+    header = await services.store.run(services.store.create, body, idempotency_key)
     return JsonResponse(
         {"episode_id": header.episode_id},
         status_code=201,
@@ -33,7 +60,7 @@ async def create_episode(request: Request, services: ServicesDep) -> JsonRespons
     )
 
 
-@router.get("", operation_id="list_episodes")
+@router.get("", operation_id="list_episodes", responses=answers(422))
 async def list_episodes(
     services: ServicesDep,
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
@@ -47,20 +74,22 @@ async def list_episodes(
     return JsonResponse({"episodes": items, "next_cursor": following})
 
 
-@router.get("/{episode_id}", operation_id="get_episode")
+@router.get("/{episode_id}", operation_id="get_episode", responses=answers(404, 422, 500))
 async def get_episode(episode_id: str, services: ServicesDep) -> JsonResponse:
     """Tell an episode's state, length, metadata and feature spec."""
     return JsonResponse(await services.store.run(services.store.get, episode_id))
 
 
-@router.delete("/{episode_id}", status_code=204, operation_id="delete_episode")
+@router.delete(
+    "/{episode_id}", status_code=204, operation_id="delete_episode", responses=answers(404, 409, 422, 500)
+)
 async def delete_episode(episode_id: str, services: ServicesDep) -> Response:
     """Delete an ended episode."""
     await services.store.run(services.store.delete, episode_id)
     return Response(status_code=204)
 
 
-@router.get("/{episode_id}/steps", operation_id="read_steps")
+@router.get("/{episode_id}/steps", operation_id="read_steps", responses=answers(404, 422, 500))
 async def read_steps(
     episode_id: str,
     services: ServicesDep,
@@ -72,20 +101,32 @@ async def read_steps(
     return JsonResponse({"episode_id": episode_id, "start": start, "steps": steps})
 
 
-@router.post("/{episode_id}/steps", operation_id="append_steps")
-async def append_steps(episode_id: str, request: Request, services: ServicesDep) -> JsonResponse:
-    """Append one step, a JSON array of steps, or NDJSON (`application/x-ndjson`).
+@router.post(
+    "/{episode_id}/steps",
+    operation_id="append_steps",
+    openapi_extra=body_of(STEPS, required=True),
+    responses=answers(400, 404, 409, 413, 415, 422, 429, schema=APPENDED),
+)
+async def append_steps(episode_id: str) -> Response:
+    """Append one step, an array of steps, or NDJSON; all of them or none.
 
     The answer means accepted: a kill of the daemon no longer loses the steps. `durable_through` is the highest
-    step index that a power cut no longer loses either.
+    step index that a power cut no longer loses either. A repeated step with the same body is harmless.
+
+    `WS /episodes/{episode_id}/stream` takes the same bodies as messages (text: JSON or NDJSON, binary: msgpack)
+    and answers each, or several at once, with the same document; an error is the problem document before a close
+    with code 4000 + its status.
     """
-    body = await read_body(request, services.settings.capture.max_body_bytes)
-    kind = request.headers.get("content-type", "application/json").split(";")[0].strip().lower()
-    done = await services.store.run(services.store.append_json, episode_id, body, kind)
-    return JsonResponse({"step_index": done.step_index, "durable_through": done.durable_through})
+    # `CaptureTransport` has answered every request of this path; what is left is no spelling of it.
+    raise NotFoundError(f"no episode {episode_id!r} under this spelling of the path")
 
 
-@router.post("/{episode_id}/end", operation_id="end_episode")
+@router.post(
+    "/{episode_id}/end",
+    operation_id="end_episode",
+    openapi_extra=body_of({"application/json": END}, required=False),
+    responses=answers(400, 404, 409, 413, 422, 500, schema=ENDED),
+)
 async def end_episode(episode_id: str, request: Request, services: ServicesDep) -> JsonResponse:
     """End an episode; it is on the medium before the answer."""
     body = await read_body(request, services.settings.capture.max_step_bytes)

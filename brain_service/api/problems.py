@@ -1,34 +1,50 @@
 """The one place where an error becomes a response: RFC 9457 `application/problem+json`, never a traceback."""
 
 import logging
+import math
 from typing import Any
 
 import orjson
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.responses import Response
+from starlette.routing import compile_path
 
 from brain_service.errors import BrainError
 
-__all__ = ["install_problem_handlers", "problem_response"]
+__all__ = ["encode_problem", "install_problem_handlers", "problem_headers", "problem_response"]
 
 log = logging.getLogger(__name__)
 
-RETRY_AFTER_S = {429: "1", 503: "1"}
+MEDIA_TYPE = "application/problem+json"
+RETRIED_STATUS = (429, 503)
+
+
+def encode_problem(document: dict[str, Any]) -> bytes:
+    """Return a problem document as JSON bytes."""
+    return orjson.dumps(document, option=orjson.OPT_SERIALIZE_NUMPY)
+
+
+def problem_headers(document: dict[str, Any]) -> dict[str, str]:
+    """Return the headers that go with a problem document.
+
+    429 and 503 carry `Retry-After` in whole seconds: the member `retry_after_s` rounded up, else 1.
+    """
+    headers = {"Content-Type": MEDIA_TYPE}
+    status = int(document["status"])
+    if status in RETRIED_STATUS:
+        headers["Retry-After"] = str(max(1, math.ceil(document.get("retry_after_s", 1))))
+    if status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
+    return headers
 
 
 def problem_response(document: dict[str, Any]) -> Response:
-    """Return the response of a problem document; 429 and 503 carry `Retry-After` in seconds."""
-    status = int(document["status"])
-    headers = {"Retry-After": RETRY_AFTER_S[status]} if status in RETRY_AFTER_S else {}
-    if status == 401:
-        headers["WWW-Authenticate"] = "Bearer"
+    """Return the response of a problem document, with the headers that go with it."""
     return Response(
-        orjson.dumps(document, option=orjson.OPT_SERIALIZE_NUMPY),
-        status_code=status,
-        headers=headers,
-        media_type="application/problem+json",
+        encode_problem(document), status_code=int(document["status"]), headers=problem_headers(document)
     )
 
 
@@ -58,7 +74,7 @@ async def _invalid_request(_: Request, error: Exception) -> Response:
 async def _http_exception(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     slug = {404: "no-such-path", 405: "method-not-allowed"}.get(error.status_code, "http")
-    return problem_response(
+    response = problem_response(
         {
             "type": f"urn:continuon-brain:problem:{slug}",
             "title": str(error.detail),
@@ -66,6 +82,26 @@ async def _http_exception(request: Request, error: Exception) -> Response:
             "detail": f"{request.method} {request.url.path}: {error.detail}; GET /openapi.json lists every path",
         }
     )
+    if error.status_code == 405:
+        known = (error.headers or {}).get("Allow", "").split(", ")
+        response.headers["Allow"] = ", ".join(sorted(_documented_methods(request).union(filter(None, known))))
+    return response
+
+
+def _documented_methods(request: Request) -> set[str]:
+    """Return the methods of every route of this path: the router's own answer names the first route's only."""
+    paths: dict[str, dict[str, Any]] = request.app.openapi()["paths"]
+    return {
+        method.upper()
+        for template, operations in paths.items()
+        if compile_path(template)[0].match(request.url.path)
+        for method in operations
+    }
+
+
+async def _client_gone(_: Request, __: Exception) -> Response:
+    """Nobody reads this answer: the client left in the middle of its own body, which is no error of ours."""
+    return Response(status_code=400)
 
 
 async def _unexpected(request: Request, error: Exception) -> Response:
@@ -78,4 +114,5 @@ def install_problem_handlers(app: FastAPI) -> None:
     app.add_exception_handler(BrainError, _brain_error)
     app.add_exception_handler(RequestValidationError, _invalid_request)
     app.add_exception_handler(HTTPException, _http_exception)
+    app.add_exception_handler(ClientDisconnect, _client_gone)
     app.add_exception_handler(Exception, _unexpected)

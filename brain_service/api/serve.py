@@ -16,8 +16,10 @@ import uvicorn
 import uvloop
 
 from brain_service.api.app import create_app
-from brain_service.api.auth import Tokens
+from brain_service.api.connections import make_protocols
 from brain_service.api.services import open_services
+from brain_service.api.token_file import TokenFile
+from brain_service.durable import make_directory
 from brain_service.errors import ConfigError
 from brain_service.settings import Settings
 
@@ -25,6 +27,7 @@ __all__ = ["serve"]
 
 log = logging.getLogger(__name__)
 
+KEEP_ALIVE_S = 75
 UNIX_PATH_LIMIT = 107  # sun_path holds 108 bytes with its NUL
 
 
@@ -34,8 +37,8 @@ def serve(settings: Settings) -> None:
     Raises:
         ConfigError: the data directory cannot be used, is in use, or an address cannot be bound safely.
     """
-    tokens = Tokens.read(settings.tokens_file) if settings.tokens_file else None
     with contextlib.ExitStack() as stack:
+        tokens = stack.enter_context(TokenFile(settings.tokens_file)) if settings.tokens_file else None
         stack.enter_context(_owned(settings.data_dir))
         sockets = [stack.enter_context(_bind_tcp(settings, tokens))]
         if (unix := _bind_unix(settings)) is not None:
@@ -51,14 +54,23 @@ class _Server(uvicorn.Server):
         yield
 
 
-async def _run(settings: Settings, tokens: Tokens | None, sockets: list[socket.socket]) -> None:
-    async with open_services(settings) as services:
+async def _run(settings: Settings, tokens: TokenFile | None, sockets: list[socket.socket]) -> None:
+    http, websocket = make_protocols(settings.http)
+    async with open_services(settings, tokens) as services:
         server = _Server(
             uvicorn.Config(
                 create_app(services, tokens),
-                http="httptools",
+                http=http,
+                ws=websocket,
+                # Compressing 3 kB of numbers costs more than the step that they are.
+                ws_per_message_deflate=False,
+                ws_max_size=settings.capture.max_body_bytes,
                 log_config=None,
+                access_log=False,
+                server_header=False,
                 lifespan="off",
+                # Longer than clients keep an idle connection, so that none is closed under a request.
+                timeout_keep_alive=KEEP_ALIVE_S,
                 # An open event stream would otherwise hold the shutdown for ever.
                 timeout_graceful_shutdown=3,
             )
@@ -80,7 +92,7 @@ def _address(bound: socket.socket) -> str:
 def _owned(data_dir: Path) -> Iterator[None]:
     """Create the data directory, prove that it can be written and lock it against a second daemon."""
     try:
-        data_dir.mkdir(parents=True, exist_ok=True)
+        make_directory(data_dir)
         fd = os.open(data_dir / ".lock", os.O_RDWR | os.O_CREAT, 0o640)
     except OSError as error:
         raise ConfigError(
@@ -97,7 +109,7 @@ def _owned(data_dir: Path) -> Iterator[None]:
         os.close(fd)
 
 
-def _bind_tcp(settings: Settings, tokens: Tokens | None) -> socket.socket:
+def _bind_tcp(settings: Settings, tokens: TokenFile | None) -> socket.socket:
     host, port = settings.host, settings.port
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(

@@ -10,6 +10,7 @@ from fastapi import Depends, Request
 
 from brain_service.api.activation import watch_activations
 from brain_service.api.recording import Recorder
+from brain_service.api.token_file import TokenFile
 from brain_service.episodes.store import EpisodeStore
 from brain_service.inference.router import InferenceRouter
 from brain_service.jobs.runner import RunnerProcess
@@ -29,10 +30,11 @@ class Services:
     recorder: Recorder
     jobs: JobTable
     runner: RunnerProcess
+    tokens: TokenFile | None = None
 
 
 @contextlib.asynccontextmanager
-async def open_services(settings: Settings) -> AsyncIterator[Services]:
+async def open_services(settings: Settings, tokens: TokenFile | None = None) -> AsyncIterator[Services]:
     """Start every part, capture first, and stop them in reverse on exit.
 
     The router loads its model in the background: capture never waits for it.
@@ -56,7 +58,7 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
         await stack.enter_async_context(recorder)
         watching = asyncio.create_task(watch_activations(jobs, router, settings.jobs.poll_interval_s))
         stack.push_async_callback(_cancel, watching)
-        yield Services(settings, store, router, recorder, jobs, runner)
+        yield Services(settings, store, router, recorder, jobs, runner, tokens)
 
 
 async def _cancel(task: "asyncio.Task[None]") -> None:

@@ -45,7 +45,8 @@ async def health(services: ServicesDep) -> JsonResponse:
 
     def gather() -> dict[str, Check]:
         capture, runner = services.store.status(), services.runner.status()
-        return gather_checks(services.settings, capture, recording, inference, runner)
+        checks = gather_checks(services.settings, capture, recording, inference, runner)
+        return checks if services.tokens is None else {**checks, "tokens": services.tokens.check()}
 
     checks = await asyncio.to_thread(gather)
     status = overall(checks)

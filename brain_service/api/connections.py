@@ -1,0 +1,247 @@
+"""Connections that cannot wear the daemon out: bounded in number, in time and in what they make it keep.
+
+uvicorn's own protocols with a door in front: a head must be complete within `header_timeout_s`, a body within
+`body_timeout_s` (408), a head is bounded (431), a body that nobody wants any more is read on for a little while
+only (so that the client sees its answer), and of TCP connections there are at most `max_connections` (503). The
+Unix socket is not counted: a controller on the robot gets in whatever the network does.
+
+A client that has sent its request and closed its sending half still gets its answer (RFC 9112, section 9.6).
+"""
+
+import asyncio
+import logging
+import socket
+from typing import Any
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+
+from brain_service.api.problems import encode_problem, problem_headers
+from brain_service.errors import (
+    BrainError,
+    HeadTooLargeError,
+    MalformedError,
+    RequestTimeoutError,
+    UnavailableError,
+)
+from brain_service.settings import HttpSettings
+
+__all__ = ["Door", "make_protocols"]
+
+log = logging.getLogger(__name__)
+
+MAX_HEAD_BYTES = 64 * 1024
+MAX_UNWANTED_BYTES = 1024**2  # of a body after its answer: a larger one is cut off
+UNPROVEN_GRACE_S = 1.0  # a connection without one complete head may be closed for another after this long
+
+IDLE, HEAD, BODY = "idle", "head", "body"
+
+REASONS = {400: b"Bad Request", 408: b"Request Timeout", 431: b"Request Header Fields Too Large"}
+
+
+class Door:
+    """Counts the TCP connections, and knows which have not sent a complete head yet, oldest first."""
+
+    def __init__(self, settings: HttpSettings) -> None:
+        self.settings = settings
+        self._inside: set[asyncio.BaseTransport] = set()
+        self._unproven: dict[asyncio.Transport, float] = {}
+        self._warned_s = float("-inf")
+
+    def enter(self, transport: asyncio.Transport, now_s: float) -> bool:
+        """Take a connection in, if need be in the place of one that never asked for anything; else False."""
+        bound = transport.get_extra_info("socket")
+        if bound is None or bound.family == socket.AF_UNIX:
+            return True
+        if len(self._inside) >= self.settings.max_connections and not self._make_room(now_s):
+            if now_s - self._warned_s > 10:
+                self._warned_s = now_s
+                log.warning("connections refused", extra={"max_connections": self.settings.max_connections})
+            return False
+        self._inside.add(transport)
+        self._unproven[transport] = now_s
+        return True
+
+    def prove(self, transport: asyncio.Transport) -> None:
+        """Note that a connection has sent a complete head."""
+        self._unproven.pop(transport, None)
+
+    def leave(self, transport: asyncio.Transport) -> None:
+        """Forget a connection."""
+        self._inside.discard(transport)
+        self._unproven.pop(transport, None)
+
+    def _make_room(self, now_s: float) -> bool:
+        oldest = next(iter(self._unproven), None)
+        if oldest is None or now_s - self._unproven[oldest] < UNPROVEN_GRACE_S:
+            return False
+        self.leave(oldest)
+        oldest.abort()
+        return True
+
+
+class _BoundedHttp(HttpToolsProtocol):
+    """HTTP/1.1 behind the door. Timers are set only for a request that does not arrive in one piece."""
+
+    door: Door
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._phase = IDLE
+        self._timed = ""
+        self._timer: asyncio.TimerHandle | None = None
+        self._requests = 0
+        self._head_bytes = 0
+        self._unwanted_bytes = 0
+        self._half_closed = False
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Take the connection in, or answer 503 and close it."""
+        super().connection_made(transport)
+        if self.door.enter(transport, self.loop.time()):
+            self._set_timer(HEAD)
+        else:
+            limit = self.door.settings.max_connections
+            self._refuse(UnavailableError(f"{limit} connections are open, the limit is http.max_connections"))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Release the connection's place."""
+        self._clear_timer()
+        self.door.leave(self.transport)
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Parse what came, then see whether the request is complete."""
+        if self.transport.is_closing():
+            return
+        before = self._requests
+        super().data_received(data)
+        if self._phase != IDLE or self._timed:
+            self._watch(0 if self._requests != before else len(data))
+
+    def eof_received(self) -> bool:  # type: ignore[override]
+        """Keep a half-closed connection until its answer is sent, yet not for ever."""
+        answering = self.cycle is not None and not self.cycle.response_complete and self._phase == IDLE
+        if not answering or self.transport.is_closing():
+            return False
+        self.cycle.keep_alive = False
+        self._half_closed = True
+        self._set_timer(BODY)
+        return True
+
+    def on_message_begin(self) -> None:
+        """Begin a request."""
+        self._phase = HEAD
+        self._requests += 1
+        self._head_bytes = self._unwanted_bytes = 0
+        super().on_message_begin()
+
+    def on_headers_complete(self) -> None:
+        """Note the end of the head."""
+        self._phase = BODY
+        self.door.prove(self.transport)
+        super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        """Note the end of the request."""
+        self._phase = IDLE
+        super().on_message_complete()
+
+    def handle_websocket_upgrade(self) -> None:
+        """Hand the connection over; its pings keep it honest from now on."""
+        self._clear_timer()
+        super().handle_websocket_upgrade()
+
+    def send_400_response(self, msg: str) -> None:
+        """Answer what is no HTTP with a problem document, and close."""
+        self._refuse(MalformedError(msg))
+
+    def _watch(self, more_bytes: int) -> None:
+        """Bound the request that is not complete yet; `more_bytes` of it came, 0 where it began just now."""
+        if self.transport.is_closing():
+            return
+        if self._phase == HEAD:
+            self._head_bytes += more_bytes
+            if self._head_bytes > MAX_HEAD_BYTES:
+                self._refuse(HeadTooLargeError(f"the head of the request is over {MAX_HEAD_BYTES} bytes"))
+                return
+        elif self._phase == BODY and self.cycle.response_complete:
+            self._unwanted_bytes += more_bytes
+            if self._unwanted_bytes > MAX_UNWANTED_BYTES:
+                self.transport.close()
+                return
+        if self._phase == IDLE:
+            self._clear_timer()
+        elif self._phase != self._timed or not more_bytes:
+            self._set_timer(self._phase)
+
+    def _set_timer(self, phase: str) -> None:
+        self._clear_timer()
+        settings = self.door.settings
+        self._timed = phase
+        timeout_s = settings.header_timeout_s if phase == HEAD else settings.body_timeout_s
+        self._timer = self.loop.call_later(timeout_s, self._time_out)
+
+    def _clear_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+            self._timed = ""
+
+    def _time_out(self) -> None:
+        phase, self._timer, self._timed = self._timed, None, ""
+        if self.transport.is_closing():
+            return
+        if self._half_closed or self._phase == IDLE:
+            self.transport.close()  # it never asked for anything, or its answer does not come
+        elif self.flow.read_paused or self.pipeline:
+            self._set_timer(phase)  # it is we who do not read
+        elif self._phase == BODY and self.cycle.response_started:
+            self.transport.close()
+        else:
+            part, name = ("head", "header") if self._phase == HEAD else ("body", "body")
+            limit_s = getattr(self.door.settings, f"{name}_timeout_s")
+            self._refuse(RequestTimeoutError(f"the {part} of the request took longer than {limit_s:g} s"))
+
+    def _refuse(self, error: BrainError) -> None:
+        """Answer in place of the application, which is told that the client left, and close."""
+        self._clear_timer()
+        document = error.problem()
+        body = encode_problem(document)
+        reason = REASONS.get(error.status, error.title.encode())
+        head = [b"HTTP/1.1 %d %b\r\n" % (error.status, reason)]
+        for name, value in problem_headers(document).items():
+            head.append(f"{name.lower()}: {value}\r\n".encode())
+        head.append(b"content-length: %d\r\nconnection: close\r\n\r\n" % len(body))
+        self.transport.write(b"".join(head) + body)
+        if self.cycle is not None and not self.cycle.response_complete:
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+        self.transport.close()
+
+
+class _BoundedWebSocket(WebSocketsSansIOProtocol):
+    """A WebSocket that gives its place back, and keeps its head and its frames out of the log."""
+
+    door: Door
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        # They would write every query, and at level debug every header (the token's too) and every frame.
+        self.logger = logging.getLogger("brain_service.websocket")
+        self.logger.setLevel(logging.WARNING)
+        self.conn.logger = self.logger
+        self.conn.debug = False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Release the connection's place."""
+        self.door.leave(self.transport)
+        super().connection_lost(exc)
+
+
+def make_protocols(settings: HttpSettings) -> tuple[type[asyncio.Protocol], type[asyncio.Protocol]]:
+    """Return uvicorn's `http` and `ws` protocol classes, which share one new door."""
+    door = Door(settings)
+    http = type("BoundedHttp", (_BoundedHttp,), {"door": door})
+    websocket = type("BoundedWebSocket", (_BoundedWebSocket,), {"door": door})
+    return http, websocket

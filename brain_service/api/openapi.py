@@ -1,0 +1,194 @@
+"""What the OpenAPI document says of bodies that FastAPI does not parse, and of every answer that is a problem."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from brain_service.episodes.header import CONTROL_ROLES
+
+__all__ = [
+    "APPENDED",
+    "CREATE",
+    "CREATED",
+    "END",
+    "ENDED",
+    "EPISODE_ID",
+    "IDEMPOTENCY_KEY",
+    "STEPS",
+    "answers",
+    "body",
+]
+
+Schema = dict[str, Any]
+
+_INT64_NS = {"type": "integer", "minimum": -(2**63), "maximum": 2**63 - 1}
+_INDEX = {"type": "integer", "minimum": 0, "maximum": 2**63 - 1}
+
+EPISODE_ID = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"
+
+IDEMPOTENCY_KEY = r"^[!-~]{1,255}$"
+
+_VALUES: Schema = {
+    "type": "object",
+    "description": "Named values, nested as the spec is: numbers, arrays of numbers of one shape, booleans, text.",
+    "additionalProperties": True,
+}
+
+_FEATURES: Schema = {
+    "type": "object",
+    "description": "The declared spec: maps of `{dtype, shape}`, nested by name.",
+    "required": ["observation", "action"],
+    "properties": {"observation": {"type": "object"}, "action": {"type": "object"}},
+}
+
+CREATE: Schema = {
+    "type": "object",
+    "additionalProperties": False,
+    "properties": {
+        "episode_id": {"type": ["string", "null"], "pattern": EPISODE_ID, "description": "Omitted: made up here."},
+        "environment_id": {"type": "string", "maxLength": 256, "default": "default"},
+        "xr_mode": {"type": "string", "maxLength": 256, "default": "trainer"},
+        "control_role": {
+            "type": "string",
+            "enum": [*CONTROL_ROLES, "human_teleop", "human_supervisor", "human_dev_xr"],
+        },
+        "tags": {"type": "array", "maxItems": 256, "items": {"type": "string", "maxLength": 256}},
+        "robot_id": {"type": ["string", "null"], "maxLength": 256},
+        "language_instruction": {"type": "string", "maxLength": 4096},
+        "safety": {"type": ["object", "null"], "description": "The seed's `safety` record."},
+        "share": {"type": ["object", "null"], "description": "The seed's `share` record."},
+        "metadata": {"type": "object", "description": "Anything else, as plain JSON."},
+        "features": {"oneOf": [_FEATURES, {"type": "null"}]},
+        "durability": {"enum": ["interval", "step", "episode", None]},
+    },
+}
+
+_STEP: Schema = {
+    "type": "object",
+    "additionalProperties": False,
+    "required": ["observation", "action"],
+    "properties": {
+        "step_index": {"anyOf": [_INDEX, {"type": "null"}], "description": "Omitted: the next one."},
+        "observation": _VALUES,
+        "action": _VALUES,
+        "reward": {"type": "number", "default": 0.0},
+        "is_terminal": {"type": "boolean", "default": False},
+        "timestamp_ns": {"anyOf": [_INT64_NS, {"type": "null"}], "description": "Omitted: the time of receipt."},
+        "control_role": {"type": ["string", "null"]},
+        "executed_action": {"anyOf": [_VALUES, {"type": "null"}]},
+        "policy": {"type": ["object", "null"]},
+        "step_metadata": {
+            "type": ["object", "null"],
+            "additionalProperties": False,
+            "properties": {
+                "timestamp_ns": {"anyOf": [_INT64_NS, {"type": "null"}]},
+                "step_index": {"anyOf": [_INDEX, {"type": "null"}]},
+                "timestamp": {"type": ["number", "null"], "description": "Seconds since the epoch."},
+                "control_role": {"type": ["string", "null"]},
+                "policy": {"type": ["object", "null"]},
+            },
+        },
+        "episode_id": {"type": ["string", "null"]},
+    },
+}
+
+STEPS: Mapping[str, Schema] = {
+    "application/json": {"anyOf": [_STEP, {"type": "array", "items": _STEP, "minItems": 1}]},
+    "application/x-ndjson": {"type": "string", "description": "One step a line."},
+    "application/msgpack": {
+        "type": "string",
+        "format": "binary",
+        "description": "A step or an array of steps; a value may be `{__ndarray__: true, dtype, shape, data}`.",
+    },
+    "multipart/form-data": {
+        "type": "object",
+        "description": "Part `step` or `steps` (JSON), and an image a part, named by its path in the step.",
+        "properties": {"step": _STEP, "steps": {"type": "array", "items": _STEP}},
+    },
+}
+
+END: Schema = {
+    "type": "object",
+    "additionalProperties": False,
+    "properties": {
+        "reason": {"enum": ["terminated", "truncated", None]},
+        "final_observation": {"anyOf": [_VALUES, {"type": "null"}]},
+    },
+}
+
+CREATED: Schema = {
+    "type": "object",
+    "required": ["episode_id"],
+    "properties": {"episode_id": {"type": "string", "pattern": EPISODE_ID}},
+}
+
+APPENDED: Schema = {
+    "type": "object",
+    "required": ["step_index", "durable_through"],
+    "properties": {
+        "step_index": {"type": "integer", "description": "The last accepted step of this body."},
+        "durable_through": {"type": "integer", "minimum": -1, "description": "The highest step on the medium."},
+    },
+}
+
+ENDED: Schema = {
+    "type": "object",
+    "required": ["steps", "durable_through"],
+    "properties": {"steps": {"type": "integer"}, "durable_through": {"type": "integer"}},
+}
+
+_PROBLEM: Schema = {
+    "type": "object",
+    "required": ["type", "title", "status", "detail"],
+    "properties": {
+        "type": {"type": "string", "pattern": "^urn:continuon-brain:problem:"},
+        "title": {"type": "string"},
+        "status": {"type": "integer"},
+        "detail": {"type": "string"},
+        "field": {"type": "string"},
+        "next_step_index": {"type": "integer", "minimum": 0},
+        "retry_after_s": {"type": "number"},
+    },
+}
+
+_MEANING = {
+    400: "The body cannot be parsed",
+    401: "No known token",
+    403: "The token lacks the scope, or a foreign web page asks",
+    404: "No such episode",
+    408: "The request came too slowly",
+    409: "It contradicts the present state: a gap, another body, an ended or open episode",
+    413: "Over a limit of size",
+    415: "No media type of these",
+    422: "A value is wrong; `field` names it, and nothing was written",
+    429: "Over a limit of number or rate",
+    431: "The head of the request has no end",
+    500: "What is stored is damaged",
+    503: "The medium refuses, or too much waits for it",
+}
+_EVERYWHERE = (401, 403, 408, 431, 503)
+_RETRY_AFTER = {"Retry-After": {"description": "Seconds", "schema": {"type": "integer", "minimum": 1}}}
+
+
+def answers(
+    *problems: int, success: int = 200, schema: Schema | None = None, location: bool = False
+) -> dict[int | str, Schema]:
+    """Return the answers of an operation: its success, and the problems it knows beside those of every request."""
+    found: dict[int | str, Schema] = {}
+    if schema is not None:
+        found[success] = {"description": "Done", "content": {"application/json": {"schema": schema}}}
+        if location:
+            found[success]["headers"] = {"Location": {"required": True, "schema": {"type": "string"}}}
+    for status in sorted({*problems, *_EVERYWHERE}):
+        found[status] = {
+            "description": _MEANING[status],
+            "content": {"application/problem+json": {"schema": _PROBLEM}},
+        }
+        if status in (429, 503):
+            found[status]["headers"] = _RETRY_AFTER
+    return found
+
+
+def body(schemas: Mapping[str, Schema], *, required: bool) -> Schema:
+    """Return what goes into `openapi_extra` for a body of one of several media types."""
+    content = {media_type: {"schema": schema} for media_type, schema in schemas.items()}
+    return {"requestBody": {"required": required, "content": content}}
