@@ -8,6 +8,7 @@ import logging
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from brain_service.api.multipart import parse_multipart
 from brain_service.api.problems import encode_problem, problem_headers
 from brain_service.api.stream import serve_stream
 from brain_service.episodes.store import EpisodeStore
@@ -81,8 +82,6 @@ class CaptureTransport:
                 f"{named.decode('latin-1')[:100]!r}"
             )
         if kind == MULTIPART:
-            from brain_service.api.multipart import parse_multipart
-
             body, kind = await parse_multipart(content_type.decode("latin-1"), body), MSGPACK
         done = await self._store.ingest(episode_id, (body,), kind)
         if done.error is not None:

@@ -31,7 +31,7 @@ __all__ = ["Door", "make_protocols"]
 log = logging.getLogger(__name__)
 
 MAX_HEAD_BYTES = 64 * 1024
-MAX_UNWANTED_BYTES = 1024**2  # of a body after its answer: a larger one is cut off
+MAX_UNWANTED_BYTES = 64 * 1024**2  # of a body after its answer: more than any socket buffers is cut off
 UNPROVEN_GRACE_S = 1.0  # a connection without one complete head may be closed for another after this long
 
 IDLE, HEAD, BODY = "idle", "head", "body"
