@@ -1,0 +1,323 @@
+"""The background half of a recorder: brings what the outbox holds to the daemon, whatever happens on the way."""
+
+import asyncio
+import contextlib
+import logging
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import httpx
+
+from brain_service.client.calls import Call, ask, episode_path, fetch_json, read_object, run_async
+from brain_service.client.endpoint import Endpoint
+from brain_service.client.errors import (
+    BusyError,
+    ClientError,
+    ConflictError,
+    EndedError,
+    LostStepsError,
+    ProblemError,
+    RejectedError,
+    TimedOutError,
+    is_passing,
+)
+from brain_service.client.links import Link, NoStreamError, PostLink, StreamLink
+from brain_service.client.outbox import Outbox
+from brain_service.client.wire import JsonObject, to_json
+
+__all__ = ["Ended", "Sender", "Transport"]
+
+log = logging.getLogger(__name__)
+
+Transport = Literal["stream", "post"]
+
+MAX_BATCH_STEPS = 256
+MAX_BATCH_BYTES = 1024 * 1024
+FIRST_BACKOFF_S = 0.05
+MAX_BACKOFF_S = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How an episode ended at the daemon: its steps, all on the medium, and `terminated` or `truncated`.
+
+    `recovered` is how the daemon ends an episode that nobody went on with after its restart.
+    """
+
+    steps: int
+    durable_through: int
+    reason: str
+
+
+class Sender:
+    """One episode's way to the daemon. `wake` may be called from any thread, the rest on the loop of `run`.
+
+    `accepted_through` and `durable_through` are the highest step indices that the daemon accepted and has on its
+    medium (-1: none); a power cut of the daemon's computer can lower the first, never the second. `failure` is the
+    error that made it give up, `trouble` what last went wrong and may pass.
+    """
+
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        http: httpx.AsyncClient,
+        create_body: JsonObject,
+        outbox: Outbox,
+        *,
+        transport: Transport = "stream",
+        resumed: bool = False,
+    ) -> None:
+        self.episode_id: str = create_body["episode_id"]
+        self.outbox = outbox
+        self.accepted_through = self.durable_through = outbox.first_index - 1
+        self.ended: Ended | None = None
+        self.failure: ClientError | None = None
+        self.trouble: ClientError | None = None
+        self._create_body = to_json(create_body)
+        self._http = http
+        self._path = episode_path(self.episode_id)
+        self._link: Link = (
+            StreamLink(endpoint, self.episode_id) if transport == "stream" else PostLink(http, self.episode_id)
+        )
+        self._resumed = resumed
+        self._created = False
+        self._may_exist = resumed
+        self._settled = False
+        self._end_body: bytes | None = None
+        self._troubles = 0
+        self._batch_limit = MAX_BATCH_STEPS
+        self._single_through = -1
+        self._loop = asyncio.get_running_loop()
+        self._more = asyncio.Event()
+        self._pulse = asyncio.Event()
+        self._idle = False
+
+    # --- the recorder's side
+
+    def wake(self) -> None:
+        """Tell the sender that the outbox holds a new step; from any thread, and cheap while it is busy."""
+        if self._idle:
+            self._idle = False
+            self._loop.call_soon_threadsafe(self._more.set)
+
+    def finish(self, body: bytes) -> None:
+        """End the episode with this JSON body once every step of the outbox is accepted."""
+        self._end_body = body
+        self._more.set()
+
+    @property
+    def ending(self) -> bool:
+        """Whether `finish` was called."""
+        return self._end_body is not None
+
+    def stop(self) -> None:
+        """Take note that nobody sends any more, once `run` was cancelled; what is on disk stays."""
+        if self.failure is None and self.ended is None:
+            self.failure = EndedError(f"the client of episode {self.episode_id} is closed")
+            if self.outbox.spool is not None:
+                self.outbox.spool.close()
+        self._notify()
+
+    async def until(self, done: Callable[[], bool], timeout_s: float | None, what: str) -> None:
+        """Wait until `done()`, asked whenever something changes.
+
+        Raises:
+            TimedOutError: not within `timeout_s` seconds.
+            ClientError: the sender gave up.
+        """
+        try:
+            async with asyncio.timeout(timeout_s):
+                while not done():
+                    if self.failure is not None:
+                        raise self.failure
+                    await self._pulse.wait()
+        except TimeoutError as error:
+            waiting = self.outbox.next_index - 1 - self.durable_through
+            trouble = "" if self.trouble is None else f"; last trouble: {self.trouble.detail}"
+            raise TimedOutError(
+                f"{what} of {self.episode_id} did not happen within {timeout_s} s: of {self.outbox.next_index} "
+                f"steps {self.accepted_through + 1} are accepted, {waiting} are not durable{trouble}"
+            ) from error
+
+    # --- the background
+
+    async def run(self) -> None:
+        """Work until the episode has ended or the daemon refuses for good."""
+        while self.ended is None and self.failure is None:
+            try:
+                await self._go()
+            except ClientError as error:
+                await self._consider(error)
+            except Exception as error:
+                log.exception("the sender of episode %s failed", self.episode_id)
+                self.failure = ClientError(f"unexpected {type(error).__name__} while sending: {error}")
+        self._notify()
+
+    async def _go(self) -> None:
+        if not self._created:
+            await self._create()
+        if not self._settled:
+            await self._settle()
+        if self.ended is None:
+            await self._link.deliver(self)
+            await self._end()
+        if self.outbox.spool is not None:
+            await asyncio.to_thread(self.outbox.spool.remove)
+
+    async def _create(self) -> None:
+        call = Call(
+            "POST",
+            "/episodes",
+            self._create_body,
+            headers={"Content-Type": "application/json", "Idempotency-Key": self.episode_id},
+        )
+        try:
+            await run_async(self._http, ask(call))
+        except ConflictError:
+            if not self._may_exist:
+                raise
+        except ClientError as error:
+            # Without an answer it may have been created: then a repeat that finds it is ours.
+            self._may_exist = self._may_exist or not isinstance(error, BusyError)
+            raise
+        else:
+            self._settled = not self._may_exist
+        self._created = True
+
+    async def _settle(self) -> None:
+        """Ask the daemon what it has, and go on from there."""
+        summary = await run_async(self._http, fetch_json(self._path))
+        steps: int = summary["steps"]
+        if summary["state"] != "open":
+            if steps < self.outbox.next_index or self._end_body is None:
+                raise EndedError(
+                    f"episode {self.episode_id} has ended as {summary['state']} with {steps} steps; "
+                    f"{self.outbox.next_index} were recorded. Start another one"
+                )
+            self._note(steps - 1, steps - 1)
+            self.ended = Ended(steps, steps - 1, summary["state"])
+            return
+        if steps <= self.durable_through or steps < self.outbox.first_index:
+            raise LostStepsError(
+                f"the daemon has {steps} steps of episode {self.episode_id}, but called "
+                f"{self.durable_through + 1} durable; those before {self.outbox.first_index} are kept nowhere else"
+            )
+        if steps > self.outbox.next_index and not self._resumed:
+            raise EndedError(
+                f"the daemon has {steps} steps of episode {self.episode_id}, only {self.outbox.next_index} were "
+                "recorded here: another client writes it; start another one"
+            )
+        self.outbox.rewind(steps)
+        self._settled = True
+        self._note(steps - 1, max(self.durable_through, summary["durable_through"]))
+
+    async def _end(self) -> None:
+        answer = read_object(await run_async(self._http, ask(Call("POST", f"{self._path}/end", self._end_body))))
+        steps: int = answer["steps"]
+        if steps < self.outbox.next_index:
+            raise LostStepsError(
+                f"episode {self.episode_id} ended with {steps} of {self.outbox.next_index} steps: the daemon's "
+                "computer lost the rest before it was durable"
+            )
+        summary = await run_async(self._http, fetch_json(self._path))
+        self._note(steps - 1, answer["durable_through"])
+        self.ended = Ended(steps, answer["durable_through"], summary["state"])
+
+    async def _consider(self, error: ClientError) -> None:
+        """Wait and go on where an error passes; otherwise give up."""
+        self._settled = False
+        unaccepted = self.outbox.cursor - 1 - self.accepted_through
+        if isinstance(error, NoStreamError):
+            log.info("episode %s goes by POST: %s", self.episode_id, error.detail)
+            self._link = PostLink(self._http, self.episode_id)
+        elif is_passing(error) or self._is_gap(error):
+            await self._pause(error)
+        elif isinstance(error, ProblemError) and unaccepted > 1 and self.accepted_through >= self._single_through:
+            # One wrong step refuses its whole batch: first bring those before it home, one by one.
+            self._single_through = self.outbox.cursor - 1
+            if error.status == 413:
+                self._batch_limit = max(1, self._batch_limit // 2)
+        else:
+            await self._give_up(error)
+
+    def _is_gap(self, error: ClientError) -> bool:
+        """Tell whether the daemon has fewer steps than it had accepted: it came back from a power cut."""
+        expected = error.next_step_index if isinstance(error, ConflictError) else None
+        return expected is not None and expected <= self.accepted_through
+
+    async def _pause(self, error: ClientError) -> None:
+        self._troubles += 1
+        if self.trouble is None:
+            log.warning("episode %s waits: %s", self.episode_id, error.detail)
+        self.trouble = error
+        most_s = min(MAX_BACKOFF_S, FIRST_BACKOFF_S * 2 ** min(self._troubles, 10))
+        delay_s = random.uniform(most_s / 2, most_s)  # noqa: S311  (jitter, no secret)
+        asked_s = error.retry_after_s if isinstance(error, ProblemError) else None
+        await asyncio.sleep(delay_s if asked_s is None else asked_s + delay_s / 10)
+
+    async def _give_up(self, error: ClientError) -> None:
+        log.error("episode %s is given up after step %d: %s", self.episode_id, self.accepted_through, error.detail)
+        if isinstance(error, RejectedError) and self._created:
+            # Nothing can follow: what was accepted is to be a whole episode, not one that is open for ever.
+            with contextlib.suppress(ClientError):
+                await run_async(self._http, ask(Call("POST", f"{self._path}/end", b"{}")))
+        if self.outbox.spool is not None and isinstance(
+            error, RejectedError | ConflictError | EndedError | LostStepsError
+        ):
+            await asyncio.to_thread(self.outbox.spool.set_aside)
+        self.failure = error
+
+    # --- the link's side (Feed)
+
+    async def take(self) -> tuple[int, list[bytes]]:
+        """Return the index of the last of the next steps to send, and the steps; none: nothing to send now."""
+        if self.outbox.untidy:
+            await asyncio.to_thread(self.outbox.tidy)
+        if self.outbox.needs_loading:
+            await asyncio.to_thread(self.outbox.load)
+        self._idle = True  # before looking: a step that comes after the look then rings
+        single = self.accepted_through < self._single_through
+        steps = self.outbox.take(1 if single else self._batch_limit, MAX_BATCH_BYTES)
+        if steps or self.outbox.needs_loading:
+            self._idle = False
+            self._more.set()
+        return self.outbox.cursor - 1, steps
+
+    async def wait(self, timeout_s: float | None = None) -> bool:
+        """Wait for steps, acknowledgements or the end; False after `timeout_s` seconds."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._more.wait()
+        except TimeoutError:
+            return False
+        self._more.clear()
+        return True
+
+    def acknowledge(self, accepted_through: int, durable_through: int) -> None:
+        """Take in what the daemon said."""
+        if self.trouble is not None:
+            log.info("episode %s goes on after step %d", self.episode_id, accepted_through)
+        self.trouble, self._troubles = None, 0
+        self._note(max(self.accepted_through, accepted_through), max(self.durable_through, durable_through))
+        self._more.set()
+
+    @property
+    def finishing(self) -> bool:
+        """Whether the episode is to end and every step is accepted."""
+        return self._end_body is not None and self.accepted_through >= self.outbox.next_index - 1
+
+    @property
+    def all_durable(self) -> bool:
+        """Whether there is nothing more to learn about the steps sent so far."""
+        return self.durable_through == self.accepted_through
+
+    def _note(self, accepted_through: int, durable_through: int) -> None:
+        self.accepted_through, self.durable_through = accepted_through, durable_through
+        self.outbox.release(accepted_through, durable_through)
+        self._notify()
+
+    def _notify(self) -> None:
+        self._pulse.set()
+        self._pulse = asyncio.Event()

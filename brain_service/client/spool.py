@@ -1,0 +1,300 @@
+"""The offline buffer on disk: one folder an episode, its steps in segments that vanish once they are durable.
+
+    <spool_dir>/<episode_id>/episode.json          the body that creates the episode
+                             000000000000.steps    records: length, CRC-32 (both uint32, little-endian), step
+                             end.json              the body that ends it, once that was asked for
+                             lock                  held (flock) by the process that records
+
+A step is in the page cache when `append` returns: it survives this process, not a power cut of this computer.
+Segments are small and short-lived, so that most are gone before the kernel would write them to the card.
+"""
+
+import contextlib
+import errno
+import fcntl
+import os
+import shutil
+import struct
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from brain_service.client.errors import BufferFullError, SpoolError
+from brain_service.client.wire import JsonObject, to_json
+from brain_service.durable import write_atomic
+
+__all__ = ["Place", "Spool", "waiting_spools"]
+
+SEGMENT_BYTES = 1024 * 1024
+TIDY_BYTES = 256 * 1024  # a segment of which every step is durable is dropped from this size on
+RECORD = struct.Struct("<II")
+SET_ASIDE = ".rejected"
+
+
+@dataclass(slots=True)
+class _Segment:
+    path: Path
+    first_index: int
+    end_index: int
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a step's record begins: the first index of its segment, and the offset in bytes."""
+
+    segment: int
+    offset: int
+
+
+class Spool:
+    """The steps of one episode on disk. `append` belongs to the recording thread, the rest to the sender."""
+
+    def __init__(self, path: Path, document: JsonObject, max_bytes: int, lock_fd: int | None) -> None:
+        self.path = path
+        self.episode_id: str = document["episode_id"]
+        self.create_body: JsonObject = document
+        self.size_bytes = 0
+        self._max_bytes = max_bytes
+        self._lock_fd = lock_fd
+        self._segments: list[_Segment] = []
+        self._fd: int | None = None
+
+    @classmethod
+    def create(cls, root: Path, create_body: JsonObject, max_bytes: int) -> "Spool":
+        """Make the folder of a new episode; `create_body` is that of `POST /episodes`, with its `episode_id`.
+
+        Raises:
+            SpoolError: the folder cannot be made, or another recorder uses it.
+            EncodeError: the body has no JSON form.
+        """
+        document = to_json(create_body)
+        path = root / create_body["episode_id"]
+        try:
+            path.mkdir(parents=True)
+            lock_fd = _lock(path)
+            write_atomic(path / "episode.json", document)
+        except OSError as error:
+            raise SpoolError(f"cannot make the offline buffer {path}: {error.strerror}; see spool_dir") from error
+        return cls(path, create_body, max_bytes, lock_fd)
+
+    @classmethod
+    def resume(cls, path: Path, max_bytes: int) -> "Spool":
+        """Take over what a recorder that is gone has left; a torn last record (its kill) is cut off.
+
+        Raises:
+            SpoolError: a living process uses it, or it cannot be read.
+        """
+        try:
+            lock_fd = _lock(path)
+            spool = cls(path, msgspec.json.decode((path / "episode.json").read_bytes()), max_bytes, lock_fd)
+            spool._scan()
+        except (OSError, msgspec.DecodeError) as error:
+            raise SpoolError(f"cannot read the offline buffer {path}: {error}") from error
+        return spool
+
+    @property
+    def first_index(self) -> int:
+        """Index of the oldest step on disk; `next_index` where there is none."""
+        return self._segments[0].first_index if self._segments else 0
+
+    @property
+    def next_index(self) -> int:
+        """Index after the newest step on disk."""
+        return self._segments[-1].end_index if self._segments else 0
+
+    @property
+    def start(self) -> Place:
+        """The place of the oldest step."""
+        return Place(self.first_index, 0)
+
+    def end_body(self) -> JsonObject | None:
+        """Return what `keep_end` kept, None if the episode was not asked to end."""
+        try:
+            body = msgspec.json.decode((self.path / "end.json").read_bytes())
+        except (OSError, msgspec.DecodeError):
+            return None
+        return body if isinstance(body, dict) else None
+
+    def keep_end(self, body: bytes) -> None:
+        """Note that the episode is to end with this JSON body.
+
+        Raises:
+            SpoolError: the medium refuses.
+        """
+        try:
+            write_atomic(self.path / "end.json", body)
+        except OSError as error:
+            raise SpoolError(f"cannot note the end in {self.path}: {error.strerror}") from error
+
+    def append(self, index: int, step: bytes) -> Place:
+        """Add one step and return its place.
+
+        Raises:
+            BufferFullError: the buffer or the medium is full; nothing was added.
+            SpoolError: the medium refuses otherwise; nothing was added.
+        """
+        record = RECORD.pack(len(step), zlib.crc32(step)) + step
+        if self.size_bytes + len(record) > self._max_bytes:
+            raise BufferFullError(
+                f"{self.size_bytes} bytes of steps wait on disk, the limit is max_spool_bytes = {self._max_bytes}"
+            )
+        segment: _Segment | None = None
+        try:
+            segment = self._writable(index)
+            written = os.write(self._writing_fd, record)
+            if written != len(record):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as error:
+            if segment is not None:
+                with contextlib.suppress(OSError):
+                    os.ftruncate(self._writing_fd, segment.size_bytes)
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise BufferFullError(
+                    f"the medium of {self.path} is full; free space or choose another"
+                ) from error
+            raise SpoolError(f"cannot keep step {index} in {self.path}: {error.strerror}") from error
+        place = Place(segment.first_index, segment.size_bytes)
+        segment.size_bytes += len(record)
+        segment.end_index = index + 1
+        self.size_bytes += len(record)
+        return place
+
+    def read(self, place: Place, max_bytes: int) -> tuple[list[bytes], Place]:
+        """Return steps from `place` on, about `max_bytes` of them or to the end of a segment, and the next place.
+
+        Raises:
+            SpoolError: a record is damaged, or the medium cannot be read.
+        """
+        segment = next(s for s in self._segments if s.first_index == place.segment)
+        size_bytes = segment.size_bytes
+        if place.offset >= size_bytes:
+            following = next((s for s in self._segments if s.first_index > place.segment), None)
+            return ([], place) if following is None else self.read(Place(following.first_index, 0), max_bytes)
+        try:
+            with segment.path.open("rb") as file:
+                file.seek(place.offset)
+                steps, used = _records(file.read(min(max_bytes, size_bytes - place.offset)))
+                if not steps:  # one step larger than `max_bytes`
+                    file.seek(place.offset)
+                    steps, used = _records(file.read(size_bytes - place.offset))
+        except OSError as error:
+            raise SpoolError(f"cannot read {segment.path}: {error.strerror}") from error
+        if not steps:
+            raise SpoolError(f"{segment.path} is damaged at byte {place.offset}; steps from there on are lost")
+        return steps, Place(place.segment, place.offset + used)
+
+    def is_untidy(self, durable_through: int) -> bool:
+        """Tell whether `tidy` would delete something."""
+        if not self._segments or self._segments[0].end_index - 1 > durable_through:
+            return False
+        return len(self._segments) > 1 or self._segments[0].size_bytes >= TIDY_BYTES
+
+    def tidy(self, durable_through: int) -> None:
+        """Delete the segments of which every step is durable.
+
+        Raises:
+            SpoolError: the medium refuses.
+        """
+        while self.is_untidy(durable_through):
+            segment = self._segments[0]
+            if len(self._segments) == 1:
+                # The next step begins a segment; this keeps its index.
+                end = segment.end_index
+                self._segments.append(_Segment(self._segment_path(end), end, end, 0))
+            try:
+                segment.path.unlink(missing_ok=True)
+            except OSError as error:
+                raise SpoolError(f"cannot delete {segment.path}: {error.strerror}") from error
+            self._segments.pop(0)
+            self.size_bytes -= segment.size_bytes
+
+    def remove(self) -> None:
+        """Delete the folder: all is durable and the episode has ended."""
+        self.close()
+        shutil.rmtree(self.path, ignore_errors=True)
+
+    def set_aside(self) -> None:
+        """Rename the folder to `<id>.rejected`: the daemon will not take it, and a person may want to look."""
+        self.close()
+        with contextlib.suppress(OSError):
+            self.path.rename(self.path.with_name(self.path.name + SET_ASIDE))
+
+    def close(self) -> None:
+        """Release files and lock; what is on disk stays for `resume`."""
+        for fd in (self._fd, self._lock_fd):
+            if fd is not None:
+                with contextlib.suppress(OSError):
+                    os.close(fd)
+        self._fd = self._lock_fd = None
+
+    @property
+    def _writing_fd(self) -> int:
+        assert self._fd is not None, "_writable() opens it"
+        return self._fd
+
+    def _segment_path(self, first_index: int) -> Path:
+        return self.path / f"{first_index:012d}.steps"
+
+    def _writable(self, index: int) -> _Segment:
+        """Return the segment that takes the next step, its file open."""
+        last = self._segments[-1] if self._segments else None
+        if last is None or last.size_bytes >= SEGMENT_BYTES:
+            last = _Segment(self._segment_path(index), index, index, 0)
+            self._open(last.path)
+            self._segments.append(last)
+        elif self._fd is None or last.size_bytes == 0:
+            self._open(last.path)
+        return last
+
+    def _open(self, path: Path) -> None:
+        if self._fd is not None:
+            os.close(self._fd)
+            self._fd = None
+        self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o640)
+
+    def _scan(self) -> None:
+        for path in sorted(self.path.glob("*.steps")):
+            first = int(path.stem)
+            if self._segments and first != self.next_index:
+                break  # the segment before it was cut: nothing after a gap can be sent
+            data = path.read_bytes()
+            steps, used = _records(data)
+            if used < len(data):
+                os.truncate(path, used)
+            self._segments.append(_Segment(path, first, first + len(steps), used))
+            self.size_bytes += used
+
+
+def _records(data: bytes) -> tuple[list[bytes], int]:
+    """Return the whole, undamaged records at the start of `data`, and how many bytes they take."""
+    steps: list[bytes] = []
+    place = 0
+    while place + RECORD.size <= len(data):
+        length, crc = RECORD.unpack_from(data, place)
+        step = data[place + RECORD.size : place + RECORD.size + length]
+        if len(step) < length or zlib.crc32(step) != crc:
+            break
+        steps.append(step)
+        place += RECORD.size + length
+    return steps, place
+
+
+def _lock(path: Path) -> int:
+    fd = os.open(path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(fd)
+        raise
+    return fd
+
+
+def waiting_spools(root: Path) -> list[Path]:
+    """Return the folders under `root` that hold an episode to be resent, oldest first."""
+    if not root.is_dir():
+        return []
+    found = [p for p in root.iterdir() if (p / "episode.json").is_file() and p.suffix != SET_ASIDE]
+    return sorted(found, key=lambda path: (path.stat().st_mtime_ns, path.name))
