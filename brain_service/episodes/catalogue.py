@@ -6,6 +6,7 @@ Every function takes the path of the former and reads whichever is there.
 
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,10 @@ from brain_service.errors import BrainError, CorruptDataError, InvalidError, Not
 
 __all__ = [
     "LOG_SUFFIX",
+    "Description",
     "Log",
     "closed_summary",
+    "describe",
     "episode_path",
     "find_log",
     "list_ids",
@@ -124,14 +127,24 @@ def read_header(path: Path) -> EpisodeHeader:
 
     Raises:
         NotFoundError: no such file, or one without our header (a file of the seed).
+        CorruptDataError: it is a damaged archive.
         UnavailableError: the medium cannot read it.
     """
     try:
         with open_log(path) as log:
-            return EpisodeHeader.from_record(decode_line(next(log.read_lines(0, 1), b"")))
+            return _header(path, log)
     except OSError as error:
         raise _missing(path, error) from error
-    except (CorruptDataError, InvalidError) as error:
+
+
+def _header(path: Path, log: Log) -> EpisodeHeader:
+    try:
+        return EpisodeHeader.from_record(decode_line(next(log.read_lines(0, 1), b"")))
+    except InvalidError as error:
+        raise NotFoundError(f"{path.name} is no capture log: {error.detail}") from error
+    except CorruptDataError as error:
+        if isinstance(log, Archive):
+            raise
         raise NotFoundError(f"{path.name} is no capture log: {error.detail}") from error
 
 
@@ -169,8 +182,17 @@ def summary(header: EpisodeHeader, state: str, steps: int, durable_through: int)
     }
 
 
-def closed_summary(path: Path) -> Summary:
-    """Return the summary of a log that this process does not hold open, with `ended_ns`.
+@dataclass(frozen=True, slots=True)
+class Description:
+    """What a log that this process does not write says of itself; `sha256` of its text, where that is known."""
+
+    header: EpisodeHeader
+    summary: Summary
+    sha256: str | None
+
+
+def describe(path: Path) -> Description:
+    """Read a log's header, its end and the features of its first step, and nothing in between.
 
     A log without an end belongs to another process; its last whole line tells how many steps it has.
 
@@ -179,16 +201,39 @@ def closed_summary(path: Path) -> Summary:
         CorruptDataError: it is damaged.
         UnavailableError: the medium cannot read it.
     """
-    header = read_header(path)
-    end = read_end(path)
-    if end is None:
-        found = summary(header, "open", _whole_steps(path), -1)
-    else:
+    try:
+        with open_log(path) as log:
+            return _describe(path, log)
+    except OSError as error:
+        raise _missing(path, error) from error
+
+
+def _describe(path: Path, log: Log) -> Description:
+    header = _header(path, log)
+    try:
+        end = decode_line(log.last_line())
+    except CorruptDataError:
+        end = {}
+    if end.get("type") == "end":
         found = summary(header, end["reason"], end["steps"], end["steps"] - 1)
         found["ended_ns"] = end.get("ended_ns")
+    else:
+        found = summary(header, "open", log.steps() if isinstance(log, PlainLog) else log.lines - 1, -1)
     if header.features is None and found["steps"]:
-        found["features"] = read_closed(path, 0, 1)[0].get("features")
-    return found
+        first = next(_steps(path, log.read_lines(1, 2), 2), {})
+        found["features"] = first.get("features")
+    return Description(header, found, log.sha256 if isinstance(log, Archive) else None)
+
+
+def closed_summary(path: Path) -> Summary:
+    """Return the summary of a log that this process does not write.
+
+    Raises:
+        NotFoundError: no such capture log.
+        CorruptDataError: it is damaged.
+        UnavailableError: the medium cannot read it.
+    """
+    return describe(path).summary
 
 
 def read_closed(path: Path, start: int, limit: int) -> list[dict[str, Any]]:
@@ -237,15 +282,6 @@ def _steps(path: Path, lines: Iterator[bytes], first: int) -> Iterator[dict[str,
             raise CorruptDataError(f"{path.name}:{number}: {error.detail}") from error
         if record.get("type") == "step":
             yield record
-
-
-def _whole_steps(path: Path) -> int:
-    """Return how many steps an open log of another process holds, by its last whole line."""
-    try:
-        with open_log(path) as log:
-            return log.steps() if isinstance(log, PlainLog) else 0
-    except OSError as error:
-        raise _missing(path, error) from error
 
 
 def _episode_id(path: Path) -> str:

@@ -14,7 +14,7 @@ import orjson
 
 from brain_service.database import Database
 
-__all__ = ["EpisodeIndex", "EpisodeRow", "Filters"]
+__all__ = ["NO_FILTERS", "EpisodeIndex", "EpisodeRow", "Filters"]
 
 _VERSION = 1
 _SCHEMA = """
@@ -61,6 +61,9 @@ class Filters(msgspec.Struct, frozen=True, kw_only=True):
     state: str | None = None
     created_after: int | None = None
     created_before: int | None = None
+
+
+NO_FILTERS = Filters()
 
 
 @dataclass(frozen=True, slots=True)

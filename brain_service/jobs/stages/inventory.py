@@ -10,7 +10,7 @@ from brain_service.jobs.stages import Outcome
 
 __all__ = ["command", "run"]
 
-SUFFIXES = (".json", ".jsonl")
+SUFFIXES = (".json", ".jsonl", ".jsonl.zst")
 
 
 def command(context: JobContext) -> str:
@@ -42,6 +42,6 @@ def _sizes(folder: Path) -> list[int]:
     for path in folder.iterdir():
         # An episode may be deleted while this looks, and a link may lead nowhere.
         with contextlib.suppress(FileNotFoundError):
-            if path.suffix in SUFFIXES:
+            if path.name.endswith(SUFFIXES) and not path.name.startswith("."):
                 found.append(path.stat().st_size)
     return found

@@ -1,0 +1,228 @@
+"""What is done with episodes while nobody waits: index, digests, compression, retention, wear.
+
+One thread at the lowest priority. Each task stands alone: one that fails says so and comes round again.
+"""
+
+import contextlib
+import logging
+import os
+import shutil
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from brain_service.episodes.archive import ARCHIVE_SUFFIX, compress_log
+from brain_service.episodes.images import sweep_images
+from brain_service.episodes.index import EpisodeRow
+from brain_service.episodes.library import Library
+from brain_service.episodes.log import io_problem
+from brain_service.episodes.reader import episode_digest
+from brain_service.episodes.retention import HeldEpisodes, RetentionPlan, plan_retention
+from brain_service.episodes.wear import WearMeter
+from brain_service.errors import BrainError, ConflictError, CorruptDataError, NotFoundError
+from brain_service.settings import CaptureSettings, RetentionSettings
+
+__all__ = ["Housekeeper"]
+
+_LOG = logging.getLogger(__name__)
+_TICK_S = 5.0
+_MINUTE_S = 60.0
+_LOWEST = 19
+
+
+class Housekeeper:
+    """Keeps the episodes of a library in order, in a thread of its own between `start` and `close`."""
+
+    def __init__(
+        self,
+        root: Path,
+        library: Library,
+        wear: WearMeter,
+        settings: CaptureSettings,
+        retention: RetentionSettings,
+        datasets_dir: Path | None,
+    ) -> None:
+        self._root = root
+        self._library = library
+        self._wear = wear
+        self._settings = settings
+        self._retention = retention
+        self._held = HeldEpisodes(datasets_dir)
+        self._held_lock = threading.Lock()
+        self._stopping = threading.Event()
+        self._refused: set[tuple[str, int]] = set()
+        self._failed: dict[str, str] = {}
+        self._deleted_episodes = 0
+        self._deleted_bytes = 0
+        self._blocked: str | None = None
+        self._counts: dict[str, Any] = {}
+        self._thread = threading.Thread(target=self._run, name="capture-housekeeping", daemon=True)
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop soon, even in the middle of a file, and save what was counted."""
+        self._stopping.set()
+        if self._thread.ident is not None:
+            self._thread.join()
+            self._attempt("wear", self.save_wear)
+
+    def status(self) -> dict[str, Any]:
+        """Return counts of the catalogue, what retention did, the wear, and what fails, by task."""
+        return {
+            "catalogue": dict(self._counts),
+            "damaged": dict(self._library.damaged),
+            "index_problem": self._library.index_problem,
+            "retention": {
+                "deleted_episodes": self._deleted_episodes,
+                "deleted_bytes": self._deleted_bytes,
+                "blocked": self._blocked,
+            },
+            "wear": {"bytes_today": self._wear.bytes_today, "bytes_per_day": self._wear.bytes_per_day},
+            "failed_tasks": dict(self._failed),
+        }
+
+    def plan(self) -> RetentionPlan:
+        """Return what retention would delete now.
+
+        Raises:
+            UnavailableError: the directory cannot be read.
+        """
+        self._library.refresh()
+        self.note_converted()
+        try:
+            free_bytes = shutil.disk_usage(self._root).free
+        except OSError as error:
+            raise io_problem(error, f"read the file system of {self._root}") from error
+        ended = self._library.ask(lambda index: index.ended())
+        total_bytes = self._library.ask(lambda index: index.total_bytes())
+        with self._held_lock:
+            return plan_retention(ended, total_bytes, free_bytes, self._retention, self._held.digests)
+
+    def retain(self) -> RetentionPlan:
+        """Delete what the plan names and return the plan.
+
+        Raises:
+            UnavailableError: the medium refuses; what was deleted until then is.
+        """
+        plan = self.plan()
+        self._blocked = plan.blocked
+        for doomed in plan.doomed:
+            if self._stopping.is_set():
+                break
+            with contextlib.suppress(NotFoundError, ConflictError):
+                self._library.delete(doomed.episode_id)
+                self._deleted_episodes += 1
+                self._deleted_bytes += doomed.size_bytes
+                _LOG.info("retention deleted episode %s (%s)", doomed.episode_id, doomed.reason)
+        return plan
+
+    def note_converted(self) -> None:
+        """Bring up to date which episodes the datasets hold.
+
+        A digest is computed only for a log whose name some dataset lists.
+
+        Raises:
+            UnavailableError: a log or the index cannot be read.
+        """
+        with self._held_lock:
+            changed = self._held.refresh()
+            held_names, digests = self._held.names, self._held.digests
+        for row in self._library.ask(lambda index: index.ended()) if held_names else ():
+            if row.sha256 is None and _plain_name(row) in held_names and not self._stopping.is_set():
+                self._note_digest(row)
+                changed = True
+        if changed:
+            self._library.ask(lambda index: index.set_converted(digests))
+
+    def compress(self) -> int:
+        """Compress the logs that ended and lay untouched for `compress_after_s` seconds; return how many.
+
+        Raises:
+            UnavailableError: the medium refuses; the logs stay.
+        """
+        compress_after_s = self._settings.compress_after_s
+        if compress_after_s is None:
+            return 0
+        done = 0
+        self._library.refresh()
+        for row in self._library.ask(lambda index: index.ended()):
+            idle_s = time.time() - row.mtime_ns / 1e9
+            key = (row.file, row.mtime_ns)
+            if row.file.endswith(ARCHIVE_SUFFIX) or idle_s < compress_after_s or key in self._refused:
+                continue
+            if self._stopping.is_set() or shutil.disk_usage(self._root).free < row.file_bytes:
+                break
+            try:
+                compress_log(self._root / row.file, wrote=self._wear.add, stopping=self._stopping.is_set)
+                done += 1
+            except CorruptDataError as error:
+                self._refused.add(key)
+                self._library.damaged[row.episode_id] = error.detail
+                _LOG.error("episode %s is not compressed: %s", row.episode_id, error.detail)
+            except FileNotFoundError:
+                continue
+        if done:
+            self._library.refresh()
+        return done
+
+    def save_wear(self) -> None:
+        """Add what was written since the last time to the sums of the days.
+
+        Raises:
+            UnavailableError: the index cannot be written; the next call saves it.
+        """
+        unsaved = self._wear.take_unsaved()
+        try:
+            self._library.ask(lambda index: index.add_wear(unsaved))
+        except BrainError:
+            self._wear.give_back(unsaved)
+            raise
+
+    def _note_digest(self, row: EpisodeRow) -> None:
+        with contextlib.suppress(NotFoundError, CorruptDataError):
+            digest = episode_digest(self._root / row.file)
+            self._library.ask(lambda index: index.set_digest(row.episode_id, digest))
+
+    def _run(self) -> None:
+        # Capture and inference come first. Linux has priorities for single threads.
+        with contextlib.suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LOWEST)
+        self._attempt("images", lambda: sweep_images(self._root))
+        self._attempt("index", lambda: self._library.refresh(full=True))
+        self._attempt("wear", lambda: self._wear.restore(self._library.ask(lambda index: index.wear())))
+        minute_s = 0.0
+        while not self._stopping.is_set():
+            now_s = time.monotonic()
+            if now_s - minute_s >= _MINUTE_S:
+                minute_s = now_s
+                self._attempt("index", lambda: self._library.refresh(full=True))
+                self._attempt("wear", self.save_wear)
+                self._library.mend()
+            self._attempt("compression", self.compress)
+            self._attempt("retention", self.retain)
+            self._attempt("index", self._count)
+            self._stopping.wait(_TICK_S)
+
+    def _count(self) -> None:
+        self._counts = self._library.ask(lambda index: index.counts())
+
+    def _attempt(self, task: str, call: Callable[[], object]) -> None:
+        """Run a task; a failure is kept for `status` until it succeeds again."""
+        try:
+            call()
+        except (BrainError, OSError) as error:
+            reason = error.detail if isinstance(error, BrainError) else io_problem(error, task).detail
+            if self._failed.get(task) != reason:
+                _LOG.error("housekeeping: %s failed: %s", task, reason)
+            self._failed[task] = reason
+        else:
+            self._failed.pop(task, None)
+
+
+def _plain_name(row: EpisodeRow) -> str:
+    return row.file.removesuffix(ARCHIVE_SUFFIX)

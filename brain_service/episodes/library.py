@@ -1,0 +1,389 @@
+"""All episodes of a directory as lists, pages, summaries and steps: the reading side of the store.
+
+The index follows the files: a list first looks which names the directory has gained or lost, so that files of an
+`EpisodeLogger` or copied in appear by themselves, and nothing that writes episodes ever waits for the index.
+"""
+
+import base64
+import binascii
+import contextlib
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from brain_service.durable import fsync_directory
+from brain_service.episodes import catalogue
+from brain_service.episodes.archive import ARCHIVE_SUFFIX
+from brain_service.episodes.header import EpisodeHeader
+from brain_service.episodes.images import FOLDER_SUFFIX, remove_images
+from brain_service.episodes.index import EpisodeIndex, EpisodeRow, Filters
+from brain_service.episodes.log import io_problem
+from brain_service.episodes.open_episodes import OpenEpisodes
+from brain_service.errors import (
+    BrainError,
+    ConfigError,
+    ConflictError,
+    CorruptDataError,
+    InvalidError,
+    NotFoundError,
+    UnavailableError,
+)
+
+__all__ = ["Library", "decode_cursor", "encode_cursor"]
+
+_LOG = logging.getLogger(__name__)
+T = TypeVar("T")
+Records = list[dict[str, Any]]
+# More than a century at 1 kHz; sums of two bounds stay far inside a machine word.
+_MOST_STEPS = 2**48
+# Directory times advance in steps of the kernel's tick: a change this soon after the last one may not show.
+_TICK_NS = 50_000_000
+
+
+class Library:
+    """Summaries, steps and deletion of the episodes under `root`. Thread-safe; every method may block.
+
+    `damaged` tells of files that should be episodes and cannot be read; `index_problem` why the index is in
+    memory instead of its file, or None.
+    """
+
+    def __init__(self, root: Path, opened: OpenEpisodes, database: Path | None) -> None:
+        self.damaged: dict[str, str] = {}
+        self.index_problem: str | None = None
+        self._root = root
+        self._opened = opened
+        self._database = database
+        self._lock = threading.RLock()
+        self._index: EpisodeIndex | None = None
+        # What the index says of files, by episode id: name, size, modification time, whether without an end.
+        self._files: dict[str, tuple[str, int, int, bool]] = {}
+        self._not_logs: dict[str, tuple[str, int, int]] = {}
+        self._seen_ns: int | None = None
+
+    def get(self, episode_id: str) -> dict[str, Any]:
+        """Return the summary of an episode.
+
+        Raises:
+            NotFoundError: no such episode.
+            CorruptDataError: its file is damaged.
+            UnavailableError: the medium cannot read it.
+        """
+        path = catalogue.episode_path(self._root, episode_id)
+        live = self._live(episode_id)
+        found = catalogue.closed_summary(path) if live is None else live
+        row: EpisodeRow | None = None
+        with contextlib.suppress(BrainError):
+            row = self.ask(lambda index: index.get(episode_id))
+        return self._shown(found, catalogue.stored(path), row)
+
+    def list(self, limit: int, cursor: str | None, filters: Filters) -> tuple[Records, str | None]:
+        """Return up to `limit` summaries, newest first, and the cursor of the next page (None: no more).
+
+        A page follows on the one before it, whatever was created or deleted in between. A file that is no
+        readable capture log is left out.
+
+        Raises:
+            InvalidError: the cursor is none of ours.
+            UnavailableError: the directory cannot be read.
+        """
+        after = None if cursor is None else decode_cursor(cursor)
+        self.refresh()
+        rows, more = self.ask(lambda index: index.page(filters, limit, after))
+        found = [
+            self._shown(self._live(row.episode_id) or dict(row.summary), self._root / row.file, row)
+            for row in rows
+        ]
+        return found, encode_cursor(rows[-1].created_ns, rows[-1].episode_id) if more else None
+
+    def steps(self, episode_id: str, start: int, limit: int) -> Records:
+        """Return the records of steps `start` to `start + limit - 1`, as they stand in the log.
+
+        Raises:
+            InvalidError: a bound is negative or beyond any episode.
+            NotFoundError: no such episode.
+            CorruptDataError: a stored line fails its checksum.
+            UnavailableError: the medium cannot read.
+        """
+        for name, given in (("start", start), ("limit", limit)):
+            if not 0 <= given < _MOST_STEPS:
+                raise InvalidError(f"{name} {given} is not between 0 and {_MOST_STEPS - 1}", field=name)
+        path = catalogue.episode_path(self._root, episode_id)
+        writer = self._opened.known(episode_id)
+        if writer is not None:
+            # It may have ended and been compressed since.
+            with contextlib.suppress(NotFoundError):
+                return catalogue.read_span(path, *writer.span(start, limit))
+        return catalogue.read_closed(path, start, limit)
+
+    def delete(self, episode_id: str) -> None:
+        """Remove an ended episode, its images, and what recovery set aside of it.
+
+        Raises:
+            NotFoundError: no such episode.
+            ConflictError: it is open.
+            UnavailableError: the medium refuses.
+        """
+        path = catalogue.episode_path(self._root, episode_id)
+        plain = catalogue.find_log(self._root, episode_id).suffix != ARCHIVE_SUFFIX
+        if plain and (self._opened.find(episode_id) is not None or catalogue.read_end(path) is None):
+            raise ConflictError(f"episode {episode_id!r} is open; POST /episodes/{episode_id}/end first")
+        try:
+            for part in self._root.glob(f"{path.name}.corrupt-*"):
+                part.unlink()
+            # The log goes last: it counts where a crash left both.
+            path.with_name(path.name + ARCHIVE_SUFFIX).unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
+            fsync_directory(self._root)
+            remove_images(self._root, episode_id)
+        except OSError as error:
+            raise io_problem(error, f"delete episode {episode_id!r}") from error
+        with self._lock, contextlib.suppress(BrainError):
+            self.ask(lambda index: index.remove([episode_id]))
+            self._files.pop(episode_id, None)
+            self.damaged.pop(episode_id, None)
+
+    def by_idempotency_key(self, key: str) -> EpisodeHeader | None:
+        """Return the header of the episode, open or ended, that a request with this key created.
+
+        Raises:
+            UnavailableError: the directory cannot be read.
+        """
+        self.refresh()
+        episode_id = self.ask(lambda index: index.by_idempotency_key(key))
+        if episode_id is None:
+            return None
+        with contextlib.suppress(NotFoundError):
+            return catalogue.read_header(catalogue.episode_path(self._root, episode_id))
+        return None
+
+    def mark_uploaded(self, episode_ids: Iterable[str]) -> None:
+        """Note, durably, that episodes are stored elsewhere too.
+
+        Raises:
+            UnavailableError: the index cannot be written; they count as not uploaded.
+            CorruptDataError: it is damaged.
+        """
+        names = list(episode_ids)
+        with self._lock:
+            if self._database is not None and self.index_problem is not None:
+                raise UnavailableError(f"cannot note uploads: {self.index_problem}")
+            self._opened_index().set_uploaded(names, time.time_ns())
+
+    def refresh(self, *, full: bool = False) -> None:
+        """Bring the index up to the files; `full` also finds closed files that changed in place.
+
+        Raises:
+            UnavailableError: the directory cannot be read.
+        """
+        with self._lock:
+            logs = self._changed_names(full)
+            self.ask(lambda index: self._follow(index, logs, full))
+
+    def ask(self, call: Callable[[EpisodeIndex], T]) -> T:
+        """Return what `call` makes of the index; where its file fails, of one in memory that the files give.
+
+        Raises:
+            UnavailableError: the directory cannot be read either.
+        """
+        with self._lock:
+            index = self._opened_index()
+            try:
+                return call(index)
+            except (UnavailableError, CorruptDataError) as error:
+                if self.index_problem is not None or self._database is None:
+                    raise
+                return call(self._fall_back(error.detail, index))
+
+    def mend(self) -> None:
+        """Go back from an index in memory to its file, if that can be used again."""
+        with self._lock:
+            if self.index_problem is None:
+                return
+            try:
+                index = self._open_file()
+                self._files = index.files()
+                self._follow(index, catalogue.list_logs(self._root), True)
+            except BrainError as error:
+                self.index_problem = error.detail
+                self._files = self._opened_index().files()
+                return
+            _LOG.info("the catalogue is in %s again", self._database)
+            self._opened_index().close()
+            self._index, self.index_problem = index, None
+
+    def open(self) -> None:
+        """Open the index's file, or go without it and say so in `index_problem`."""
+        with self._lock, contextlib.suppress(UnavailableError):
+            self._opened_index()
+
+    def close(self) -> None:
+        """Close the index."""
+        with self._lock:
+            if self._index is not None:
+                self._index.close()
+                self._index = None
+
+    def _opened_index(self) -> EpisodeIndex:
+        if self._index is None:
+            try:
+                self._index = self._open_file()
+            except (ConfigError, UnavailableError) as error:
+                return self._fall_back(error.detail, None)
+            self._files = self._index.files()
+        return self._index
+
+    def _open_file(self) -> EpisodeIndex:
+        """Open the index's file; a damaged one is moved aside, since the logs tell all but the uploads.
+
+        Raises:
+            ConfigError: it cannot be opened, or a newer version of this program wrote it.
+            UnavailableError: the medium refuses.
+        """
+        try:
+            return EpisodeIndex(self._database)
+        except CorruptDataError as error:
+            assert self._database is not None
+            aside = self._database.with_name(f"{self._database.name}.damaged-{time.time_ns()}")
+            _LOG.error("%s; moved to %s, the catalogue is rebuilt from the logs", error.detail, aside.name)
+            try:
+                for suffix in ("-wal", "-shm", ""):
+                    file = self._database.with_name(self._database.name + suffix)
+                    if file.exists():
+                        file.rename(aside.with_name(aside.name + suffix))
+            except OSError as problem:
+                raise io_problem(problem, f"move {self._database} aside") from problem
+            return EpisodeIndex(self._database)
+
+    def _fall_back(self, reason: str, broken: EpisodeIndex | None) -> EpisodeIndex:
+        _LOG.error("the catalogue's file fails, it is kept in memory until that is mended: %s", reason)
+        uploads: dict[str, int] = {}
+        if broken is not None:
+            with contextlib.suppress(BrainError):
+                uploads = broken.uploads()
+            broken.close()
+        self.index_problem = reason
+        self._index, self._files, self._seen_ns = EpisodeIndex(None), {}, None
+        for episode_id, uploaded_ns in uploads.items():
+            self._index.set_uploaded([episode_id], uploaded_ns)
+        self._follow(self._index, catalogue.list_logs(self._root), True)
+        return self._index
+
+    def _changed_names(self, full: bool) -> dict[str, Path] | None:
+        """Return the logs if the directory may have changed since the last look, else None."""
+        try:
+            changed_ns = self._root.stat().st_mtime_ns
+        except OSError as error:
+            raise io_problem(error, f"list {self._root}") from error
+        if changed_ns == self._seen_ns and not full:
+            return None
+        self._seen_ns = changed_ns if time.time_ns() - changed_ns > _TICK_NS else None
+        return catalogue.list_logs(self._root)
+
+    def _follow(self, index: EpisodeIndex, logs: dict[str, Path] | None, full: bool) -> None:
+        """Read what is new, changed, or ended since; forget what is gone."""
+        ours = {writer.header.episode_id for writer in self._opened.writers()}
+        look = [name for name, known in self._files.items() if known[3] and name not in ours]
+        if logs is not None:
+            gone = self._files.keys() - logs.keys()
+            index.remove(gone)
+            for name in gone:
+                del self._files[name]
+            self._not_logs = {name: known for name, known in self._not_logs.items() if name in logs}
+            self.damaged = {name: why for name, why in self.damaged.items() if name in logs}
+            look += [
+                name
+                for name, path in logs.items()
+                if (full and name not in ours)
+                or self._files.get(name, self._not_logs.get(name, ("",)))[0] != path.name
+            ]
+        rows: list[EpisodeRow] = []
+        for name in dict.fromkeys(look):
+            path = catalogue.stored(self._root / f"{name}{catalogue.LOG_SUFFIX}") if logs is None else logs[name]
+            row = self._read_row(name, path)
+            if row is not None:
+                rows.append(row)
+        if rows:
+            index.put(rows)
+            for row in rows:
+                self._files[row.episode_id] = (row.file, row.file_bytes, row.mtime_ns, row.is_open)
+
+    def _read_row(self, episode_id: str, path: Path) -> EpisodeRow | None:
+        """Return the row of a file that is new or has changed, else None."""
+        try:
+            stat = path.stat()
+        except OSError:
+            return None  # deleted or renamed meanwhile: the next look sees it
+        now = (path.name, stat.st_size, stat.st_mtime_ns)
+        if now in (self._files.get(episode_id, ())[:3], self._not_logs.get(episode_id)):
+            return None
+        try:
+            found = catalogue.describe(path)
+        except (NotFoundError, CorruptDataError) as error:
+            self._not_logs[episode_id] = now
+            if isinstance(error, CorruptDataError):
+                self.damaged[episode_id] = error.detail
+                _LOG.error("episode %s is damaged: %s", episode_id, error.detail)
+            return None
+        return EpisodeRow(
+            *(episode_id, *now, stat.st_size + _images_bytes(self._root, episode_id), found.summary),
+            sha256=found.sha256,
+            idempotency_key=found.header.idempotency_key,
+        )
+
+    def _live(self, episode_id: str) -> dict[str, Any] | None:
+        """Return the summary of an episode that is written here."""
+        writer = self._opened.known(episode_id)
+        if writer is None or writer.ended is not None:
+            return None
+        found = catalogue.summary(writer.header, "open", writer.steps, writer.durable_through)
+        if writer.spec is not None:
+            found["features"] = writer.spec.to_json()
+        return found
+
+    def _shown(self, summary: dict[str, Any], path: Path, row: EpisodeRow | None) -> dict[str, Any]:
+        size_bytes = 0
+        if row is not None and not row.is_open and row.file == path.name:
+            size_bytes = row.size_bytes
+        else:
+            with contextlib.suppress(OSError):
+                size_bytes = path.stat().st_size + _images_bytes(self._root, str(summary["episode_id"]))
+        return summary | {
+            "size_bytes": size_bytes,
+            "compressed": path.suffix == ARCHIVE_SUFFIX,
+            "converted": row is not None and row.converted,
+            "uploaded": row is not None and row.uploaded_ns is not None,
+        }
+
+
+def encode_cursor(created_ns: int, episode_id: str) -> str:
+    """Return the cursor that goes on behind an episode."""
+    return base64.urlsafe_b64encode(f"{created_ns}:{episode_id}".encode()).decode().rstrip("=")
+
+
+def decode_cursor(cursor: str) -> tuple[int, str]:
+    """Return creation time in ns and id of the episode that a cursor stands behind.
+
+    Raises:
+        InvalidError: it is none of ours.
+    """
+    try:
+        text = base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True).decode()
+        created_ns, colon, episode_id = text.partition(":")
+        found = (int(created_ns), episode_id)
+        if not colon or encode_cursor(*found) != cursor or abs(found[0]) >= 2**63:
+            raise ValueError(cursor)
+    except (binascii.Error, ValueError) as error:
+        raise InvalidError(
+            f"cursor {cursor[:64]!r} is none that a list gave; begin without one", field="cursor"
+        ) from error
+    return found
+
+
+def _images_bytes(root: Path, episode_id: str) -> int:
+    try:
+        return sum(path.stat().st_size for path in (root / f"{episode_id}{FOLDER_SUFFIX}").iterdir())
+    except OSError:
+        return 0
