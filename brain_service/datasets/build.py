@@ -8,7 +8,7 @@ from pathlib import Path
 import orjson
 
 from brain_service.datasets.columns import Profile, step_features
-from brain_service.datasets.layout import write_layout
+from brain_service.datasets.layout import ImageEncoding, write_layout
 from brain_service.datasets.manifest import EpisodeEntry, LeftOut, Manifest, ShardEntry, write_manifest
 from brain_service.datasets.record import decode_episode
 from brain_service.datasets.shards import write_shards
@@ -85,7 +85,7 @@ def build_version(
         skipped_open=inventory.skipped_open,
     )
     write_statistics(target, builder.result())
-    write_layout(target, options.name, version, spec, sizes)
+    write_layout(target, options.name, version, spec, sizes, _encodings(episodes))
     write_manifest(target, manifest)
     return manifest
 
@@ -130,6 +130,14 @@ def _majority(episodes: list[Spooled]) -> tuple[list[Spooled], EpisodeSpec | Non
     ]
     kept = [episode for episode, key in zip(episodes, keys, strict=True) if key == chosen]
     return kept, spec, others
+
+
+def _encodings(episodes: list[Spooled]) -> dict[str, ImageEncoding]:
+    """Return how each image feature is encoded: `jpeg` where all its images are, else `png`."""
+    return {
+        name: "jpeg" if all(episode.image_kinds[name] == {"jpg"} for episode in episodes) else "png"
+        for name in episodes[0].image_kinds
+    }
 
 
 def _difference(found: EpisodeSpec, expected: EpisodeSpec) -> str:

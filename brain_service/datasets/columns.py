@@ -1,4 +1,4 @@
-"""Columns of an episode: one array (or list of texts) a feature, with time first, under RLDS names.
+"""Columns of an episode: one array (or list of texts or images) a feature, with time first, under RLDS names.
 
 A stored step has `observation/<path>`, `action` (or `action/<path>` where there are several), `reward`,
 `discount`, `is_first`, `is_last`, `is_terminal`, `language_instruction`, `timestamp_ns` and `control_role`.
@@ -34,8 +34,9 @@ Column = (
     | Bool[np.ndarray, "_ ..."]
     | UInt8[np.ndarray, "_ ..."]
     | list[str]
+    | list[bytes]
 )
-"""One feature over an episode's T steps: an array `[T, *shape]` or T texts."""
+"""One feature over an episode's T steps: an array `[T, *shape]`, T texts, or T images as PNG or JPEG files."""
 
 Columns = dict[str, Column]
 """An episode's columns by stored name; all have the same T."""
@@ -81,7 +82,7 @@ def action_name(spec: EpisodeSpec, path: str) -> str:
 
 
 def _as_vector(feature: Feature) -> Feature:
-    scalar = feature.shape == () and feature.dtype != "text"
+    scalar = feature.shape == () and feature.is_numeric
     return Feature(feature.dtype, (1,)) if scalar else feature
 
 

@@ -25,7 +25,7 @@ __all__ = ["ConvertReport", "convert_directory_to_tfrecord"]
 SHARD_BYTES = 256 * 1024**2
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 # Part of the sources' digest: a change in what is written for the same input must not reuse old versions.
-_FORMAT = 1
+_FORMAT = 2
 
 
 @dataclass(frozen=True)

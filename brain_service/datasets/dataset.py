@@ -32,7 +32,7 @@ CACHE_BYTES = 1024**3
 
 @dataclass(frozen=True)
 class EpisodeVectors:
-    """One episode as flat vectors in the order of `spec.to_vector`, in raw units; T stored steps.
+    """One episode as flat vectors in the order of `spec.to_vector`, in raw units; T stored steps. No images.
 
     `valid` is 1 where action and reward mean something: not on the final step of the `rlds` profile.
     """
@@ -116,7 +116,7 @@ class Dataset:
         return np.array([entry.length for entry in self.entries(split)], np.int64)
 
     def read(self, split: str, index: int) -> Columns:
-        """Return an episode's columns by name, arrays `[T, *shape]` or T texts.
+        """Return an episode's columns by name: arrays `[T, *shape]`, T texts, or T images as PNG or JPEG files.
 
         Names are `observation/<path>` and `action/<path>` with the spec's own shapes, and the step fields such
         as `reward`, `is_first`, `timestamp_ns` (nanoseconds), `control_role`.
@@ -185,7 +185,7 @@ def _to_vectors(columns: Columns, spec: EpisodeSpec, profile: Profile) -> Episod
         is_terminal=_array(columns["is_terminal"]),
         valid=valid_transitions(is_last, profile),
         timestamp_ns=_array(columns["timestamp_ns"]),
-        control_role=tuple(columns["control_role"]),
+        control_role=tuple(map(str, columns["control_role"])),
     )
 
 
@@ -195,7 +195,7 @@ def _array(column: Column) -> np.ndarray[tuple[int, ...], np.dtype[np.generic]]:
 
 
 def _stack(columns: Columns, part: str, spec: FeatureSpec, length: int) -> Float32[np.ndarray, "T D"]:
-    names = [f"{part}/{path}" for path, feature in spec.items() if feature.dtype != "text"]
+    names = [f"{part}/{path}" for path, feature in spec.items() if feature.is_numeric]
     flat = [_array(columns[name]).reshape(length, -1).astype(np.float32) for name in names]
     return np.concatenate(flat, axis=1) if flat else np.zeros((length, 0), np.float32)
 

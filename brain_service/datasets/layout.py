@@ -6,7 +6,7 @@ Source: `tensorflow_datasets/core/proto/{feature,dataset_info}.proto`, in proto3
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import orjson
 
@@ -14,10 +14,13 @@ from brain_service.datasets.columns import step_features
 from brain_service.datasets.record import METADATA_FEATURES
 from brain_service.spec import EpisodeSpec, Feature, unflatten
 
-__all__ = ["INFO_FILE", "dataset_info_json", "features_json", "shard_name", "write_layout"]
+__all__ = ["INFO_FILE", "ImageEncoding", "dataset_info_json", "features_json", "shard_name", "write_layout"]
 
 FEATURES_FILE = "features.json"
 INFO_FILE = "dataset_info.json"
+
+ImageEncoding = Literal["png", "jpeg"]
+"""What TFDS says of an image feature. It decodes by the file's first bytes, so a feature may hold both kinds."""
 
 _FEATURES = "tensorflow_datasets.core.features"
 _TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
@@ -28,13 +31,15 @@ def shard_name(dataset: str, split: str, index: int, count: int) -> str:
     return f"{dataset}-{split}.tfrecord-{index:05d}-of-{count:05d}"
 
 
-def features_json(spec: EpisodeSpec) -> dict[str, Any]:
-    """Return the document of `features.json` for episodes of this spec."""
+def features_json(spec: EpisodeSpec, encodings: Mapping[str, ImageEncoding]) -> dict[str, Any]:
+    """Return the document of `features.json` for episodes of this spec; `encodings` are those of its images."""
+    leaves = {name: (feature, encodings.get(name)) for name, feature in step_features(spec).items()}
     steps = {
         "pythonClassName": f"{_FEATURES}.dataset_feature.Dataset",
-        "sequence": {"length": "-1", "feature": _tree(unflatten(step_features(spec)))},
+        "sequence": {"length": "-1", "feature": _tree(unflatten(leaves))},
     }
-    return _dict({"episode_metadata": _tree(unflatten(METADATA_FEATURES)), "steps": steps})
+    metadata = {name: (feature, None) for name, feature in METADATA_FEATURES.items()}
+    return _dict({"episode_metadata": _tree(unflatten(metadata)), "steps": steps})
 
 
 def _dict(nodes: Mapping[str, Any]) -> dict[str, Any]:
@@ -46,14 +51,17 @@ def _dict(nodes: Mapping[str, Any]) -> dict[str, Any]:
 
 def _tree(children: Mapping[str, Any]) -> dict[str, Any]:
     return _dict(
-        {name: _leaf(child) if isinstance(child, Feature) else _tree(child) for name, child in children.items()}
+        {name: _leaf(*child) if isinstance(child, tuple) else _tree(child) for name, child in children.items()}
     )
 
 
-def _leaf(feature: Feature) -> dict[str, Any]:
+def _leaf(feature: Feature, encoding: ImageEncoding | None) -> dict[str, Any]:
     if feature.dtype == "text":
         return {"pythonClassName": f"{_FEATURES}.text_feature.Text", "text": {}}
     shape = {"dimensions": [str(n) for n in feature.shape]} if feature.shape else {}
+    if feature.dtype == "image":
+        image = {"dtype": "uint8", "encodingFormat": encoding or "png", "shape": shape}
+        return {"pythonClassName": f"{_FEATURES}.image_feature.Image", "image": image}
     # "none": loaders that skip decoding would hand out zlib strings otherwise.
     tensor = {"dtype": feature.dtype, "encoding": "none", "shape": shape}
     return {"pythonClassName": f"{_FEATURES}.tensor_feature.Tensor", "tensor": tensor}
@@ -79,14 +87,19 @@ def dataset_info_json(name: str, version: str, splits: Mapping[str, tuple[Sequen
 
 
 def write_layout(
-    folder: Path, name: str, version: str, spec: EpisodeSpec, splits: Mapping[str, tuple[Sequence[int], int]]
+    folder: Path,
+    name: str,
+    version: str,
+    spec: EpisodeSpec,
+    splits: Mapping[str, tuple[Sequence[int], int]],
+    encodings: Mapping[str, ImageEncoding],
 ) -> None:
     """Write both files into a dataset folder that is not published yet.
 
     `splits` gives per split the episodes of each shard and the bytes of its records without framing.
     """
     for file, document in (
-        (FEATURES_FILE, features_json(spec)),
+        (FEATURES_FILE, features_json(spec, encodings)),
         (INFO_FILE, dataset_info_json(name, version, splits)),
     ):
         (folder / file).write_bytes(orjson.dumps(document, option=orjson.OPT_INDENT_2))

@@ -1,18 +1,20 @@
 """One stored episode: its columns and metadata as the flat `tf.train.Example` that TFDS writes and reads.
 
 Names below an episode are joined with `/`, values are flattened over time, booleans and integers become int64,
-text becomes UTF-8 bytes.
+text becomes UTF-8 bytes, an image is the bytes of its PNG or JPEG file.
 Source: `tensorflow_datasets.core.example_serializer`.
 """
 
 from collections.abc import Mapping
 from typing import Any
 
+import msgspec
 import numpy as np
 import orjson
 
 from brain_service.datasets.columns import Column, Columns
 from brain_service.datasets.example import Values, decode_example, encode_example
+from brain_service.episodes.disclosure import Safety, Share
 from brain_service.episodes.reader import Episode
 from brain_service.errors import CorruptDataError, InvalidError
 from brain_service.spec import Feature
@@ -26,11 +28,25 @@ METADATA_FEATURES: dict[str, Feature] = {
     "episode_id": Feature("text"),
     "metadata_json": Feature("text"),
     "robot_id": Feature("text"),
+    "safety_intended_audience": Feature("text"),
+    "safety_pending_review": Feature("bool"),
+    "safety_pii_attested": Feature("bool"),
+    "safety_pii_cleared": Feature("bool"),
+    "safety_pii_redacted": Feature("bool"),
+    "share_license": Feature("text"),
+    "share_public": Feature("bool"),
+    "share_slug": Feature("text"),
+    "share_title": Feature("text"),
     "xr_mode": Feature("text"),
 }
-"""`episode_metadata`: scalars only, since some loaders take nothing else; `metadata_json` holds all the rest."""
+"""`episode_metadata`: scalars only, since some loaders take nothing else; `metadata_json` holds all the rest.
+
+Of the safety and share records the scalars stand here as well, so that a loader can filter by them; where an
+episode has no such record they are the seed's defaults: nothing attested, a review pending, not public.
+"""
 
 Metadata = dict[str, str | int]
+_EMPTY: Metadata = {name: "" if feature.dtype == "text" else 0 for name, feature in METADATA_FEATURES.items()}
 
 
 def episode_metadata(episode: Episode) -> Metadata:
@@ -55,7 +71,19 @@ def episode_metadata(episode: Episode) -> Metadata:
         "episode_id": episode.episode_id,
         "metadata_json": kept.decode(),
         **known,
+        **_scalars(rest.get("safety"), Safety, "safety"),
+        **_scalars(rest.get("share"), Share, "share"),
     }
+
+
+def _scalars(document: Any, kind: type[Safety] | type[Share], prefix: str) -> Metadata:
+    """Return the members of a record that are scalars; a record that is none counts as not given."""
+    try:
+        record = kind() if document is None else msgspec.convert(document, kind)
+    except msgspec.ValidationError:
+        record = kind()
+    names = (name for name in METADATA_FEATURES if name.startswith(f"{prefix}_"))
+    return {name: getattr(record, name.removeprefix(f"{prefix}_")) or _EMPTY[name] for name in names}
 
 
 def encode_episode(columns: Columns, metadata: Metadata) -> bytes:
@@ -73,7 +101,7 @@ def encode_episode(columns: Columns, metadata: Metadata) -> bytes:
 
 def _flat(column: Column, name: str) -> Values:
     if isinstance(column, list):
-        return [_utf8(text, name) for text in column]
+        return [value if isinstance(value, bytes) else _utf8(value, name) for value in column]
     return column.reshape(-1) if column.dtype == np.float32 else column.reshape(-1).astype(np.int64)
 
 
@@ -98,14 +126,16 @@ def decode_episode(data: bytes, features: Mapping[str, Feature], length: int, na
 
 def _column(values: Mapping[str, Values], path: str, feature: Feature, length: int, name: str) -> Column:
     flat: Any = values.get(f"steps/{path}")
-    expected = length * int(np.prod(feature.shape, dtype=np.int64))
-    kind = list if feature.dtype == "text" else np.ndarray
+    expected = length * int(np.prod(feature.shape, dtype=np.int64)) if feature.is_numeric else length
+    kind = np.ndarray if feature.is_numeric else list
     if not isinstance(flat, kind) or len(flat) != expected:
         found = "nothing" if flat is None else f"{len(flat)} of kind {type(flat).__name__}"
         raise CorruptDataError(
             f"{name}: steps/{path} should hold {expected} values of {feature.dtype}, found {found}; "
             "convert the episodes again"
         )
+    if feature.dtype == "image":
+        return list(flat)
     if feature.dtype == "text":
         return [text.decode() for text in flat]
     return np.asarray(flat).reshape(length, *feature.shape).astype(feature.dtype, copy=False)

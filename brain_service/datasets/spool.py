@@ -9,11 +9,12 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from brain_service.datasets.columns import Profile, episode_columns
+from brain_service.datasets.columns import Columns, Profile, episode_columns
 from brain_service.datasets.record import encode_episode, episode_metadata
 from brain_service.datasets.tfrecord import FRAME_BYTES, frame
 from brain_service.episodes.reader import Episode
 from brain_service.errors import InvalidError
+from brain_service.image_header import image_kind
 from brain_service.spec import EpisodeSpec
 
 __all__ = ["Spool", "Spooled"]
@@ -21,7 +22,10 @@ __all__ = ["Spool", "Spooled"]
 
 @dataclass(frozen=True)
 class Spooled:
-    """One framed record in the spool: `size_bytes` at `offset_bytes`, `length` stored steps."""
+    """One framed record in the spool: `size_bytes` at `offset_bytes`, `length` stored steps.
+
+    `image_kinds` are the kinds of file, `png` or `jpg`, that each image feature holds, by stored name.
+    """
 
     episode_id: str
     source: str
@@ -32,6 +36,7 @@ class Spooled:
     sha256: str
     end: str
     roles: dict[str, int]
+    image_kinds: dict[str, set[str]]
 
     @property
     def payload_bytes(self) -> int:
@@ -81,6 +86,14 @@ class Spool:
             sha256=hashlib.sha256(record).hexdigest(),
             end=episode.end or "open",
             roles=dict(sorted(Counter(episode.control_role).items())),
+            image_kinds=_image_kinds(columns, episode.spec),
         )
         self._offset_bytes += len(record)
         self.episodes.append(spooled)
+
+
+def _image_kinds(columns: Columns, spec: EpisodeSpec) -> dict[str, set[str]]:
+    names = [f"observation/{path}" for path in spec.image_paths]
+    return {
+        name: {image_kind(image) or "" for image in columns[name] if isinstance(image, bytes)} for name in names
+    }

@@ -44,7 +44,7 @@ class FeatureStatistics(msgspec.Struct, frozen=True):
 
 
 class Statistics(msgspec.Struct, frozen=True):
-    """Figures of a dataset's training split, by feature path; text has none."""
+    """Figures of a dataset's training split, by feature path; text and images have none."""
 
     observation: dict[str, FeatureStatistics]
     action: dict[str, FeatureStatistics]
@@ -182,7 +182,7 @@ class StatisticsBuilder:
 
 
 def _numeric(spec: FeatureSpec) -> list[str]:
-    return [path for path, feature in spec.items() if feature.dtype != "text"]
+    return [path for path, feature in spec.items() if feature.is_numeric]
 
 
 def _part(figures: dict[str, FeatureStatistics], prefix: str) -> dict[str, FeatureStatistics]:

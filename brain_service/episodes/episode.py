@@ -13,8 +13,8 @@ from brain_service.spec import EpisodeSpec, Feature, FeatureSpec, Leaf
 
 __all__ = ["Column", "Episode", "episode_from_steps", "stack"]
 
-Column = np.ndarray[Any, np.dtype[Any]] | list[str]
-"""One feature over an episode: `[T, *shape]` of the feature's dtype, or T texts."""
+Column = np.ndarray[Any, np.dtype[Any]] | list[str] | list[bytes]
+"""One feature over an episode: `[T, *shape]` of the feature's dtype, T texts, or T images as PNG or JPEG files."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,14 +44,15 @@ class Episode:
 
 
 def stack(values: list[Any], feature: Feature) -> Column:
-    """Stack T values of one feature into `[T, *shape]`, or return T texts.
+    """Stack T values of one feature into `[T, *shape]`, or return T texts or images.
 
     Raises:
         CorruptDataError: a value is not of the feature's kind or shape.
     """
-    if feature.dtype == "text":
-        if not all(isinstance(value, str) for value in values):
-            raise CorruptDataError("a text feature holds something else")
+    if not feature.is_numeric:
+        kind = str if feature.dtype == "text" else bytes
+        if not all(isinstance(value, kind) for value in values):
+            raise CorruptDataError(f"a feature of dtype {feature.dtype} holds something else")
         return values
     try:
         return np.asarray(values, feature.dtype).reshape(len(values), *feature.shape)

@@ -12,18 +12,29 @@ import hashlib
 import os
 import shutil
 import threading
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
 from brain_service.durable import fsync_directory
+from brain_service.episodes.header import is_episode_id
 from brain_service.episodes.log import io_problem
 from brain_service.errors import CorruptDataError, InvalidError, NotFoundError, UnavailableError
 from brain_service.image_header import image_kind, is_reference, read_image_header
 from brain_service.spec import EpisodeSpec, Feature, Leaf
 
-__all__ = ["FOLDER_SUFFIX", "ImageStore", "image_reference", "remove_images", "split_images", "sweep_images"]
+__all__ = [
+    "FOLDER_SUFFIX",
+    "ImageStore",
+    "image_reference",
+    "read_image",
+    "remove_images",
+    "split_images",
+    "sweep_images",
+]
 
 FOLDER_SUFFIX = ".images"
+_SETTLED_S = 60.0
 _LOG_SUFFIXES = (".jsonl", ".jsonl.zst", ".json")
 
 
@@ -268,6 +279,20 @@ def _require_hash(path: Path, data: bytes) -> None:
         raise CorruptDataError(f"{path}: the {len(data)} bytes do not have the hash of their name")
 
 
+def read_image(root: Path, episode_id: str, name: str) -> bytes:
+    """Return an image of an episode under `root` by the name of its file, such as `<sha256>.png`.
+
+    Raises:
+        NotFoundError: no such episode or image, or names that can be none.
+        CorruptDataError: the file is another than what was stored.
+        UnavailableError: the medium cannot read it.
+    """
+    reference = f"images/{name}"
+    if not is_episode_id(episode_id) or not is_reference(reference):
+        raise NotFoundError(f"no image {name!r} of an episode {episode_id!r}: steps name images by their hash")
+    return ImageStore(root / f"{episode_id}{FOLDER_SUFFIX}").read(reference)
+
+
 def remove_images(root: Path, episode_id: str) -> None:
     """Remove an episode's images; call it after its log is gone, since a log without its images is damaged.
 
@@ -287,6 +312,9 @@ def sweep_images(root: Path) -> None:
     names = {path.name for path in root.iterdir()}
     for name in sorted(names):
         if not name.endswith(FOLDER_SUFFIX) or not (root / name).is_dir():
+            continue
+        # The episode may be just beginning again under its old id.
+        if time.time() - (root / name).stat().st_mtime < _SETTLED_S:
             continue
         episode_id = name.removesuffix(FOLDER_SUFFIX)
         # `.jsonl.corrupt-1` and the quarantine may refer to them as well.

@@ -10,12 +10,13 @@ import contextlib
 import itertools
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from brain_service.episodes.episode import Episode, episode_from_steps
 from brain_service.episodes.header import EpisodeHeader, parse_role
+from brain_service.episodes.images import ImageStore
 from brain_service.episodes.schema import Step, StepIn, check_step, seconds_to_ns
 from brain_service.errors import BrainError, CorruptDataError, InvalidError
 from brain_service.spec import EpisodeSpec, Leaf, check_values, flatten
@@ -118,14 +119,15 @@ def _episode(path: Path, document: Mapping[str, Any], raws: list[_Raw]) -> Episo
     header = EpisodeHeader(episode_id, 0, control_role=_role(metadata.get("control_role")))
     features = document.get("features")
     spec = None if features is None else EpisodeSpec.from_json(features)
+    images = ImageStore.beside(path)
     steps: list[Step] = []
     for raw in raws:
         with located(path, raw.where):
             step, spec = check_step(_step_in(raw.step), header, spec, len(steps))
-        steps.append(step)
+            steps.append(replace(step, observation=images.load(step.observation, spec)))
     assert spec is not None
     reason = document.get("end") or ("terminated" if steps[-1].is_terminal else "truncated")
-    final = _final(path, document.get("final_observation"), spec)
+    final = _final(path, document.get("final_observation"), spec, images)
     return episode_from_steps(episode_id, metadata, spec, steps, final, str(reason))
 
 
@@ -179,8 +181,9 @@ def _role(name: Any) -> str:
         return "policy"
 
 
-def _final(path: Path, tree: Any, spec: EpisodeSpec) -> dict[str, Leaf] | None:
+def _final(path: Path, tree: Any, spec: EpisodeSpec, images: ImageStore) -> dict[str, Leaf] | None:
     if tree is None:
         return None
     with located(path, "final_observation"):
-        return check_values(flatten(tree, "final_observation"), spec.observation, "final_observation")
+        flat = flatten(tree, "final_observation")
+        return images.load(check_values(flat, spec.observation, "final_observation"), spec)

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from brain_service.datasets.columns import Column
 from brain_service.episodes.reader import Episode
 from brain_service.spec import DTYPES, EpisodeSpec, Feature, FeatureSpec
+from tests.pictures import picture
 
 VECTOR_SPEC = EpisodeSpec({"state": Feature("float32", (3,))}, {"command": Feature("float32", (2,))})
 RICH_SPEC = EpisodeSpec(
@@ -34,6 +35,9 @@ def column(feature: Feature, steps: int, rng: np.random.Generator) -> Column:
     shape = (steps, *feature.shape)
     if feature.dtype == "text":
         return [f"schwer – {n} \N{ROBOT FACE}" for n in rng.integers(0, 9, steps)]
+    if feature.dtype == "image":
+        kinds = ("png", "jpeg") if feature.shape[2] < 4 else ("png",)
+        return [picture(n, kinds[n % len(kinds)], *feature.shape) for n in rng.integers(0, 9, steps)]
     if feature.dtype == "bool":
         return rng.random(shape) < 0.5
     if feature.dtype == "float32":
@@ -108,8 +112,9 @@ class Recipe:
 
 
 def _features(parts: dict[str, tuple[str, list[int]]]) -> FeatureSpec:
+    fixed = {"text": [], "image": [2, 3, 3]}
     return {
-        path: Feature.from_json({"dtype": dtype, "shape": [] if dtype == "text" else shape}, path)
+        path: Feature.from_json({"dtype": dtype, "shape": fixed.get(dtype, shape)}, path)
         for path, (dtype, shape) in sorted(parts.items())
     }
 
@@ -118,14 +123,20 @@ _names = st.text("abcxyz", min_size=1, max_size=4)
 # Upper-case leaves and lower-case folders: a name is never both.
 _paths = st.builds(lambda folder, leaf: "/".join([*folder, leaf.upper()]), st.lists(_names, max_size=2), _names)
 _shapes = st.lists(st.integers(1, 3), max_size=2)
-_parts = st.dictionaries(_paths, st.tuples(st.sampled_from(DTYPES), _shapes), min_size=1, max_size=4)
+_observations = st.dictionaries(_paths, st.tuples(st.sampled_from(DTYPES), _shapes), min_size=1, max_size=4)
+_actions = st.dictionaries(
+    _paths,
+    st.tuples(st.sampled_from([name for name in DTYPES if name != "image"]), _shapes),
+    min_size=1,
+    max_size=4,
+)
 
 recipes = st.builds(
     Recipe,
     episode_id=st.text("ab0_", min_size=1, max_size=8),
     steps=st.integers(1, 6),
-    observation=_parts,
-    action=_parts,
+    observation=_observations,
+    action=_actions,
     end=st.sampled_from(["terminated", "truncated"]),
     final=st.booleans(),
     seed=st.integers(0, 2**16),
