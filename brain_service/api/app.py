@@ -3,7 +3,7 @@
 from fastapi import FastAPI
 
 import brain_service
-from brain_service.api import episodes, inference, jobs, models, status
+from brain_service.api import episodes, images, inference, jobs, models, status
 from brain_service.api.auth import Guard, TokenSource
 from brain_service.api.capture import CaptureTransport
 from brain_service.api.problems import install_problem_handlers
@@ -27,7 +27,7 @@ def create_app(services: Services, tokens: TokenSource | None = None) -> FastAPI
     )
     app.state.services = services
     install_problem_handlers(app)
-    for module in (status, episodes, inference, models, jobs):
+    for module in (status, episodes, images, inference, models, jobs):
         app.include_router(module.router)
     app.add_middleware(CaptureTransport, store=services.store, settings=services.settings.capture)
     app.add_middleware(Guard, source=tokens)
