@@ -3,10 +3,11 @@
 from typing import Annotated, Any, Literal
 
 import msgspec
-from fastapi import APIRouter, Header, Query, Request
+from fastapi import APIRouter, Depends, Header, Query, Request
 from starlette.responses import Response
 
 from brain_service.api.bodies import JsonResponse, decode, read_body, read_object
+from brain_service.api.episode_query import filters_of
 from brain_service.api.openapi import (
     APPENDED,
     CREATE,
@@ -19,6 +20,7 @@ from brain_service.api.openapi import (
 )
 from brain_service.api.openapi import body as body_of
 from brain_service.api.services import ServicesDep
+from brain_service.episodes.index import Filters
 from brain_service.errors import NotFoundError
 
 __all__ = ["router"]
@@ -63,14 +65,16 @@ async def create_episode(
 @router.get("", operation_id="list_episodes", responses=answers(422))
 async def list_episodes(
     services: ServicesDep,
+    filters: Annotated[Filters, Depends(filters_of)],
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
     cursor: str | None = None,
 ) -> JsonResponse:
     """List at most `limit` episodes, newest first; pass `next_cursor` back as `cursor` for the next page.
 
-    Times in the answer are int64 nanoseconds since the epoch.
+    Every filter must hold. No page repeats or misses an episode for others that come and go meanwhile. Times in
+    the answer are int64 nanoseconds since the epoch; `size_bytes` is what deleting the episode would free.
     """
-    items, following = await services.store.run(services.store.list, limit, cursor)
+    items, following = await services.store.run(services.store.list, limit, cursor, filters)
     return JsonResponse({"episodes": items, "next_cursor": following})
 
 

@@ -43,7 +43,13 @@ async def open_services(settings: Settings, tokens: TokenFile | None = None) -> 
         ConfigError: the data directory or its database cannot be used.
     """
     async with contextlib.AsyncExitStack() as stack:
-        store = EpisodeStore(settings.episodes_dir, settings.capture)
+        store = EpisodeStore(
+            settings.episodes_dir,
+            settings.capture,
+            database=settings.database,
+            retention=settings.retention,
+            datasets_dir=settings.datasets_dir,
+        )
         await asyncio.to_thread(store.start)
         stack.push_async_callback(asyncio.to_thread, store.close)
         jobs = await asyncio.to_thread(JobTable, settings.database)

@@ -10,13 +10,14 @@ from typing import Any
 import orjson
 
 from brain_service.datasets.manifest import SourceEntry
-from brain_service.episodes.catalogue import read_end, read_header
+from brain_service.episodes.archive import ARCHIVE_SUFFIX
+from brain_service.episodes.catalogue import read_end, read_header, stored
 from brain_service.episodes.reader import episode_digest
-from brain_service.errors import NotFoundError
+from brain_service.errors import CorruptDataError, NotFoundError
 
 __all__ = ["Inventory", "take_inventory"]
 
-SUFFIXES = (".json", ".jsonl")
+SUFFIXES = (".json", ".jsonl", ".jsonl.zst")
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,9 @@ class Inventory:
 
 
 def take_inventory(path: Path) -> Inventory:
-    """List the `.json` and `.jsonl` files of a directory, without those of folders below, or take one file.
+    """List the `.json`, `.jsonl` and `.jsonl.zst` files of a directory, without folders below, or take one file.
+
+    A compressed log goes by the name that it had before, so that compression makes no new source of it.
 
     An open episode of a directory is skipped: it would change under the reader. A file given by itself is
     read as far as it goes.
@@ -45,23 +48,35 @@ def take_inventory(path: Path) -> Inventory:
         OSError: the directory cannot be listed.
     """
     if path.is_file():
-        return Inventory(path.parent, [SourceEntry(path.name, episode_digest(path))], [])
+        return Inventory(path.parent, [SourceEntry(_plain(path).name, episode_digest(path))], [])
     if not path.is_dir():
         raise NotFoundError(
             f"no file or directory {str(path)!r} to convert; "
-            "give a directory of .json or .jsonl episodes, or one file"
+            "give a directory of .json, .jsonl or .jsonl.zst episodes, or one file"
         )
     sources, skipped = [], []
-    for file in sorted(path.iterdir()):
-        if file.suffix not in SUFFIXES or file.name.startswith(".") or not file.is_file():
-            continue
+    files = [file for file in path.iterdir() if file.name.endswith(SUFFIXES) and not file.name.startswith(".")]
+    for file in sorted({_plain(file) for file in files if file.is_file()}):
         # An episode that is deleted meanwhile is none of this conversion's.
         with contextlib.suppress(NotFoundError):
             if _is_open(file):
                 skipped.append(file.name)
             else:
-                sources.append(SourceEntry(file.name, episode_digest(file)))
+                sources.append(SourceEntry(file.name, _digest(file)))
     return Inventory(path, sources, skipped)
+
+
+def _plain(path: Path) -> Path:
+    """Return the path of a log as it was before compression."""
+    return path.with_suffix("") if path.suffix == ARCHIVE_SUFFIX else path
+
+
+def _digest(path: Path) -> str:
+    """Return what tells a source from others; a damaged archive goes by its bytes."""
+    try:
+        return episode_digest(path)
+    except CorruptDataError:
+        return hashlib.sha256(stored(path).read_bytes()).hexdigest()
 
 
 def _is_open(path: Path) -> bool:
@@ -70,6 +85,6 @@ def _is_open(path: Path) -> bool:
         return False
     try:
         read_header(path)
-    except NotFoundError:
+        return read_end(path) is None
+    except (NotFoundError, CorruptDataError):
         return False
-    return read_end(path) is None

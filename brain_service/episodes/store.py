@@ -8,33 +8,35 @@ import asyncio
 import contextlib
 import shutil
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
-from brain_service.durable import fsync_directory
 from brain_service.episodes import catalogue
+from brain_service.episodes.answers import Appended, Ended, EndReason, Ingested, require_same_end
 from brain_service.episodes.flusher import Flusher
 from brain_service.episodes.header import EpisodeHeader, body_digest
-from brain_service.episodes.ingest import Ingested
+from brain_service.episodes.housekeeping import Housekeeper
+from brain_service.episodes.index import NO_FILTERS, Filters
+from brain_service.episodes.library import Library
 from brain_service.episodes.log import io_problem
 from brain_service.episodes.open_episodes import OpenEpisodes
+from brain_service.episodes.retention import RetentionPlan
 from brain_service.episodes.schema import StepIn
+from brain_service.episodes.wear import WearMeter
 from brain_service.episodes.wire import parse_steps
-from brain_service.episodes.writer import Appended, Ended, EndReason, EpisodeWriter, require_same_end
+from brain_service.episodes.writer import EpisodeWriter
 from brain_service.errors import (
     BrainError,
     ConfigError,
     ConflictError,
-    CorruptDataError,
     InvalidError,
-    NotFoundError,
     TooLargeError,
     UnavailableError,
 )
-from brain_service.settings import CaptureSettings
+from brain_service.settings import CaptureSettings, RetentionSettings
 
 __all__ = ["EpisodeStore"]
 
@@ -44,8 +46,6 @@ Records = list[dict[str, Any]]
 
 # Enough to share a group commit between many waiting controllers; threads start as they are needed.
 _THREADS = 16
-# More than a century at 1 kHz; sums of two bounds stay far inside a machine word.
-_MOST_STEPS = 2**48
 _MAX_KEY_LENGTH = 255
 _REASONS: dict[str | None, EndReason | None] = {
     None: None,
@@ -57,13 +57,31 @@ _REASONS: dict[str | None, EndReason | None] = {
 class EpisodeStore:
     """The capture logs under `root`. Thread-safe; methods block and must not run on an event loop."""
 
-    def __init__(self, root: Path, settings: CaptureSettings) -> None:
+    def __init__(
+        self,
+        root: Path,
+        settings: CaptureSettings,
+        *,
+        database: Path | None = None,
+        retention: RetentionSettings | None = None,
+        datasets_dir: Path | None = None,
+    ) -> None:
+        """Take the logs under `root`, whether there are any or not; nothing is touched before `start`.
+
+        `database` is the file that holds the catalogue (None: it is kept in memory), `datasets_dir` where
+        retention looks for datasets that hold an episode (None: none does).
+        """
         self._root = root
         self._settings = settings
         self._flusher = Flusher(settings.sync_interval_s)
         self._open = OpenEpisodes(root, settings, self._flusher)
         self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="capture-io")
         self._keyed = threading.Lock()
+        self._wear = WearMeter()
+        self._library = Library(root, self._open, database)
+        self._house = Housekeeper(
+            root, self._library, self._wear, settings, retention or RetentionSettings(), datasets_dir
+        )
         self._stopping = threading.Event()
         self._recovery_done = threading.Event()
         self._housekeeper = threading.Thread(target=self._keep_house, name="capture-recovery", daemon=True)
@@ -85,8 +103,10 @@ class EpisodeStore:
             if "full" not in problem.detail and "quota" not in problem.detail:
                 raise ConfigError(f"{problem.detail}, or choose another data_dir") from error
             self._open.last_error = problem.detail
+        self._library.open()
         self._flusher.start()
         self._housekeeper.start()
+        self._house.start()
 
     def close(self) -> None:
         """Flush and release every open log; they stay open episodes for the next start."""
@@ -94,8 +114,10 @@ class EpisodeStore:
         self._pool.shutdown(wait=True)
         if self._housekeeper.ident is not None:
             self._housekeeper.join()
+        self._house.close()
         self._flusher.close()
         self._open.close()
+        self._library.close()
 
     async def run(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run one of this store's methods on its own threads and return what it returns.
@@ -149,7 +171,7 @@ class EpisodeStore:
         return earlier
 
     def _by_idempotency_key(self, key: str) -> EpisodeHeader | None:
-        return self._open.by_idempotency_key(key)
+        return self._open.by_idempotency_key(key) or self._library.by_idempotency_key(key)
 
     def _create(self, header: EpisodeHeader) -> EpisodeHeader:
         self._open.require_place()
@@ -243,37 +265,27 @@ class EpisodeStore:
         return ended
 
     def get(self, episode_id: str) -> dict[str, Any]:
-        """Return the summary of an episode: id, state, steps, durable_through, created_ns, metadata, features.
+        """Return the summary of an episode: id, state, steps, durable_through, times, metadata, features, size.
 
         Raises:
             NotFoundError: no such episode.
             CorruptDataError: its file is damaged.
             UnavailableError: the medium cannot read it.
         """
-        writer = self._open.known(episode_id)
-        if writer is None or writer.ended is not None:
-            return catalogue.closed_summary(catalogue.episode_path(self._root, episode_id))
-        found = catalogue.summary(writer.header, "open", writer.steps, writer.durable_through)
-        if writer.spec is not None:
-            found["features"] = writer.spec.to_json()
-        return found
+        return self._library.get(episode_id)
 
-    def list(self, limit: int = 100, cursor: str | None = None) -> tuple[Records, str | None]:
+    def list(
+        self, limit: int = 100, cursor: str | None = None, filters: Filters = NO_FILTERS
+    ) -> tuple[Records, str | None]:
         """Return up to `limit` summaries, newest first, and the cursor of the next page (None: no more).
 
         A file that is no readable capture log is left out.
 
         Raises:
+            InvalidError: the cursor is none that a list gave.
             UnavailableError: the directory cannot be read.
         """
-        ids = [name for name in catalogue.list_ids(self._root) if cursor is None or name < cursor]
-        found: Records = []
-        for place, name in enumerate(ids):
-            if len(found) == limit:
-                return found, ids[place - 1]
-            with contextlib.suppress(NotFoundError, CorruptDataError):
-                found.append(self.get(name))
-        return found, None
+        return self._library.list(limit, cursor, filters)
 
     def steps(self, episode_id: str, start: int = 0, limit: int = 100) -> Records:
         """Return the records of steps `start` to `start + limit - 1`, as they stand in the log.
@@ -284,33 +296,42 @@ class EpisodeStore:
             CorruptDataError: a stored line fails its checksum.
             UnavailableError: the medium cannot read.
         """
-        for name, given in (("start", start), ("limit", limit)):
-            if not 0 <= given < _MOST_STEPS:
-                raise InvalidError(f"{name} {given} is not between 0 and {_MOST_STEPS - 1}", field=name)
-        path = catalogue.episode_path(self._root, episode_id)
-        writer = self._open.known(episode_id)
-        if writer is not None:
-            return catalogue.read_span(path, *writer.span(start, limit))
-        return catalogue.read_closed(path, start, limit)
+        return self._library.steps(episode_id, start, limit)
 
     def delete(self, episode_id: str) -> None:
-        """Remove an ended episode and what recovery set aside of it.
+        """Remove an ended episode, its images, and what recovery set aside of it.
 
         Raises:
             NotFoundError: no such episode.
             ConflictError: it is open.
             UnavailableError: the medium refuses.
         """
-        path = catalogue.episode_path(self._root, episode_id)
-        if self._open.find(episode_id) is not None or catalogue.read_end(path) is None:
-            raise ConflictError(f"episode {episode_id!r} is open; POST /episodes/{episode_id}/end first")
-        try:
-            for part in self._root.glob(f"{path.name}.corrupt-*"):
-                part.unlink()
-            path.unlink()
-            fsync_directory(self._root)
-        except OSError as error:
-            raise io_problem(error, f"delete episode {episode_id!r}") from error
+        self._library.delete(episode_id)
+
+    def mark_uploaded(self, episode_ids: Iterable[str]) -> None:
+        """Note, durably, that episodes are stored elsewhere too; retention may then delete them.
+
+        Raises:
+            UnavailableError: the catalogue cannot be written; they count as not uploaded.
+            CorruptDataError: it is damaged.
+        """
+        self._library.mark_uploaded(episode_ids)
+
+    def retention_plan(self) -> RetentionPlan:
+        """Return which episodes retention would delete now, oldest first, and how many must stay.
+
+        Raises:
+            UnavailableError: the directory cannot be read.
+        """
+        return self._house.plan()
+
+    def apply_retention(self) -> RetentionPlan:
+        """Delete what the plan names, as housekeeping does by itself, and return the plan.
+
+        Raises:
+            UnavailableError: the medium refuses.
+        """
+        return self._house.retain()
 
     def status(self) -> dict[str, Any]:
         """Return what `/health` shows: open episodes, unflushed steps and their age, free bytes, recovery."""
@@ -329,6 +350,7 @@ class EpisodeStore:
             "recovering": not self._recovery_done.is_set(),
             "recoveries": [*self._open.reports],
             "last_error": failed or self._open.last_error,
+            **self._house.status(),
         }
 
     def _take(self, episode_id: str, bodies: Sequence[bytes], content_type: str) -> Ingested:

@@ -7,6 +7,7 @@ them depends on the cloud. A missing model warns and does not fail: capture is w
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +20,7 @@ __all__ = ["Check", "gather_checks", "overall"]
 Status = Literal["pass", "warn", "fail"]
 
 MEMORY_WARN, MEMORY_FAIL = 75.0, 90.0  # percent in use
+WEAR_WARN_MB = 30_000.0  # a day; a good 64 GB card endures some 30 TB, which this uses up in under three years
 STALL_INTERVALS = 10.0  # steps unsynced for this many sync intervals: the medium stalls
 
 
@@ -84,6 +86,39 @@ def capture_check(status: Mapping[str, Any], sync_interval_s: float) -> Check:
     return Check("pass", lag_s, "s")
 
 
+def episodes_check(status: Mapping[str, Any]) -> Check:
+    """Number of episodes; what is damaged, what retention cannot delete, and what the catalogue cannot do."""
+    counts = status["catalogue"]
+    total = counts.get("total", 0)
+    problems = [f"{len(status['damaged'])} damaged: {', '.join(list(status['damaged'])[:3])}"] * bool(
+        status["damaged"]
+    )
+    problems += [f"catalogue: {status['index_problem']}"] * bool(status["index_problem"])
+    problems += [str(status["retention"]["blocked"])] * bool(status["retention"]["blocked"])
+    problems += [f"{task}: {reason}" for task, reason in status["failed_tasks"].items()]
+    if problems:
+        return Check("warn", total, "episodes", "; ".join(problems))
+    output = f"{status['open_episodes']} open, {counts.get('unconverted', 0)} that no dataset holds"
+    oldest_ns = counts.get("oldest_unconverted_ns")
+    if oldest_ns is not None:
+        output += f", the oldest from {datetime.fromtimestamp(oldest_ns // 10**9, UTC):%Y-%m-%d}"
+    return Check("pass", total, "episodes", output)
+
+
+def wear_check(wear: Mapping[str, Any]) -> Check:
+    """Megabytes a day that capture writes, at the pace of the last hour."""
+    pace_mb = round(wear["bytes_per_day"] / 1e6, 1)
+    output = f"{wear['bytes_today'] / 1e6:.1f} MB written today"
+    if pace_mb > WEAR_WARN_MB:
+        return Check(
+            "warn",
+            pace_mb,
+            "MB/day",
+            f"{output}; {365 * pace_mb / 1e6:.0f} TB a year: record fewer or coarser values, or use an SSD",
+        )
+    return Check("pass", pace_mb, "MB/day", output)
+
+
 def recording_check(failed_steps: int, last_error: str) -> Check:
     """Policy steps that `record` of `/infer` could not append since the start."""
     if failed_steps:
@@ -127,6 +162,8 @@ def gather_checks(
         "disk": disk_check(settings.data_dir, settings.capture.min_free_bytes),
         "memory": memory_check(),
         "capture": capture_check(capture, settings.capture.sync_interval_s),
+        "episodes": episodes_check(capture),
+        "wear": wear_check(capture["wear"]),
         "recording": recording,
         "inference": inference_check(inference),
         "jobs": jobs_check(runner),

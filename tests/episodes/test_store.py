@@ -73,6 +73,9 @@ def test_open_and_closed_episodes_have_the_same_summary(store: EpisodeStore, fea
     store.end(episode, "truncated")
     after = store.get(episode)
     assert (before.pop("state"), after.pop("state")) == ("open", "truncated")
+    assert before.pop("ended_ns") is None
+    assert after["created_ns"] < after.pop("ended_ns") <= time.time_ns()
+    assert before.pop("size_bytes") < after.pop("size_bytes")
     assert before == after
     assert after["metadata"]["operator"] == "Ann"
     assert after["features"]["observation"] == SPEC["observation"] | {"grip": {"dtype": "bool", "shape": []}}

@@ -11,14 +11,24 @@ from brain_service.health.checks import (
     Check,
     capture_check,
     disk_check,
+    episodes_check,
     inference_check,
     jobs_check,
     memory_check,
     overall,
     recording_check,
+    wear_check,
 )
 
 CAPTURE: dict[str, Any] = {"unsynced_s": 0.05, "last_error": None, "recoveries": []}
+EPISODES: dict[str, Any] = {
+    "open_episodes": 1,
+    "catalogue": {"total": 7, "unconverted": 2, "oldest_unconverted_ns": 1_795_348_800 * 10**9},
+    "damaged": {},
+    "index_problem": None,
+    "retention": {"deleted_episodes": 0, "deleted_bytes": 0, "blocked": None},
+    "failed_tasks": {},
+}
 INFERENCE: dict[str, Any] = {
     "ready": True,
     "state": "serving",
@@ -99,3 +109,26 @@ def test_recording_warns_of_what_the_policy_did_and_nobody_will_see() -> None:
     lost = recording_check(2, "episode 'x' has ended")
     assert (lost.status, lost.observed_value) == ("warn", 2)
     assert "has ended" in lost.output
+
+
+def test_episodes_are_counted_and_what_is_wrong_with_them_is_said() -> None:
+    well = episodes_check(EPISODES)
+    assert (well.status, well.observed_value) == ("pass", 7)
+    assert well.output == "1 open, 2 that no dataset holds, the oldest from 2026-11-22"
+    assert episodes_check({**EPISODES, "catalogue": {}}).status == "pass"
+    for change, word in (
+        ({"damaged": {"e": "x.jsonl.zst: the index fails its checksum"}}, "1 damaged: e"),
+        ({"index_problem": "brain.db is read-only"}, "read-only"),
+        ({"retention": {"blocked": "3 episodes stay"}}, "3 episodes stay"),
+        ({"failed_tasks": {"compression": "the disk is full"}}, "compression: the disk is full"),
+    ):
+        ill = episodes_check({**EPISODES, **change})
+        assert (ill.status, ill.observed_value) == ("warn", 7)
+        assert word in ill.output
+
+
+def test_wear_warns_when_the_card_will_not_last() -> None:
+    assert wear_check({"bytes_per_day": 5e9, "bytes_today": 1e9}).observed_value == 5000.0
+    fast = wear_check({"bytes_per_day": 40e9, "bytes_today": 1e9})
+    assert fast.status == "warn"
+    assert "15 TB a year" in fast.output
