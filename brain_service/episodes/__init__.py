@@ -5,13 +5,13 @@ from typing import TYPE_CHECKING
 from brain_service.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from brain_service.episodes.answers import Appended, Ended
     from brain_service.episodes.episode import Episode
     from brain_service.episodes.header import CONTROL_ROLES, EpisodeHeader
     from brain_service.episodes.logger import EpisodeLogger
     from brain_service.episodes.reader import episode_digest, read_episode, read_episodes
     from brain_service.episodes.schema import Step, StepIn
     from brain_service.episodes.store import EpisodeStore
-    from brain_service.episodes.writer import Appended, Ended
 
 __all__ = [
     "CONTROL_ROLES",
@@ -31,9 +31,9 @@ __all__ = [
 __getattr__ = lazy_names(
     __name__,
     {
-        "Appended": "writer",
+        "Appended": "answers",
         "CONTROL_ROLES": "header",
-        "Ended": "writer",
+        "Ended": "answers",
         "Episode": "episode",
         "EpisodeHeader": "header",
         "EpisodeLogger": "logger",

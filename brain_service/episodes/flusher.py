@@ -1,13 +1,18 @@
-"""Group commit: one thread flushes every episode with unflushed steps, at the latest when it is due.
+"""Group commit: every episode with unflushed steps is flushed, at the latest when it is due.
 
-Appends that wait for the medium and arrive while a flush runs share the next one.
+Appends that wait for the medium and arrive while a flush runs share the next one. Several episodes that are due
+at once are flushed side by side: one commit of the file system's journal serves them all.
 """
 
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
 __all__ = ["Flusher", "Syncable"]
+
+_SIDE_BY_SIDE = 8
+_RETRY_S = 1.0
 
 
 class Syncable(Protocol):
@@ -18,7 +23,7 @@ class Syncable(Protocol):
 
 
 class Flusher:
-    """The flushing thread of a store or logger; `interval_s` bounds how long a step stays unflushed."""
+    """The flushing threads of a store or logger; `interval_s` bounds how long a step stays unflushed."""
 
     def __init__(self, interval_s: float) -> None:
         self._interval_s = interval_s
@@ -26,6 +31,7 @@ class Flusher:
         self._changed = threading.Condition()
         self._closing = False
         self._thread = threading.Thread(target=self._run, name="capture-sync", daemon=True)
+        self._helpers = ThreadPoolExecutor(_SIDE_BY_SIDE, thread_name_prefix="capture-sync")
 
     def start(self) -> None:
         """Start the thread."""
@@ -33,24 +39,37 @@ class Flusher:
 
     def note(self, target: Syncable, *, urgent: bool = False) -> None:
         """Have `target` flushed within the interval, or at once if somebody waits for it."""
+        self._enter(target, 0.0 if urgent else self._interval_s)
+
+    def retry(self, target: Syncable) -> None:
+        """Have a target whose flush failed flushed again in a second; not any more once the flusher closes."""
         with self._changed:
-            due_s = time.monotonic() + (0.0 if urgent else self._interval_s)
-            if due_s < self._due_s.get(target, float("inf")):
-                self._due_s[target] = due_s
-                self._changed.notify()
+            closing = self._closing
+        if not closing:
+            self._enter(target, _RETRY_S)
 
     def close(self) -> None:
-        """Flush what is noted and stop the thread; returns when both are done."""
+        """Flush what is noted and stop the threads; returns when both are done."""
         with self._changed:
             self._closing = True
             self._changed.notify()
         if self._thread.ident is not None:
             self._thread.join()
+        self._helpers.shutdown()
+
+    def _enter(self, target: Syncable, wait_s: float) -> None:
+        with self._changed:
+            due_s = time.monotonic() + wait_s
+            if due_s < self._due_s.get(target, float("inf")):
+                self._due_s[target] = due_s
+                self._changed.notify()
 
     def _run(self) -> None:
         while targets := self._next():
-            for target in targets:
-                target.sync()
+            if len(targets) == 1:
+                targets[0].sync()
+            else:
+                list(self._helpers.map(lambda target: target.sync(), targets))
 
     def _next(self) -> list[Syncable]:
         """Wait for what is due, earliest first; nothing means that the thread should stop."""

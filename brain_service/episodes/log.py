@@ -11,12 +11,18 @@ import fcntl
 import os
 import secrets
 import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 from brain_service.durable import fsync_directory
 from brain_service.errors import ConflictError, NotFoundError, UnavailableError
 
 __all__ = ["EpisodeFile", "io_problem"]
+
+_REWRITE_BYTES = 1024 * 1024
+# How long the free space that was found is good for, less what was written since.
+_SPACE_S = 0.25
 
 
 def io_problem(error: OSError, doing: str) -> UnavailableError:
@@ -31,22 +37,25 @@ def io_problem(error: OSError, doing: str) -> UnavailableError:
         errno.EIO: "the medium fails: replace it",
     }
     reason = advice.get(error.errno or 0, os.strerror(error.errno or 0))
-    return UnavailableError(f"cannot {doing}: {reason}")
+    return UnavailableError(f"cannot {doing}: {reason}", retry_after_s=1.0)
 
 
 class EpisodeFile:
-    """An open, locked capture log. `append`, `truncate` and `close` are for one thread at a time; `sync` is not.
+    """An open, locked capture log. `sync` may run beside the others, which are for one thread at a time.
 
-    `size_bytes` is the end of the last whole line. `failed` tells why the file takes no more lines.
+    `size_bytes` is the end of the last whole line. `failed` tells why the file takes no lines until `revive` has
+    succeeded. `written` is told how many bytes each write had.
     """
 
     def __init__(self, path: Path, fd: int, size_bytes: int) -> None:
         self.path = path
         self.size_bytes = size_bytes
         self.failed: str | None = None
+        self.written: Callable[[int], None] = _ignore
         self._fd = fd
         self._tail_is_dirty = False
         self._closed = False
+        self._free = (0, 0.0)
         # A descriptor closed under a running fdatasync could by then be another file's.
         self._sync_lock = threading.Lock()
 
@@ -111,12 +120,18 @@ class EpisodeFile:
         try:
             _write_all(self._fd, lines, offset)
         except OSError as error:
-            self._tail_is_dirty = True
-            with contextlib.suppress(UnavailableError):
-                self.truncate(offset)
+            self.take_back(offset)
             raise io_problem(error, f"append to episode {self.path.stem!r}; nothing was written") from error
         self.size_bytes = offset + len(lines)
+        self.written(len(lines))
         return offset
+
+    def take_back(self, size_bytes: int) -> None:
+        """Cut off what stands behind `size_bytes`: now or, where the medium refuses, before the next line."""
+        self.size_bytes = size_bytes
+        self._tail_is_dirty = True
+        with contextlib.suppress(UnavailableError):
+            self.truncate(size_bytes)
 
     def truncate(self, size_bytes: int) -> None:
         """Cut the file to `size_bytes`, the end of its last good line.
@@ -136,7 +151,7 @@ class EpisodeFile:
 
         Raises:
             UnavailableError: the medium refused. The kernel may then have dropped the pages and a second
-                attempt would claim success, so the file takes no more lines until it is opened anew.
+                attempt would claim success, so the file takes no more lines until `revive` wrote them anew.
         """
         with self._sync_lock:
             if self._closed:
@@ -149,6 +164,49 @@ class EpisodeFile:
                 self.failed = problem.detail
                 raise problem from error
 
+    def revive(self, durable_bytes: int, is_whole: Callable[[bytes], bool]) -> int:
+        """After a failed flush: write all lines behind `durable_bytes` anew, flush, and take lines again.
+
+        Lines are read back as far as the kernel still has them and `is_whole` says so; the rest is cut off.
+        Returns the new size in bytes.
+
+        Raises:
+            UnavailableError: the medium still refuses; nothing was lost by the attempt.
+        """
+        with self._sync_lock:
+            if self._closed:
+                return self.size_bytes
+            try:
+                good_bytes = self._rewrite(durable_bytes, is_whole)
+                os.ftruncate(self._fd, good_bytes)
+                os.fdatasync(self._fd)
+            except OSError as error:
+                raise io_problem(error, f"flush episode {self.path.stem!r} to the medium") from error
+            self.size_bytes = good_bytes
+            self._tail_is_dirty = False
+            self.failed = None
+            return good_bytes
+
+    def _rewrite(self, start: int, is_whole: Callable[[bytes], bool]) -> int:
+        """Write the whole lines from `start` to `size_bytes` where they stand; return the end of the last one."""
+        while start < self.size_bytes:
+            length = min(_REWRITE_BYTES, self.size_bytes - start)
+            data = os.pread(self._fd, length, start)
+            while b"\n" not in data and len(data) == length and start + length < self.size_bytes:
+                length = min(2 * length, self.size_bytes - start)
+                data = os.pread(self._fd, length, start)
+            whole = 0
+            for line in data.splitlines(keepends=True):
+                if not line.endswith(b"\n") or not is_whole(line):
+                    break
+                whole += len(line)
+            if whole == 0:
+                break
+            _write_all(self._fd, data[:whole], start)
+            self.written(whole)
+            start += whole
+        return start
+
     def read(self, offset: int, length: int) -> bytes:
         """Return `length` bytes at `offset`, fewer at the end of the file.
 
@@ -160,10 +218,24 @@ class EpisodeFile:
         except OSError as error:
             raise io_problem(error, f"read episode {self.path.stem!r}") from error
 
-    def free_bytes(self) -> int:
-        """Return the bytes that the file system has left for this user."""
-        stat = os.fstatvfs(self._fd)
-        return stat.f_bavail * stat.f_frsize
+    def require_space(self, size_bytes: int, reserve_bytes: int) -> None:
+        """Check that the file system keeps `reserve_bytes` for others; asked for again before each write.
+
+        Raises:
+            UnavailableError: less is free.
+        """
+        left_bytes, asked_s = self._free
+        now_s = time.monotonic()
+        if now_s - asked_s > _SPACE_S or left_bytes - size_bytes < reserve_bytes:
+            stat = os.fstatvfs(self._fd)
+            left_bytes, asked_s = stat.f_bavail * stat.f_frsize, now_s
+        self._free = (left_bytes - size_bytes, asked_s)
+        if left_bytes < reserve_bytes:
+            raise UnavailableError(
+                f"only {left_bytes} bytes are free, {reserve_bytes} are kept in reserve: "
+                "convert, upload or delete episodes",
+                retry_after_s=1.0,
+            )
 
     def close(self) -> None:
         """Release the lock and the descriptor; harmless twice."""
@@ -174,7 +246,10 @@ class EpisodeFile:
 
     def _require_healthy(self) -> None:
         if self.failed is not None:
-            raise UnavailableError(f"{self.failed}. Restart the daemon after the medium is repaired")
+            raise UnavailableError(
+                f"{self.failed}. The daemon tries again by itself; steps are taken once it succeeds",
+                retry_after_s=1.0,
+            )
 
     def _require_writable(self) -> None:
         if self._closed:
@@ -182,6 +257,10 @@ class EpisodeFile:
         self._require_healthy()
         if self._tail_is_dirty:
             self.truncate(self.size_bytes)
+
+
+def _ignore(_: int) -> None:
+    """Nobody counts."""
 
 
 def _write_all(fd: int, data: bytes, offset: int) -> None:

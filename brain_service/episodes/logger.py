@@ -11,16 +11,17 @@ import numpy as np
 import orjson
 from pydantic import ValidationError
 
-from brain_service.durable import fsync_directory, write_atomic
+from brain_service.durable import fsync_directory, make_directory, write_atomic
+from brain_service.episodes.answers import Appended, EndReason
 from brain_service.episodes.catalogue import list_ids, read_end, read_header
 from brain_service.episodes.flusher import Flusher
 from brain_service.episodes.header import EpisodeHeader
 from brain_service.episodes.log import io_problem
 from brain_service.episodes.log_format import SCHEMA_VERSION, decode_line
-from brain_service.episodes.recovery import recover
+from brain_service.episodes.recovery import recover, sweep
 from brain_service.episodes.schema import StepIn
 from brain_service.episodes.wire import invalid_step
-from brain_service.episodes.writer import Appended, EndReason, EpisodeWriter
+from brain_service.episodes.writer import EpisodeWriter
 from brain_service.errors import BrainError, ConflictError, InvalidError
 from brain_service.settings import CaptureSettings
 
@@ -66,7 +67,7 @@ class EpisodeLogger:
             known = ", ".join(CaptureSettings.model_fields)
             raise InvalidError(f"setting {name!r}: {problem['msg']}; known: {known}", field=name) from error
         try:
-            self._directory.mkdir(parents=True, exist_ok=True)
+            make_directory(self._directory)
         except OSError as error:
             raise io_problem(error, f"make {self._directory}") from error
         self._flusher = Flusher(self._settings.sync_interval_s)
@@ -159,6 +160,7 @@ class EpisodeLogger:
 
     def _finish_left_behind(self) -> None:
         """Close stale open logs, and publish documents whose log outlived a crash between end and removal."""
+        sweep(self._directory)
         for episode_id in list_ids(self._directory):
             path = self._directory / f"{episode_id}.jsonl"
             try:

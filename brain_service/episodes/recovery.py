@@ -8,7 +8,6 @@ more behind it is damage of another kind (a flipped bit, a lost sector): what fo
 import contextlib
 import itertools
 import time
-from array import array
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -18,6 +17,7 @@ from brain_service.durable import fsync_directory, write_atomic
 from brain_service.episodes.header import EpisodeHeader
 from brain_service.episodes.log import EpisodeFile, io_problem
 from brain_service.episodes.log_format import decode_line
+from brain_service.episodes.offsets import StepOffsets
 from brain_service.errors import BrainError, ConflictError, CorruptDataError, InvalidError, NotFoundError
 from brain_service.spec import EpisodeSpec
 
@@ -52,7 +52,7 @@ class LogScan:
     header: EpisodeHeader
     good_bytes: int
     spec: EpisodeSpec | None
-    offsets: "array[int]" = field(default_factory=lambda: array("Q"))
+    offsets: StepOffsets = field(default_factory=StepOffsets)
     last_is_terminal: bool = False
     end: dict[str, Any] | None = None
     problem: str | None = None
@@ -160,13 +160,15 @@ def looks_like_seed(path: Path) -> bool:
 
 
 def sweep(root: Path) -> None:
-    """Remove logs whose creator died before they had their name; no step was ever in them.
+    """Remove files whose creator died before they had their name: new logs, documents and the like.
+
+    No step was ever in them alone.
 
     Raises:
         UnavailableError: the directory cannot be read, or the medium refuses.
     """
     try:
-        for path in root.glob(".*.jsonl.*.tmp"):
+        for path in root.glob(".*.tmp"):
             # A living creator holds the lock, but for the instant between making the file and locking it.
             if time.time() - path.stat().st_mtime < _CREATION_S:
                 continue

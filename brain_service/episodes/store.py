@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
+from brain_service.durable import make_directory
 from brain_service.episodes import catalogue
 from brain_service.episodes.answers import Appended, Ended, EndReason, Ingested, require_same_end
 from brain_service.episodes.flusher import Flusher
@@ -95,7 +96,7 @@ class EpisodeStore:
         """
         probe = self._root / ".writable"
         try:
-            self._root.mkdir(parents=True, exist_ok=True)
+            make_directory(self._root)
             probe.touch()
             probe.unlink()
         except OSError as error:

@@ -1,73 +1,92 @@
-"""One open episode: checks steps against its spec, appends them, answers retries, ends it."""
+"""One open episode: takes steps into its log, answers retries, follows the flushes, ends it."""
 
 import asyncio
-import contextlib
+import logging
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Protocol
 
-import orjson
-
+from brain_service.episodes.answers import Appended, Ended, EndReason, Ingested, require_same_end
+from brain_service.episodes.durable_mark import DurableMark, WhenDurable
 from brain_service.episodes.flusher import Flusher
 from brain_service.episodes.header import Durability, EpisodeHeader
 from brain_service.episodes.log import EpisodeFile
 from brain_service.episodes.log_format import decode_line, encode_line
-from brain_service.episodes.recovery import LogScan
-from brain_service.episodes.schema import Step, StepIn, check_step, nest
-from brain_service.errors import ConflictError, InvalidError, TooLargeError, UnavailableError
+from brain_service.episodes.rate import StepRate
+from brain_service.episodes.recovery import LogScan, RecoveryReport
+from brain_service.episodes.schema import StepIn, nest
+from brain_service.episodes.step_lines import NewLines, StepLines, Tail
+from brain_service.episodes.wire import BodyKind, parse_step, split_steps
+from brain_service.errors import (
+    BrainError,
+    ConflictError,
+    CorruptDataError,
+    InvalidError,
+    TooLargeError,
+    UnavailableError,
+)
 from brain_service.settings import CaptureSettings
 from brain_service.spec import EpisodeSpec, check_values, flatten
 
-__all__ = ["Appended", "EndReason", "Ended", "EpisodeWriter"]
+__all__ = ["EpisodeWriter", "Wear"]
 
-EndReason = Literal["terminated", "truncated", "recovered"]
+_LOG = logging.getLogger(__name__)
 
-
-@dataclass(frozen=True, slots=True)
-class Appended:
-    """Answer to an append: index of its last step, highest index on the medium (-1: none), steps it held."""
-
-    step_index: int
-    durable_through: int
-    accepted: int
+_BRACE = ord("{")
 
 
-@dataclass(frozen=True, slots=True)
-class Ended:
-    """Answer to an end: how many steps the episode has, the highest index on the medium, and how it ended."""
+class Wear(Protocol):
+    """What counts the bytes written to the medium."""
 
-    steps: int
-    durable_through: int
-    reason: str
+    def add(self, size_bytes: int) -> None:
+        """Count bytes that were just written."""
 
 
 class EpisodeWriter:
     """The one writer of an open episode. Every method may be called from any thread but an event loop's."""
 
-    def __init__(self, file: EpisodeFile, found: LogScan, settings: CaptureSettings, flusher: Flusher) -> None:
+    def __init__(
+        self,
+        file: EpisodeFile,
+        found: LogScan,
+        settings: CaptureSettings,
+        flusher: Flusher,
+        wear: Wear | None = None,
+    ) -> None:
         self.header = found.header
-        self.spec: EpisodeSpec | None = found.spec
-        self.durable_through = len(found.offsets) - 1
         self.last_used_s = time.monotonic()
         self.ended: Ended | None = None
+        self.report: Callable[[dict[str, Any]], None] = lambda _: None
         self._file = file
         self._offsets = found.offsets
-        self._terminal = found.last_is_terminal
+        self._tail = Tail(len(found.offsets), found.spec, found.last_is_terminal)
         self._settings = settings
-        self._durability: Durability = found.header.durability or settings.durability
         self._flusher = flusher
+        self._lines = StepLines(found.header, settings, self._stored)
+        self._rate = StepRate(
+            settings.max_steps_per_s, max(float(settings.max_batch_steps), settings.max_steps_per_s)
+        )
         self._lock = threading.Lock()
-        self._synced = threading.Condition()
+        self._mark = DurableMark(self.steps - 1)
+        # Replaced whole, so that a flush sees a number of steps and the size that belongs to it.
+        self._written = self._durable = (self.steps, file.size_bytes)
         self._unsynced_since_s: float | None = None
-        self._steps_end_bytes: int | None = None
-        self._watchers: dict[object, tuple[asyncio.AbstractEventLoop, Callable[[int], None]]] = {}
+        durability: Durability = found.header.durability or settings.durability
+        self.answers_when_durable = durability == "step"
+        self._flushes_by_itself = durability != "episode"
+        if wear is not None:
+            file.written = wear.add
 
     @classmethod
     def create(
-        cls, path: Path, header: EpisodeHeader, settings: CaptureSettings, flusher: Flusher
+        cls,
+        path: Path,
+        header: EpisodeHeader,
+        settings: CaptureSettings,
+        flusher: Flusher,
+        wear: Wear | None = None,
     ) -> "EpisodeWriter":
         """Create the log at `path`, durable before the return.
 
@@ -80,16 +99,28 @@ class EpisodeWriter:
         if len(line) > settings.max_step_bytes:
             raise TooLargeError(f"the header has {len(line)} bytes, the limit is {settings.max_step_bytes}")
         file = EpisodeFile.create(path, line)
-        return cls(file, LogScan(header, len(line), header.features), settings, flusher)
+        if wear is not None:
+            wear.add(len(line))
+        return cls(file, LogScan(header, len(line), header.features), settings, flusher, wear)
 
     @property
     def steps(self) -> int:
         """Number of accepted steps, which is the next step index."""
-        return len(self._offsets)
+        return self._tail.steps
+
+    @property
+    def spec(self) -> EpisodeSpec | None:
+        """The features of a step, None until the first one has fixed them."""
+        return self._tail.spec
+
+    @property
+    def durable_through(self) -> int:
+        """Highest step index on the medium, -1 for none."""
+        return self._mark.through
 
     @property
     def failed(self) -> str | None:
-        """Why the log takes no more steps, or None."""
+        """Why the log takes no steps now, or None."""
         return self._file.failed
 
     def unsynced_s(self) -> float:
@@ -107,17 +138,44 @@ class EpisodeWriter:
             InvalidError: a step is wrong; nothing was written.
             ConflictError: a gap (with `next_step_index`), another body under a stored index, or an ended episode.
             TooLargeError: a step is over its limit.
+            TooManyError: they come faster than `max_steps_per_s`.
             UnavailableError: the disk is full or fails.
         """
         with self._lock:
             self._require_open()
-            lines, spec = self._encode(bodies, batch)
-            if lines:
-                self._write(lines, spec, bodies[-1].is_terminal)
-            last = self._first_index(bodies) + len(bodies) - 1
-        if self._durability == "step":
-            self._wait_durable(last)
-        return Appended(last, self.durable_through, len(bodies))
+            new = self._lines.general(bodies, len(bodies), self._tail, batch=batch)
+            self._rate.take(len(new.lines))
+            self._write([new])
+        if self.answers_when_durable:
+            self._mark.wait(new.last_index)
+        return Appended(new.last_index, self.durable_through, new.accepted)
+
+    def take(self, bodies: Sequence[bytes], kind: BodyKind, *, considerate: bool = False) -> Ingested:
+        """Append bodies in order, each all or none, and return at once, whatever the durability.
+
+        `considerate` lets other threads have the interpreter now and then, for large bodies.
+        """
+        with self._lock:
+            return self._take(bodies, kind, considerate)
+
+    def take_now(self, bodies: Sequence[bytes], kind: BodyKind) -> Ingested | None:
+        """Append bodies as `take` does, or return None where another thread is at it: never waits for one."""
+        if not self._lock.acquire(blocking=False):
+            # Being brought back after a failed flush can take long; nobody has to wait for it to be told so.
+            failed = self._file.failed
+            return None if failed is None else Ingested(None, 0, UnavailableError(failed, retry_after_s=1.0))
+        try:
+            return self._take(bodies, kind, considerate=False)
+        finally:
+            self._lock.release()
+
+    def when_durable(self, step_index: int, call: WhenDurable) -> None:
+        """Have `call` called once the step is on the medium, or the medium refused it."""
+        self._mark.when(step_index, call)
+
+    def watch(self, loop: asyncio.AbstractEventLoop, callback: Callable[[int], None]) -> Callable[[], None]:
+        """Have `callback(durable_through)` run on `loop` whenever it grows; the return value unsubscribes."""
+        return self._mark.watch(loop, callback)
 
     def end(self, reason: EndReason | None, final_observation: Mapping[str, Any] | None = None) -> Ended:
         """Write the end record and flush; None means terminated if the last step was terminal, else truncated.
@@ -147,54 +205,165 @@ class EpisodeWriter:
             stop = min(start + limit, self.steps)
             if start >= stop:
                 return 0, 0
-            begin = self._offsets[start]
-            return begin, self._line_end(stop - 1) - begin
+            begin = self._offset(start)
+            return begin, self._offset(stop) - begin
 
     def sync(self) -> None:
-        """Flush what is accepted so far; a failure is kept in `failed` for those who wait."""
+        """Flush what is accepted so far; a failure is told to those who wait, and tried again in a while."""
+        since_s, self._unsynced_since_s = self._unsynced_since_s, None
         # In this order a step that arrives in between is counted as unflushed, never as flushed.
-        self._unsynced_since_s = None
-        steps = self.steps
+        written = self._written
         try:
-            self._file.sync()
-        except UnavailableError:
-            with self._synced:
-                self._synced.notify_all()
-        else:
-            self._note_durable(steps)
-
-    def watch(self, loop: asyncio.AbstractEventLoop, callback: Callable[[int], None]) -> Callable[[], None]:
-        """Have `callback(durable_through)` run on `loop` whenever more is on the medium; returns the undo."""
-        key = object()
-        self._watchers[key] = (loop, callback)
-
-        def unwatch() -> None:
-            self._watchers.pop(key, None)
-
-        return unwatch
+            if self._file.failed is None:
+                self._file.sync()
+                self._note_durable(written)
+            else:
+                self._revive()
+        except UnavailableError as error:
+            self._unsynced_since_s = since_s or time.monotonic()
+            self._mark.fail(
+                UnavailableError(
+                    f"the step was accepted but {self._file.failed or error.detail}", retry_after_s=1.0
+                )
+            )
+            self._flusher.retry(self)
 
     def close(self) -> None:
         """Flush and release the log without ending it; a later store goes on at the next step index."""
+        self.sync()
         with self._lock:
-            self.sync()
             self._file.close()
+
+    def _take(self, bodies: Sequence[bytes], kind: BodyKind, considerate: bool) -> Ingested:
+        consumed = 0
+        last: NewLines | None = None
+        error: BrainError | None = None
+        ready: list[NewLines] = []
+        try:
+            self._require_open()
+            for body in bodies:
+                quick = self._encode_quick(body, kind, ready[-1].tail if ready else self._tail, considerate)
+                if quick is not None:
+                    self._rate.take(len(quick.lines))
+                    ready.append(quick)
+                    continue
+                if ready:
+                    self._write(ready)
+                    consumed, last, ready = consumed + len(ready), ready[-1], []
+                new = self._encode(body, kind, considerate)
+                self._rate.take(len(new.lines))
+                self._write([new])
+                consumed, last = consumed + 1, new
+        except BrainError as found:
+            error = found
+        if ready:
+            # What came before the body that met the error is taken.
+            try:
+                self._write(ready)
+                consumed, last = consumed + len(ready), ready[-1]
+            except BrainError as found:
+                error = found
+        appended = None if last is None else Appended(last.last_index, self.durable_through, last.accepted)
+        return Ingested(appended, consumed, error)
+
+    def _encode_quick(self, body: bytes, kind: BodyKind, tail: Tail, considerate: bool) -> NewLines | None:
+        self._require_size(body)
+        if len(body) > 0 and body[0] == _BRACE and kind == "json":
+            return self._lines.quick((body,), kind, tail, considerate)
+        pieces, _ = split_steps(body, kind, self._settings.max_batch_steps)
+        return self._lines.quick(pieces, kind, tail, considerate)
+
+    def _encode(self, body: bytes, kind: BodyKind, considerate: bool) -> NewLines:
+        pieces, batch = split_steps(body, kind, self._settings.max_batch_steps)
+        steps = (parse_step(piece, kind, f"steps/{place}" if batch else "") for place, piece in enumerate(pieces))
+        return self._lines.general(steps, len(pieces), self._tail, batch=batch, considerate=considerate)
+
+    def _write(self, new: Sequence[NewLines]) -> None:
+        """Append the lines of requests that follow each other, in one write."""
+        lines = [line for request in new for line in request.lines]
+        if not lines:
+            return
+        size_bytes = sum(map(len, lines))
+        self._file.require_space(size_bytes, self._settings.min_free_bytes)
+        offset = self._file.append(b"".join(lines) if len(lines) > 1 else lines[0])
+        for line in lines:
+            self._offsets.append(offset)
+            offset += len(line)
+        self._tail = new[-1].tail
+        self._written = (self.steps, offset)
+        self.last_used_s = time.monotonic()
+        if self._unsynced_since_s is None:
+            self._unsynced_since_s = self.last_used_s
+            if self._flushes_by_itself:
+                self._flusher.note(self, urgent=self.answers_when_durable)
 
     def _end(self, reason: EndReason | None, final_observation: Mapping[str, Any] | None) -> Ended:
         if self.ended is not None:
             return require_same_end(self.header.episode_id, self.ended, reason)
-        if self._terminal and reason == "truncated":
+        if self._tail.is_terminal and reason == "truncated":
             raise ConflictError(
                 f"step {self.steps - 1} of episode {self.header.episode_id!r} is terminal; end it as 'terminated'",
                 field="reason",
             )
-        reason = reason or ("terminated" if self._terminal else "truncated")
-        self._steps_end_bytes = self._file.append(encode_line(self._end_record(reason, final_observation)))
-        self._file.sync()
+        reason = reason or ("terminated" if self._tail.is_terminal else "truncated")
+        line = encode_line(self._end_record(reason, final_observation))
+        try:
+            # A sound end line must vouch for every line before it: after a power cut nobody looks at those again.
+            self._file.sync()
+            self._file.append(line)
+            self._file.sync()
+        except UnavailableError:
+            self._file.take_back(self._written[1])
+            self._flusher.retry(self)
+            raise
         self.ended = Ended(self.steps, self.steps - 1, reason)
         self._unsynced_since_s = None
-        self._note_durable(self.steps)
+        self._note_durable(self._written)
         self._file.close()
         return self.ended
+
+    def _revive(self) -> None:
+        """Bring the log back after a failed flush; steps that the kernel lost meanwhile are reported.
+
+        Raises:
+            UnavailableError: the medium still refuses.
+        """
+        with self._lock:
+            steps, durable_bytes = self._durable
+            last: dict[str, Any] | None = None
+
+            def is_whole(line: bytes) -> bool:
+                nonlocal steps, last
+                try:
+                    last = decode_line(line)
+                except CorruptDataError:
+                    return False
+                steps += 1
+                return True
+
+            lost_bytes = self._written[1] - self._file.revive(durable_bytes, is_whole)
+            if lost_bytes:
+                self._note_lost(steps, lost_bytes, last)
+            self._note_durable(self._written)
+        _LOG.warning("episode %s takes steps again; the medium took its flush", self.header.episode_id)
+
+    def _note_lost(self, steps: int, lost_bytes: int, last: Mapping[str, Any] | None) -> None:
+        lost = self.steps - steps
+        if last is None and steps:
+            last = self._stored(steps - 1)
+        self._offsets.cut(steps)
+        self._tail = Tail(
+            steps, self.spec if steps else self.header.features, bool(last is not None and last["is_terminal"])
+        )
+        self._written = (steps, self._file.size_bytes)
+        reason = "the medium failed to flush them and did not read them back"
+        report = RecoveryReport(self.header.episode_id, steps, lost_bytes, lost, reason=reason)
+        self.report(report.to_json())
+        _LOG.error("episode %s lost its last %d accepted steps: %s", self.header.episode_id, lost, reason)
+
+    def _note_durable(self, written: tuple[int, int]) -> None:
+        self._durable = written
+        self._mark.advance(written[0] - 1)
 
     def _require_open(self) -> None:
         if self.ended is not None:
@@ -204,101 +373,21 @@ class EpisodeWriter:
                 next_step_index=self.steps,
             )
 
-    def _first_index(self, bodies: Sequence[StepIn]) -> int:
-        given = bodies[0].index()
-        return self.steps - len(bodies) if given is None else given
-
-    def _encode(self, bodies: Sequence[StepIn], batch: bool) -> tuple[list[bytes], EpisodeSpec | None]:
-        """Check every step and return the lines of the new ones, with the spec they follow."""
-        if not bodies:
-            raise InvalidError("no steps were given; send at least one", field="steps")
-        lines: list[bytes] = []
-        spec = self.spec
-        given = bodies[0].index()
-        first = self.steps if given is None else given
-        for place, body in enumerate(bodies):
-            prefix = f"steps/{place}/" if batch else ""
-            index = first + place
-            if index > self.steps + len(lines) or body.index() not in (None, index) or index < 0:
-                self._reject_gap(body.index(), self.steps if place == 0 else index, prefix)
-            fixes_spec = spec is None
-            step, spec = check_step(body, self.header, spec, index, prefix)
-            if index < self.steps:
-                self._require_same(step, body.time_ns() is None, prefix)
-                continue
-            if (self._terminal and not lines) or (lines and bodies[place - 1].is_terminal):
-                raise ConflictError(
-                    f"step {index - 1} is terminal, nothing can follow it: "
-                    f"POST /episodes/{self.header.episode_id}/end",
-                    field=f"{prefix}step_index",
-                    next_step_index=self.steps,
-                )
-            lines.append(self._line(step, spec if fixes_spec else None, prefix))
-        return lines, spec
-
-    def _line(self, step: Step, fixed: EpisodeSpec | None, prefix: str) -> bytes:
-        record = step.record(self.header.episode_id)
-        if fixed is not None:
-            record["features"] = fixed.to_json()
-        try:
-            line = encode_line(record)
-        except InvalidError as error:
-            raise InvalidError(error.detail, field=prefix.rstrip("/") or None) from error
-        if len(line) > self._settings.max_step_bytes:
-            raise TooLargeError(
-                f"step {step.step_index} has {len(line)} bytes, the limit is {self._settings.max_step_bytes}",
-                field=prefix.rstrip("/") or None,
-            )
-        return line
-
-    def _write(self, lines: list[bytes], spec: EpisodeSpec | None, terminal: bool) -> None:
-        free_bytes = self._file.free_bytes()
-        if free_bytes < self._settings.min_free_bytes:
-            raise UnavailableError(
-                f"only {free_bytes} bytes are free, {self._settings.min_free_bytes} are kept in reserve: "
-                "convert, upload or delete episodes"
-            )
-        offset = self._file.append(b"".join(lines))
-        for line in lines:
-            self._offsets.append(offset)
-            offset += len(line)
-        self.spec = spec
-        self._terminal = terminal
-        self.last_used_s = time.monotonic()
-        if self._unsynced_since_s is None:
-            self._unsynced_since_s = self.last_used_s
-        if self._durability != "episode":
-            self._flusher.note(self, urgent=self._durability == "step")
-
-    def _reject_gap(self, given: int | None, expected: int, prefix: str) -> None:
-        raise ConflictError(
-            f"step_index {given} leaves a gap: {expected} was expected, the next step is {self.steps}",
-            field=f"{prefix}step_index",
-            next_step_index=self.steps,
-        )
-
-    def _require_same(self, step: Step, time_was_omitted: bool, prefix: str) -> None:
-        stored = self._stored(step.step_index)
-        stored.pop("features", None)
-        again = orjson.loads(orjson.dumps(step.record(self.header.episode_id), option=orjson.OPT_SERIALIZE_NUMPY))
-        if time_was_omitted:
-            again["step_metadata"]["timestamp_ns"] = stored["step_metadata"]["timestamp_ns"]
-        if again != stored:
-            wrong = sorted(name for name in again.keys() | stored.keys() if again.get(name) != stored.get(name))
-            raise ConflictError(
-                f"step {step.step_index} is stored with another {', '.join(wrong)}; a retry must repeat its body",
-                field=f"{prefix}{wrong[0]}",
-                next_step_index=self.steps,
-            )
+    def _require_size(self, body: bytes) -> None:
+        limit = self._settings.max_body_bytes
+        if len(body) > limit:
+            raise TooLargeError(f"the body has {len(body)} bytes, the limit is {limit}; split it")
 
     def _stored(self, index: int) -> dict[str, Any]:
-        start = self._offsets[index]
-        return decode_line(self._file.read(start, self._line_end(index) - start))
+        begin = self._offset(index)
+        end = self._offset(index + 1)
+        return decode_line(self._file.read(begin, end - begin))
 
-    def _line_end(self, index: int) -> int:
-        if index + 1 < self.steps:
-            return self._offsets[index + 1]
-        return self._file.size_bytes if self._steps_end_bytes is None else self._steps_end_bytes
+    def _offset(self, index: int) -> int:
+        """Return where the line of a step begins; for the step that comes next, where the steps end."""
+        if index >= self.steps:
+            return self._written[1]
+        return self._offsets.locate(index, self._file.read)
 
     def _end_record(self, reason: str, final_observation: Mapping[str, Any] | None) -> dict[str, Any]:
         record: dict[str, Any] = {
@@ -314,30 +403,3 @@ class EpisodeWriter:
             flat = flatten(final_observation, "final_observation")
             record["final_observation"] = nest(check_values(flat, self.spec.observation, "final_observation"))
         return record
-
-    def _note_durable(self, steps: int) -> None:
-        with self._synced:
-            grew = steps - 1 > self.durable_through
-            self.durable_through = max(self.durable_through, steps - 1)
-            self._synced.notify_all()
-        for loop, callback in list(self._watchers.values()) if grew else ():
-            # A loop that has closed meanwhile listens no more.
-            with contextlib.suppress(RuntimeError):
-                loop.call_soon_threadsafe(callback, steps - 1)
-
-    def _wait_durable(self, step_index: int) -> None:
-        with self._synced:
-            self._synced.wait_for(lambda: self.durable_through >= step_index or self.failed is not None)
-        if self.durable_through < step_index:
-            raise UnavailableError(f"step {step_index} was accepted but {self.failed}")
-
-
-def require_same_end(episode_id: str, ended: Ended, reason: str | None) -> Ended:
-    """Return the earlier end if `reason` repeats it (None always does).
-
-    Raises:
-        ConflictError: it ended for another reason.
-    """
-    if reason not in (None, ended.reason):
-        raise ConflictError(f"episode {episode_id!r} has ended as {ended.reason}, not {reason}", field="reason")
-    return ended

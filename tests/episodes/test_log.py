@@ -1,5 +1,6 @@
 """The file itself: locks, exclusive creation, and media that refuse."""
 
+import os
 import subprocess
 import sys
 import textwrap
@@ -62,15 +63,18 @@ def test_a_full_device_is_named() -> None:
     file.close()
 
 
-def test_after_a_failed_flush_the_file_takes_nothing_more() -> None:
+def test_after_a_failed_flush_the_file_takes_nothing_more(tmp_path: Path) -> None:
     """The null device takes writes and refuses to flush them, as a dying card does."""
-    file = EpisodeFile.open(Path("/dev/null"))
+    file = EpisodeFile(tmp_path / "e.jsonl", os.open("/dev/null", os.O_RDWR), 0)
     file.append(b"line\n")
     for _ in range(2):
         with pytest.raises(UnavailableError, match="flush"):
             file.sync()
-    with pytest.raises(UnavailableError, match="Restart the daemon"):
+    with pytest.raises(UnavailableError, match="tries again by itself"):
         file.append(b"line\n")
+    with pytest.raises(UnavailableError, match="flush"):
+        file.revive(0, lambda _: True)
+    assert file.failed is not None
     file.close()
 
 

@@ -1,0 +1,51 @@
+"""What the calls of an episode answer."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from brain_service.errors import BrainError, ConflictError
+
+__all__ = ["Appended", "EndReason", "Ended", "Ingested", "require_same_end"]
+
+EndReason = Literal["terminated", "truncated", "recovered"]
+
+
+@dataclass(frozen=True, slots=True)
+class Appended:
+    """Answer to an append: index of its last step, highest index on the medium (-1: none), steps it held."""
+
+    step_index: int
+    durable_through: int
+    accepted: int
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """Answer to an end: how many steps the episode has, the highest index on the medium, and how it ended."""
+
+    steps: int
+    durable_through: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Ingested:
+    """What became of the bodies of one call: the first `consumed` are in the log, `appended` answers the last.
+
+    `error` is what body number `consumed` met; the bodies behind it were not looked at.
+    """
+
+    appended: Appended | None
+    consumed: int
+    error: BrainError | None = None
+
+
+def require_same_end(episode_id: str, ended: Ended, reason: str | None) -> Ended:
+    """Return the earlier end if `reason` repeats it (None always does).
+
+    Raises:
+        ConflictError: it ended for another reason.
+    """
+    if reason not in (None, ended.reason):
+        raise ConflictError(f"episode {episode_id!r} has ended as {ended.reason}, not {reason}", field="reason")
+    return ended

@@ -1,0 +1,37 @@
+"""How many steps a second an episode may take: a token bucket."""
+
+import threading
+import time
+
+from brain_service.errors import TooManyError
+
+__all__ = ["StepRate"]
+
+
+class StepRate:
+    """Allows `steps_per_s`, and up to `burst` at once after a pause. Thread-safe."""
+
+    def __init__(self, steps_per_s: float, burst: float) -> None:
+        self._steps_per_s = steps_per_s
+        self._burst = burst
+        self._left = burst
+        self._seen_s = time.monotonic()
+        self._lock = threading.Lock()
+
+    def take(self, count: int) -> None:
+        """Count `count` new steps.
+
+        Raises:
+            TooManyError: they come too early; `retry_after_s` says when they may.
+        """
+        with self._lock:
+            now_s = time.monotonic()
+            self._left = min(self._burst, self._left + (now_s - self._seen_s) * self._steps_per_s)
+            self._seen_s = now_s
+            if count > self._left:
+                wait_s = (count - self._left) / self._steps_per_s
+                raise TooManyError(
+                    f"more than max_steps_per_s = {self._steps_per_s:g} steps a second; wait {wait_s:.3f} s",
+                    retry_after_s=round(wait_s, 3),
+                )
+            self._left -= count

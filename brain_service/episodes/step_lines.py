@@ -1,0 +1,170 @@
+"""From posted steps to log lines: order, retries, limits, and the short way for what is usual."""
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from brain_service.episodes.codec import StepCodec
+from brain_service.episodes.header import EpisodeHeader
+from brain_service.episodes.log_format import encode_line
+from brain_service.episodes.schema import Step, StepIn, check_step
+from brain_service.episodes.wire import BodyKind, Piece
+from brain_service.errors import ConflictError, InvalidError, TooLargeError
+from brain_service.settings import CaptureSettings
+from brain_service.spec import EpisodeSpec
+
+__all__ = ["NewLines", "StepLines", "Tail"]
+
+# How many steps are read before the next look at what else waits for the interpreter.
+_CHUNK = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Tail:
+    """What the next step follows: the steps before it, their spec (None: it fixes it), whether they are all."""
+
+    steps: int
+    spec: EpisodeSpec | None
+    is_terminal: bool
+
+
+@dataclass(frozen=True, slots=True)
+class NewLines:
+    """The lines of one request's new steps, and the tail behind them. `last_index` is that of its last step."""
+
+    lines: Sequence[bytes]
+    tail: Tail
+    last_index: int
+    accepted: int
+
+
+class StepLines:
+    """Encodes the steps of one episode. For one thread at a time.
+
+    `stored` returns the record of a step in the log by its index, for retries to be held against.
+    """
+
+    def __init__(
+        self, header: EpisodeHeader, settings: CaptureSettings, stored: Callable[[int], dict[str, Any]]
+    ) -> None:
+        self._header = header
+        self._settings = settings
+        self._stored = stored
+        self._codec: StepCodec | None = None
+        self._codec_spec: EpisodeSpec | None = None
+
+    def quick(self, pieces: Sequence[Piece], kind: BodyKind, tail: Tail, considerate: bool) -> NewLines | None:
+        """Take the short way with steps that are all new; None if they need `general`.
+
+        `considerate` lets other threads have the interpreter now and then.
+        """
+        if tail.spec is None or tail.is_terminal or not pieces:
+            return None
+        codec = self._codec_for(tail.spec)
+        if codec is None:
+            return None
+        lines: list[bytes] = []
+        is_terminal = False
+        for start in range(0, len(pieces), _CHUNK):
+            taken = codec.take(pieces[start : start + _CHUNK], kind)
+            found = None if taken is None or is_terminal else codec.lines(taken, tail.steps + start)
+            if taken is None or found is None:
+                return None
+            is_terminal = taken.is_terminal
+            lines += found
+            if considerate:
+                time.sleep(0)
+        if max(map(len, lines)) > self._settings.max_step_bytes:
+            return None
+        steps = tail.steps + len(lines)
+        return NewLines(lines, Tail(steps, tail.spec, is_terminal), steps - 1, len(lines))
+
+    def general(
+        self, bodies: Iterable[StepIn], count: int, tail: Tail, *, batch: bool, considerate: bool = False
+    ) -> NewLines:
+        """Check `count` steps one by one; what is stored already must equal what is stored.
+
+        `batch` puts `steps/<n>/` before the field names in errors.
+
+        Raises:
+            InvalidError: a step is wrong, or there is none.
+            ConflictError: a gap (with `next_step_index`), another body under a stored index, or a step behind
+                a terminal one.
+            TooLargeError: a step is over its limit.
+            UnavailableError: the medium cannot read what is stored.
+        """
+        if not count:
+            raise InvalidError("no steps were given; send at least one", field="steps")
+        lines: list[bytes] = []
+        spec, is_terminal = tail.spec, tail.is_terminal
+        first = 0
+        for place, body in enumerate(bodies):
+            prefix = f"steps/{place}/" if batch else ""
+            given = body.index()
+            if place == 0:
+                first = tail.steps if given is None else given
+            index = first + place
+            if index > tail.steps + len(lines) or given not in (None, index) or index < 0:
+                self._reject_gap(given, tail.steps if place == 0 else index, tail.steps, prefix)
+            fixes_spec = spec is None
+            step, spec = check_step(body, self._header, spec, index, prefix)
+            if index < tail.steps:
+                self._require_same(step, body.time_ns() is None, tail.steps, prefix)
+                continue
+            if is_terminal:
+                raise ConflictError(
+                    f"step {index - 1} is terminal, nothing can follow it: "
+                    f"POST /episodes/{self._header.episode_id}/end",
+                    field=f"{prefix}step_index",
+                    next_step_index=tail.steps,
+                )
+            lines.append(self._line(step, spec if fixes_spec else None, prefix))
+            is_terminal = step.is_terminal
+            if considerate and place % _CHUNK == 0:
+                time.sleep(0)
+        return NewLines(lines, Tail(tail.steps + len(lines), spec, is_terminal), first + count - 1, count)
+
+    def _codec_for(self, spec: EpisodeSpec) -> StepCodec | None:
+        if self._codec_spec is not spec:
+            self._codec, self._codec_spec = StepCodec.of(self._header, spec), spec
+        return self._codec
+
+    def _line(self, step: Step, fixed: EpisodeSpec | None, prefix: str) -> bytes:
+        record = step.record(self._header.episode_id)
+        if fixed is not None:
+            record["features"] = fixed.to_json()
+        try:
+            line = encode_line(record)
+        except InvalidError as error:
+            field = f"{prefix}{error.field or ''}".rstrip("/") or None
+            raise InvalidError(f"{prefix if error.field else ''}{error.detail}", field=field) from error
+        if len(line) > self._settings.max_step_bytes:
+            raise TooLargeError(
+                f"step {step.step_index} has {len(line)} bytes, the limit is {self._settings.max_step_bytes}",
+                field=prefix.rstrip("/") or None,
+            )
+        return line
+
+    def _reject_gap(self, given: int | None, expected: int, following: int, prefix: str) -> None:
+        raise ConflictError(
+            f"step_index {given} leaves a gap: {expected} was expected, the next step is {following}",
+            field=f"{prefix}step_index",
+            next_step_index=following,
+        )
+
+    def _require_same(self, step: Step, time_was_omitted: bool, following: int, prefix: str) -> None:
+        stored = self._stored(step.step_index)
+        stored.pop("features", None)
+        again = orjson.loads(orjson.dumps(step.record(self._header.episode_id), option=orjson.OPT_SERIALIZE_NUMPY))
+        if time_was_omitted:
+            again["step_metadata"]["timestamp_ns"] = stored["step_metadata"]["timestamp_ns"]
+        if again != stored:
+            wrong = sorted(name for name in again.keys() | stored.keys() if again.get(name) != stored.get(name))
+            raise ConflictError(
+                f"step {step.step_index} is stored with another {', '.join(wrong)}; a retry must repeat its body",
+                field=f"{prefix}{wrong[0]}",
+                next_step_index=following,
+            )
