@@ -242,7 +242,10 @@ class InferenceRouter:
             return stored
         row, model = session.row, session.model
         observation = model.manifest.spec.observation
-        values = check_values(flatten(request.observation, "observation"), observation, "observation")
+        given = flatten(request.observation, "observation")
+        # The model sees no images, so a controller need not send them.
+        asked = {path: f for path, f in observation.items() if f.dtype != "image" or path in given}
+        values = check_values(given, asked, "observation")
         if request.executed_action is not None and session.next_step > 0:
             action = flatten(request.executed_action, "executed_action")
             check_values(action, model.manifest.spec.action, "executed_action")
