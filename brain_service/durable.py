@@ -1,10 +1,18 @@
 """Durable writes: temporary file, fsync, rename, fsync of the directory. The one place that does it."""
 
+import contextlib
 import os
 import shutil
 from pathlib import Path
 
-__all__ = ["fsync_directory", "publish_directory", "remove_tree", "replace_symlink", "write_atomic"]
+__all__ = [
+    "fsync_directory",
+    "make_directory",
+    "publish_directory",
+    "remove_tree",
+    "replace_symlink",
+    "write_atomic",
+]
 
 
 def fsync_directory(path: Path) -> None:
@@ -14,6 +22,22 @@ def fsync_directory(path: Path) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def make_directory(path: Path) -> None:
+    """Make a directory and its missing parents so that a power cut takes none of them, nor what is put in later.
+
+    The entry of one that stands already is flushed too: whoever made it may have been killed before that.
+
+    Raises:
+        OSError: it cannot be made, or a file stands in its place.
+    """
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    for folder in missing or [path]:
+        # What only others may read was made by others.
+        with contextlib.suppress(PermissionError):
+            fsync_directory(folder.parent)
 
 
 def _fsync_file(path: Path) -> None:

@@ -1,6 +1,7 @@
 """Atomic writes: a reader sees the old or the new whole, and a failure leaves the old."""
 
 import os
+import random
 import resource
 import subprocess
 import sys
@@ -9,7 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from brain_service.durable import publish_directory, remove_tree, replace_symlink, write_atomic
+from brain_service.durable import make_directory, publish_directory, remove_tree, replace_symlink, write_atomic
+from tests.fakes.disk import watched
+from tests.fakes.medium import Medium
+from tests.fakes.recording import Recording
+from tests.fakes.sectors import Fate
 
 
 def test_write_replaces_and_leaves_nothing_else(tmp_path: Path) -> None:
@@ -89,3 +94,20 @@ def test_a_link_moves_in_one_step(tmp_path: Path) -> None:
         replace_symlink(link, target)
         assert os.readlink(link) == target
     assert sorted(os.listdir(tmp_path)) == ["active"]
+
+
+def test_a_made_directory_hangs_on_no_unflushed_entry(tmp_path: Path) -> None:
+    recording = Recording(tmp_path)
+    with watched(tmp_path, recording):
+        make_directory(tmp_path / "a" / "b" / "c")
+        make_directory(tmp_path / "a" / "b" / "c")
+    medium = Medium(recording)
+    for event in recording.events:
+        medium.play(event)
+    assert sorted(medium.survive(Fate("lost", "lost"), random.Random(0))) == ["a", "a/b", "a/b/c"]
+
+
+def test_a_file_in_the_place_of_a_directory_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("")
+    with pytest.raises(OSError, match=r"exists|Not a directory"):
+        make_directory(tmp_path / "a")

@@ -1,0 +1,108 @@
+"""All changes of files below a folder, in order, with what clients were told in between."""
+
+import os
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tests.fakes.disk import Call
+
+__all__ = ["Begin", "Change", "Claim", "End", "Event", "Recording", "Tree", "write_tree"]
+
+Tree = dict[str, bytes | None]
+"""Content by path below the root; None is a folder."""
+
+
+@dataclass(slots=True, eq=False)
+class Change:
+    """A change in the recording. `done` comes later than its beginning, as an event of its own."""
+
+    call: Call
+    done: int | None = None
+    failed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """What a client was told: `kind` is `created`, `accepted`, `durable`, `ended`, `deleting`, `deleted`, ..."""
+
+    kind: str
+    episode_id: str
+    value: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class Begin:
+    """A change begins."""
+
+    change: Change
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """A change has returned, with or without an error."""
+
+    change: Change
+
+
+Event = Begin | End | Claim
+
+
+class Recording:
+    """A watcher that keeps all it sees. `skips` tells which changes to leave out: a writer broken on purpose."""
+
+    def __init__(self, root: Path, skips: Callable[[Call], bool] = lambda call: False) -> None:
+        self.root = os.path.realpath(root)
+        self.before_it = _read_tree(Path(self.root))
+        self.events: list[Event] = []
+        self._skips = skips
+        self._running: dict[int, Change] = {}
+        self._lock = threading.Lock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"root": self.root, "before_it": self.before_it, "events": self.events}
+
+    def say(self, kind: str, episode_id: str, value: Any = None) -> None:
+        """Keep what a client was told just now."""
+        self.events.append(Claim(kind, episode_id, value))
+
+    def before(self, call: Call) -> bool:
+        """Keep the beginning of a change."""
+        if self._skips(call):
+            return False
+        change = Change(call)
+        with self._lock:
+            self._running[id(call)] = change
+            self.events.append(Begin(change))
+        return True
+
+    def after(self, call: Call, done: int | None) -> None:
+        """Keep its end."""
+        with self._lock:
+            change = self._running.pop(id(call), None)
+            if change is not None:
+                change.done, change.failed = done, done is None
+                self.events.append(End(change))
+
+
+def _read_tree(root: Path) -> Tree:
+    return {
+        str(path.relative_to(root)): None if path.is_dir() else path.read_bytes()
+        for path in sorted(root.rglob("*"))
+    }
+
+
+def write_tree(root: Path, tree: Tree, age_s: float = 0.0) -> None:
+    """Make the folders and files of a state below `root`, last changed `age_s` seconds ago."""
+    then = time.time() - age_s
+    for name, content in tree.items():
+        path = root / name
+        if content is None:
+            path.mkdir(parents=True, exist_ok=True)
+        else:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+            os.utime(path, (then, then))

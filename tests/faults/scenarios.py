@@ -1,0 +1,124 @@
+"""Lives of robots for the power cuts: what is recorded, in which order, and what the robots are told."""
+
+import contextlib
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from brain_service.episodes.logger import EpisodeLogger
+from brain_service.episodes.store import EpisodeStore
+from brain_service.settings import CaptureSettings
+from tests.fakes.recording import Recording
+from tests.faults.robots import body
+
+__all__ = ["Robot", "logger_life", "store_life"]
+
+_DURABILITIES = ("interval", "step", "episode")
+
+
+@contextlib.contextmanager
+def _store(root: Path) -> Iterator[EpisodeStore]:
+    settings = CaptureSettings(min_free_bytes=0, sync_interval_s=0.003, compress_after_s=None)
+    store = EpisodeStore(root, settings)
+    store.start()
+    try:
+        store.wait_recovered(30)
+        yield store
+    finally:
+        store.close()
+
+
+class Robot:
+    """One robot's client of a store: appends its episode's next steps and notes in the recording what it hears."""
+
+    def __init__(self, store: EpisodeStore, heard: Recording, episode_id: str) -> None:
+        self.episode_id = episode_id
+        self.steps = 0
+        self._store = store
+        self._heard = heard
+
+    def create(self, **members: Any) -> None:
+        """Create the episode."""
+        self._heard.say("creating", self.episode_id)
+        self._store.create({"episode_id": self.episode_id, **members})
+        self._heard.say("created", self.episode_id)
+
+    def append(self, count: int, *, repeat: int = 0) -> None:
+        """Append `count` steps in one request that begins with the last `repeat` ones again."""
+        bodies = [body(self.episode_id, index) for index in range(self.steps - repeat, self.steps + count)]
+        self._heard.say("sent", self.episode_id, self.steps + count - 1)
+        done = self._store.append_json(self.episode_id, orjson.dumps(bodies if len(bodies) > 1 else bodies[0]))
+        self.steps += count
+        self._heard.say("accepted", self.episode_id, done.step_index)
+        self._heard.say("durable", self.episode_id, done.durable_through)
+
+    def ask(self) -> None:
+        """Ask how far the episode is durable."""
+        self._heard.say("durable", self.episode_id, self._store.get(self.episode_id)["durable_through"])
+
+    def end(self, reason: str) -> None:
+        """End the episode."""
+        self._heard.say("ending", self.episode_id, reason)
+        self._store.end(self.episode_id, reason)
+        self._heard.say("ended", self.episode_id, reason)
+
+    def delete(self) -> None:
+        """Delete the episode."""
+        self._heard.say("deleting", self.episode_id)
+        self._store.delete(self.episode_id)
+        self._heard.say("deleted", self.episode_id)
+
+
+def store_life(root: Path, heard: Recording, rng: random.Random) -> None:
+    """Several robots at once on one store, every durability; some end, some of those are deleted; one restart."""
+    names = iter(f"robot{number}-{rng.randrange(10**6)}" for number in range(100))
+    for _ in range(2):
+        with _store(root) as store:
+            robots: list[Robot] = []
+            for _ in range(24):
+                act = rng.random()
+                if len(robots) < 2 or (act < 0.1 and len(robots) < 5):
+                    robots.append(Robot(store, heard, next(names)))
+                    robots[-1].create(durability=rng.choice(_DURABILITIES))
+                    continue
+                robot = rng.choice(robots)
+                if act < 0.8:
+                    robot.append(rng.choice((1, 1, 1, 4)), repeat=min(robot.steps, rng.choice((0, 0, 0, 2))))
+                elif act < 0.85:
+                    robot.ask()
+                else:
+                    robots.remove(robot)
+                    robot.end(rng.choice(("terminated", "truncated")))
+                    if rng.random() < 0.5:
+                        robot.delete()
+
+
+def logger_life(root: Path, heard: Recording, rng: random.Random) -> None:
+    """A robot's own process with `EpisodeLogger`: one episode after another, in both formats."""
+    for number, form in enumerate(("jsonl", "json", "json")):
+        with EpisodeLogger(
+            root,
+            format="json" if form == "json" else "jsonl",
+            durability=rng.choice(_DURABILITIES),
+            min_free_bytes=0,
+        ) as logger:
+            name = f"logger{number}-{rng.randrange(10**6)}"
+            if form == "json":
+                heard.say("document", name)
+            heard.say("creating", name)
+            logger.start_episode(episode_id=name)
+            heard.say("created", name)
+            for index in range(rng.randrange(1, 6)):
+                sent = body(name, index)
+                heard.say("sent", name, index)
+                done = logger.log_step(
+                    sent["observation"], sent["action"], sent["reward"], timestamp_ns=sent["timestamp_ns"]
+                )
+                heard.say("accepted", name, done.step_index)
+                heard.say("durable", name, done.durable_through)
+            heard.say("ending", name, "truncated")
+            logger.end_episode()
+            heard.say("ended", name, "truncated")

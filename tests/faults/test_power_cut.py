@@ -1,0 +1,124 @@
+"""After a power cut at any instant nothing is lost that was called durable, and the judge notices if it were."""
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from brain_service.episodes import recovery
+from brain_service.episodes.log import EpisodeFile
+from brain_service.episodes.writer import EpisodeWriter
+from tests.fakes.disk import Call
+from tests.faults.power_cut import Scenario, cut_everywhere, judged_apart, record
+from tests.faults.scenarios import logger_life, store_life
+
+SCENARIOS: list[Scenario] = [store_life, logger_life]
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS)
+def test_no_durable_step_is_lost_to_a_power_cut(tmp_path: Path, scenario: Scenario) -> None:
+    verdict = judged_apart(record(scenario, tmp_path, seed=1), every=12)
+    assert verdict.violations == []
+    assert verdict.recoveries > 20
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("scenario", SCENARIOS)
+def test_no_durable_step_is_lost_at_any_instant(tmp_path: Path, scenario: Scenario, seed: int) -> None:
+    verdict = judged_apart(record(scenario, tmp_path, seed), seed, draws=2)
+    assert verdict.violations == []
+    assert verdict.recoveries > 200
+
+
+def violations(tmp_path: Path, scenario: Scenario, skips: Callable[[Call], bool] = lambda call: False) -> str:
+    """Return what the judge finds wrong with a writer that was broken on purpose."""
+    return "\n".join(judged_apart(record(scenario, tmp_path, seed=1, skips=skips), every=8).violations)
+
+
+def is_file_flush(call: Call) -> bool:
+    return call.kind == "sync" and not call.is_folder
+
+
+def is_folder_flush(call: Call) -> bool:
+    return call.kind == "sync" and call.is_folder
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS)
+def test_flushes_of_files_left_out_are_caught(tmp_path: Path, scenario: Scenario) -> None:
+    assert "was durable" in violations(tmp_path, scenario, is_file_flush)
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS)
+def test_flushes_of_folders_left_out_are_caught(tmp_path: Path, scenario: Scenario) -> None:
+    assert "was created and is gone" in violations(tmp_path, scenario, is_folder_flush)
+
+
+@pytest.mark.long
+def test_flushing_only_the_folder_that_holds_the_logs_is_caught(tmp_path: Path) -> None:
+    found = violations(tmp_path, store_life, lambda c: is_folder_flush(c) and not c.path.endswith("/episodes"))
+    assert "was created and is gone" in found
+
+
+def test_a_document_that_is_not_flushed_before_its_rename_is_caught(tmp_path: Path) -> None:
+    found = violations(tmp_path, logger_life, lambda c: is_file_flush(c) and ".json." in c.path)
+    assert found
+
+
+@pytest.mark.long
+def test_an_end_that_is_answered_before_its_flush_is_caught(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ending, end = threading.local(), EpisodeWriter.end
+
+    def careless(writer: EpisodeWriter, *arguments: object) -> object:
+        ending.now = True
+        try:
+            return end(writer, *arguments)  # type: ignore[arg-type]
+        finally:
+            ending.now = False
+
+    monkeypatch.setattr(EpisodeWriter, "end", careless)
+    found = violations(tmp_path, store_life, lambda c: is_file_flush(c) and getattr(ending, "now", False))
+    assert "ended as" in found
+
+
+@pytest.mark.long
+def test_an_end_line_that_vouches_for_unflushed_steps_is_caught(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One flush for the last steps and the end line together: the line may arrive on the medium without them."""
+    sync, flushes = EpisodeFile.sync, threading.local()
+
+    def end(writer: EpisodeWriter, *arguments: object) -> object:
+        flushes.skip = 1
+        return whole_end(writer, *arguments)  # type: ignore[arg-type]
+
+    def lazy(file: EpisodeFile) -> None:
+        if getattr(flushes, "skip", 0):
+            flushes.skip -= 1
+            return
+        sync(file)
+
+    whole_end = EpisodeWriter.end
+    monkeypatch.setattr(EpisodeWriter, "end", end)
+    monkeypatch.setattr(EpisodeFile, "sync", lazy)
+    found = "\n".join(
+        text
+        for seed in (1, 8)
+        for text in judged_apart(record(logger_life, tmp_path / str(seed), seed), seed, draws=3).violations
+    )
+    assert "CorruptDataError" in found
+
+
+@pytest.mark.long
+def test_a_recovery_that_believes_every_line_is_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Zeros and torn lines are cut because they fail their checksums; one that counts newlines keeps them."""
+    recording = record(store_life, tmp_path, seed=1)
+
+    def believe(file: EpisodeFile, found: recovery.LogScan) -> recovery.RecoveryReport:
+        return recovery.RecoveryReport(found.header.episode_id, len(found.offsets))
+
+    monkeypatch.setattr(recovery, "_cut", believe)
+    assert cut_everywhere(recording, every=60).violations
