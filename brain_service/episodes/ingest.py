@@ -1,5 +1,254 @@
-"""Bodies on their way into the log: taken in order, answered without a thread waiting for the medium."""
+"""Bodies on their way into the log: taken in order, answered without a thread waiting for the medium.
 
-from brain_service.episodes.answers import Ingested
+Two lanes. What is small and usual is done by one thread, the capture thread, one call after the other: a hand-over
+to a pool costs several times what such a step does. What takes longer (a large body, a log that has to be opened
+first, an episode that another thread is at) is done by a few threads of their own, and what follows it for the
+same episode waits there too, so that the order of an episode is kept and the others go on.
+"""
 
-__all__ = ["Ingested"]
+import asyncio
+import contextlib
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from queue import SimpleQueue
+from typing import Protocol
+
+from brain_service.episodes.answers import Appended, Ingested
+from brain_service.episodes.durable_mark import WhenDurable
+from brain_service.episodes.wire import BodyKind, body_kind
+from brain_service.errors import BrainError, UnavailableError
+
+__all__ = ["Ingest", "Ingested", "Taker"]
+
+_SMALL_BYTES = 256 * 1024
+_SLOW_THREADS = 4
+# What a waiting body costs beside its bytes.
+_BODY_BYTES = 512
+_RETRY_AFTER_S = 0.25
+
+
+class Taker(Protocol):
+    """An open episode, as `EpisodeWriter` is one."""
+
+    answers_when_durable: bool
+
+    @property
+    def durable_through(self) -> int:
+        """Highest step index on the medium."""
+
+    def take(self, bodies: Sequence[bytes], kind: BodyKind, *, considerate: bool = False) -> Ingested:
+        """Append bodies in order."""
+
+    def take_now(self, bodies: Sequence[bytes], kind: BodyKind) -> Ingested | None:
+        """Append bodies in order unless another thread is at it."""
+
+    def when_durable(self, step_index: int, call: WhenDurable) -> None:
+        """Have `call` called once the step is on the medium."""
+
+
+class _Replies:
+    """Answers on their way to one event loop; those that are ready together share one wake-up."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop
+        self._ready: deque[tuple[asyncio.Future[Ingested], Ingested | Exception]] = deque()
+        self._woken = False
+
+    def put(self, future: "asyncio.Future[Ingested]", found: Ingested | Exception) -> None:
+        """Answer a call; from any thread."""
+        self._ready.append((future, found))
+        # Read after the answer is in place: whoever resets it looks for answers afterwards.
+        if not self._woken:
+            self._woken = True
+            # A loop that has closed meanwhile listens no more.
+            with contextlib.suppress(RuntimeError):
+                self.loop.call_soon_threadsafe(self._deliver)
+
+    def _deliver(self) -> None:
+        self._woken = False
+        while self._ready:
+            future, found = self._ready.popleft()
+            if future.done():
+                continue
+            if isinstance(found, Ingested):
+                future.set_result(found)
+            else:
+                future.set_exception(found)
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    episode_id: str
+    bodies: Sequence[bytes]
+    kind: BodyKind
+    size_bytes: int
+    cost_bytes: int
+    future: "asyncio.Future[Ingested]"
+    replies: _Replies
+
+
+class Ingest:
+    """The lanes of a store. `submit` runs on event loops and never blocks; all else happens on threads of its own.
+
+    `known` returns an episode that is open already, `find` opens it if need be (it may block and raises what a
+    request should be answered), `noted` is told how each call ended.
+    """
+
+    def __init__(
+        self,
+        known: Callable[[str], Taker | None],
+        find: Callable[[str], Taker],
+        noted: Callable[[BrainError | None], None],
+        max_queued_bytes: int,
+    ) -> None:
+        self._known = known
+        self._find = find
+        self._noted = noted
+        self._max_queued_bytes = max_queued_bytes
+        self._queue: SimpleQueue[_Call | None] = SimpleQueue()
+        self._lock = threading.Lock()
+        self._queued_bytes = 0
+        self._slow: dict[str, deque[_Call]] = {}
+        self._replies: dict[asyncio.AbstractEventLoop, _Replies] = {}
+        self._closing = False
+        self._thread = threading.Thread(target=self._run, name="capture", daemon=True)
+        self._pool = ThreadPoolExecutor(_SLOW_THREADS, thread_name_prefix="capture-slow")
+
+    @property
+    def queued_bytes(self) -> int:
+        """Bytes of bodies that wait to be written."""
+        return self._queued_bytes
+
+    def start(self) -> None:
+        """Start the capture thread."""
+        self._thread.start()
+
+    def close(self) -> None:
+        """Finish what waits and stop; later calls are refused."""
+        with self._lock:
+            self._closing = True
+        self._queue.put(None)
+        if self._thread.ident is not None:
+            self._thread.join()
+        self._pool.shutdown()
+
+    def submit(self, episode_id: str, bodies: Sequence[bytes], content_type: str) -> "asyncio.Future[Ingested]":
+        """Queue bodies of one episode; every refusal comes through the future as well."""
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Ingested] = loop.create_future()
+        size_bytes = sum(map(len, bodies))
+        cost_bytes = size_bytes + _BODY_BYTES * (len(bodies) + 1)
+        with self._lock:
+            refusal = self._refusal(cost_bytes)
+            if refusal is None:
+                self._queued_bytes += cost_bytes
+                call = _Call(
+                    episode_id,
+                    bodies,
+                    body_kind(content_type),
+                    size_bytes,
+                    cost_bytes,
+                    future,
+                    self._replies_of(loop),
+                )
+                # Under the lock, so that nothing comes behind the mark that ends the queue.
+                self._queue.put(call)
+        if refusal is not None:
+            future.set_result(Ingested(None, 0, refusal))
+        return future
+
+    def _refusal(self, cost_bytes: int) -> UnavailableError | None:
+        if self._closing:
+            return UnavailableError("the daemon is shutting down; resend to the next one", retry_after_s=1.0)
+        if self._queued_bytes + cost_bytes > self._max_queued_bytes:
+            return UnavailableError(
+                f"{self._queued_bytes} bytes of steps wait for the medium already, the limit is "
+                f"max_queued_bytes = {self._max_queued_bytes}; resend later",
+                retry_after_s=_RETRY_AFTER_S,
+            )
+        return None
+
+    def _replies_of(self, loop: asyncio.AbstractEventLoop) -> _Replies:
+        found = self._replies.get(loop)
+        if found is None:
+            self._replies = {known: it for known, it in self._replies.items() if not known.is_closed()}
+            found = self._replies[loop] = _Replies(loop)
+        return found
+
+    def _run(self) -> None:
+        while (call := self._queue.get()) is not None:
+            if call.episode_id in self._slow and self._wait_behind(call):
+                continue
+            try:
+                done = call.size_bytes <= _SMALL_BYTES and self._run_now(call)
+            except Exception as error:  # noqa: BLE001 - a defect met in one call must not end the thread for all
+                self._settle(call, error)
+                continue
+            if not done:
+                with self._lock:
+                    self._slow[call.episode_id] = deque()
+                self._pool.submit(self._run_slowly, call)
+
+    def _run_now(self, call: _Call) -> bool:
+        taker = self._known(call.episode_id)
+        found = None if taker is None else taker.take_now(call.bodies, call.kind)
+        if taker is None or found is None:
+            return False
+        self._answer(call, taker, found)
+        return True
+
+    def _wait_behind(self, call: _Call) -> bool:
+        """Queue a call behind the slow one of its episode; False if that has just ended."""
+        with self._lock:
+            waiting = self._slow.get(call.episode_id)
+            if waiting is not None:
+                waiting.append(call)
+            return waiting is not None
+
+    def _run_slowly(self, call: _Call) -> None:
+        following: _Call | None = call
+        while following is not None:
+            call = following
+            try:
+                taker = self._find(call.episode_id)
+                found = taker.take(call.bodies, call.kind, considerate=call.size_bytes > _SMALL_BYTES)
+                self._answer(call, taker, found)
+            except BrainError as error:
+                self._settle(call, Ingested(None, 0, error))
+            except Exception as error:  # noqa: BLE001 - as in `_run`, and the calls behind it have to go on
+                self._settle(call, error)
+            with self._lock:
+                waiting = self._slow[call.episode_id]
+                following = waiting.popleft() if waiting else None
+                if following is None:
+                    del self._slow[call.episode_id]
+
+    def _answer(self, call: _Call, taker: Taker, found: Ingested) -> None:
+        appended = found.appended
+        if appended is None or not taker.answers_when_durable:
+            self._settle(call, found)
+            return
+        self._release(call)
+
+        def answer(error: BrainError | None) -> None:
+            if error is not None:
+                call.replies.put(call.future, Ingested(None, 0, error))
+                return
+            durable = Appended(appended.step_index, taker.durable_through, appended.accepted)
+            call.replies.put(call.future, Ingested(durable, found.consumed, found.error))
+
+        self._noted(found.error)
+        taker.when_durable(appended.step_index, answer)
+
+    def _settle(self, call: _Call, found: Ingested | Exception) -> None:
+        self._release(call)
+        if isinstance(found, Ingested):
+            self._noted(found.error)
+        call.replies.put(call.future, found)
+
+    def _release(self, call: _Call) -> None:
+        with self._lock:
+            self._queued_bytes -= call.cost_bytes

@@ -1,8 +1,10 @@
 """The episodes that this process writes: found by id, recovered after a crash, closed when left idle."""
 
+import asyncio
 import logging
 import threading
 from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ from brain_service.episodes import catalogue
 from brain_service.episodes.flusher import Flusher
 from brain_service.episodes.header import EpisodeHeader
 from brain_service.episodes.recovery import RecoveryReport, looks_like_seed, quarantine, recover, sweep
-from brain_service.episodes.writer import EpisodeWriter
+from brain_service.episodes.writer import EpisodeWriter, Wear
 from brain_service.errors import BrainError, ConflictError, NotFoundError, TooManyError, UnavailableError
 from brain_service.settings import CaptureSettings
 
@@ -20,18 +22,40 @@ _LOG = logging.getLogger(__name__)
 _REPORTS_KEPT = 100
 
 
+class _Watcher:
+    """Somebody who wants to know how far an episode is on the medium, before its log may have been opened."""
+
+    def __init__(self, episode_id: str, loop: asyncio.AbstractEventLoop, callback: Callable[[int], None]) -> None:
+        self.episode_id = episode_id
+        self._loop = loop
+        self._callback = callback
+        self._undo: list[Callable[[], None]] = []
+
+    def follow(self, writer: EpisodeWriter) -> None:
+        """Listen to an open episode, in place of what was listened to before."""
+        self.stop()
+        self._undo.append(writer.watch(self._loop, self._callback))
+
+    def stop(self) -> None:
+        """Listen no more."""
+        while self._undo:
+            self._undo.pop()()
+
+
 class OpenEpisodes:
     """Writers by episode id. A log is recovered by whoever asks for it first: a live robot or `recover_all`.
 
     `reports` says what recovery found, `last_error` why the medium refuses now (None: it does not).
     """
 
-    def __init__(self, root: Path, settings: CaptureSettings, flusher: Flusher) -> None:
+    def __init__(self, root: Path, settings: CaptureSettings, flusher: Flusher, wear: Wear | None = None) -> None:
         self.reports: deque[dict[str, Any]] = deque(maxlen=_REPORTS_KEPT)
         self.last_error: str | None = None
         self._root = root
         self._settings = settings
         self._flusher = flusher
+        self._wear = wear
+        self._watchers: dict[_Watcher, None] = {}
         self._writers: dict[str, EpisodeWriter] = {}
         self._recovered: set[str] = set()
         self._opening: dict[str, threading.Lock] = {}
@@ -88,12 +112,48 @@ class OpenEpisodes:
                 f"{self._settings.max_open_episodes}: end some with POST /episodes/{{id}}/end"
             )
 
+    def create(self, header: EpisodeHeader) -> None:
+        """Begin an episode; its header is durable before the return.
+
+        Raises:
+            ConflictError: the episode exists.
+            TooLargeError: the header is over its limit.
+            UnavailableError: the medium refuses.
+        """
+        path = catalogue.episode_path(self._root, header.episode_id)
+        self.add(EpisodeWriter.create(path, header, self._settings, self._flusher, self._wear))
+
+    def watch(
+        self, episode_id: str, loop: asyncio.AbstractEventLoop, callback: Callable[[int], None]
+    ) -> Callable[[], None]:
+        """Have `callback(durable_through)` run on `loop` whenever it grows, also once a log is recovered later.
+
+        The return value unsubscribes.
+        """
+        watcher = _Watcher(episode_id, loop, callback)
+        with self._lock:
+            self._watchers[watcher] = None
+            writer = self._writers.get(episode_id)
+        if writer is not None:
+            watcher.follow(writer)
+
+        def unwatch() -> None:
+            with self._lock:
+                self._watchers.pop(watcher, None)
+            watcher.stop()
+
+        return unwatch
+
     def add(self, writer: EpisodeWriter, *, recovered: bool = False) -> None:
         """Enter an open episode; only a recovered one closes by itself when idle."""
+        writer.report = self.reports.append
         with self._lock:
             self._writers[writer.header.episode_id] = writer
             if recovered:
                 self._recovered.add(writer.header.episode_id)
+            watchers = [it for it in self._watchers if it.episode_id == writer.header.episode_id]
+        for watcher in watchers:
+            watcher.follow(writer)
 
     def forget(self, episode_id: str) -> None:
         """Drop an episode that has ended."""
@@ -141,7 +201,7 @@ class OpenEpisodes:
         if found.end is not None:
             file.close()
             return None
-        writer = EpisodeWriter(file, found, self._settings, self._flusher)
+        writer = EpisodeWriter(file, found, self._settings, self._flusher, self._wear)
         self.add(writer, recovered=True)
         return writer
 

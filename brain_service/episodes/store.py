@@ -21,13 +21,14 @@ from brain_service.episodes.flusher import Flusher
 from brain_service.episodes.header import EpisodeHeader, body_digest
 from brain_service.episodes.housekeeping import Housekeeper
 from brain_service.episodes.index import NO_FILTERS, Filters
+from brain_service.episodes.ingest import Ingest
 from brain_service.episodes.library import Library
 from brain_service.episodes.log import io_problem
 from brain_service.episodes.open_episodes import OpenEpisodes
 from brain_service.episodes.retention import RetentionPlan
 from brain_service.episodes.schema import StepIn
 from brain_service.episodes.wear import WearMeter
-from brain_service.episodes.wire import parse_steps
+from brain_service.episodes.wire import body_kind
 from brain_service.episodes.writer import EpisodeWriter
 from brain_service.errors import (
     BrainError,
@@ -75,10 +76,11 @@ class EpisodeStore:
         self._root = root
         self._settings = settings
         self._flusher = Flusher(settings.sync_interval_s)
-        self._open = OpenEpisodes(root, settings, self._flusher)
+        self._wear = WearMeter()
+        self._open = OpenEpisodes(root, settings, self._flusher, self._wear)
+        self._ingest = Ingest(self._open.known, self._writer, self._note, settings.max_queued_bytes)
         self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="capture-io")
         self._keyed = threading.Lock()
-        self._wear = WearMeter()
         self._library = Library(root, self._open, database)
         self._house = Housekeeper(
             root, self._library, self._wear, settings, retention or RetentionSettings(), datasets_dir
@@ -106,12 +108,14 @@ class EpisodeStore:
             self._open.last_error = problem.detail
         self._library.open()
         self._flusher.start()
+        self._ingest.start()
         self._housekeeper.start()
         self._house.start()
 
     def close(self) -> None:
         """Flush and release every open log; they stay open episodes for the next start."""
         self._stopping.set()
+        self._ingest.close()
         self._pool.shutdown(wait=True)
         if self._housekeeper.ident is not None:
             self._housekeeper.join()
@@ -177,10 +181,8 @@ class EpisodeStore:
     def _create(self, header: EpisodeHeader) -> EpisodeHeader:
         self._open.require_place()
         self._require_space()
-        path = catalogue.episode_path(self._root, header.episode_id)
         with self._noting_errors():
-            writer = EpisodeWriter.create(path, header, self._settings, self._flusher)
-        self._open.add(writer)
+            self._open.create(header)
         return header
 
     def append_json(self, episode_id: str, body: bytes, content_type: str = "application/json") -> Appended:
@@ -190,39 +192,31 @@ class EpisodeStore:
             MalformedError: the bytes cannot be parsed.
             BrainError: as `append`.
         """
-        if len(body) > self._settings.max_body_bytes:
-            raise TooLargeError(
-                f"the body has {len(body)} bytes, the limit is {self._settings.max_body_bytes}; split it"
-            )
-        steps, batch = parse_steps(body, content_type, self._settings.max_batch_steps)
-        return self._append(episode_id, steps, batch)
+        writer = self._writer(episode_id)
+        with self._noting_errors():
+            found = writer.take((body,), body_kind(content_type))
+            if found.error is not None:
+                raise found.error
+            assert found.appended is not None
+            return writer.settled(found.appended)
 
     def ingest(
         self, episode_id: str, bodies: Sequence[bytes], content_type: str = "application/json"
     ) -> "asyncio.Future[Ingested]":
         """Append bodies of `POST /episodes/{id}/steps` in order; called on an event loop, never blocks.
 
-        The future tells how many were accepted and what the first other one met, as `append_json` would raise.
-        It is done when they are accepted, under durability `step` when they are on the medium.
-
-        Raises:
-            UnavailableError: more than `max_queued_bytes` wait already (with `retry_after_s`), or it is closed.
+        The future tells how many were accepted and what the first other one met, as `append_json` would raise
+        it; an overfull queue and a closed store are told so too. It is done when they are accepted, under
+        durability `step` when they are on the medium.
         """
-        loop = asyncio.get_running_loop()
-        try:
-            return loop.run_in_executor(self._pool, self._take, episode_id, bodies, content_type)
-        except RuntimeError as error:
-            raise UnavailableError("the daemon is shutting down; resend to the next one") from error
+        return self._ingest.submit(episode_id, bodies, content_type)
 
     def watch_durable(self, episode_id: str, callback: Callable[[int], None]) -> Callable[[], None]:
         """Have `callback(durable_through)` run on the calling event loop whenever more is on the medium.
 
-        The return value unsubscribes. An episode that is not open here (yet) never calls.
+        The return value unsubscribes. An episode that this process does not write never calls.
         """
-        writer = self._open.known(episode_id)
-        if writer is None:
-            return lambda: None
-        return writer.watch(asyncio.get_running_loop(), callback)
+        return self._open.watch(episode_id, asyncio.get_running_loop(), callback)
 
     def append(self, episode_id: str, steps: Sequence[StepIn]) -> Appended:
         """Append steps, all or none. Repeating a stored step with the same body is harmless.
@@ -233,9 +227,16 @@ class EpisodeStore:
             ConflictError: a gap, another body under a stored index (both with `next_step_index`), an ended
                 episode, or one that another process writes.
             TooLargeError: a step or the batch is over its limit.
+            TooManyError: steps come faster than `max_steps_per_s`.
             UnavailableError: the disk is full, read-only or failing.
         """
-        return self._append(episode_id, steps, batch=len(steps) != 1)
+        if len(steps) > self._settings.max_batch_steps:
+            raise TooLargeError(
+                f"{len(steps)} steps at once, the limit is {self._settings.max_batch_steps}; split them"
+            )
+        writer = self._writer(episode_id)
+        with self._noting_errors():
+            return writer.append(steps, batch=len(steps) != 1)
 
     def end(
         self,
@@ -345,6 +346,7 @@ class EpisodeStore:
         return {
             "open_episodes": len(writers),
             "unsynced_steps": sum(writer.steps - 1 - writer.durable_through for writer in writers),
+            "queued_bytes": self._ingest.queued_bytes,
             "unsynced_s": max((writer.unsynced_s() for writer in writers), default=0.0),
             "free_bytes": free_bytes,
             "min_free_bytes": self._settings.min_free_bytes,
@@ -354,27 +356,20 @@ class EpisodeStore:
             **self._house.status(),
         }
 
-    def _take(self, episode_id: str, bodies: Sequence[bytes], content_type: str) -> Ingested:
-        done: Appended | None = None
-        for place, body in enumerate(bodies):
-            try:
-                done = self.append_json(episode_id, body, content_type)
-            except BrainError as error:
-                return Ingested(done, place, error)
-        return Ingested(done, len(bodies))
+    def _writer(self, episode_id: str) -> EpisodeWriter:
+        """Return an episode that this process writes, recovering its log if need be.
 
-    def _append(self, episode_id: str, steps: Sequence[StepIn], batch: bool) -> Appended:
-        if len(steps) > self._settings.max_batch_steps:
-            raise TooLargeError(
-                f"{len(steps)} steps at once, the limit is {self._settings.max_batch_steps}; split them"
-            )
+        Raises:
+            NotFoundError: no such episode.
+            ConflictError: it has ended, or another process writes it.
+            UnavailableError: its log cannot be recovered now.
+        """
         writer = self._open.find(episode_id)
         if writer is None:
             state = self.get(episode_id)["state"]
             why = "is being written by another process" if state == "open" else f"has ended as {state}"
             raise ConflictError(f"episode {episode_id!r} {why}; POST /episodes starts another")
-        with self._noting_errors():
-            return writer.append(steps, batch=batch)
+        return writer
 
     def _require_space(self) -> None:
         try:
@@ -387,15 +382,21 @@ class EpisodeStore:
                 "convert, upload or delete episodes"
             )
 
+    def _note(self, error: BrainError | None) -> None:
+        """Keep the reason while the medium refuses, and forget it once it takes a write again."""
+        if error is None:
+            self._open.last_error = None
+        elif isinstance(error, UnavailableError):
+            self._open.last_error = error.detail
+
     @contextlib.contextmanager
     def _noting_errors(self) -> Iterator[None]:
-        """Keep the reason while the medium refuses, and forget it once it takes a write again."""
         try:
             yield
         except UnavailableError as error:
-            self._open.last_error = error.detail
+            self._note(error)
             raise
-        self._open.last_error = None
+        self._note(None)
 
     def _keep_house(self) -> None:
         """Recover what the last run left open, then close what stays idle."""

@@ -5,13 +5,16 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
 from brain_service.episodes.answers import Appended, Ended, EndReason, Ingested, require_same_end
+from brain_service.episodes.archive import ARCHIVE_SUFFIX
 from brain_service.episodes.durable_mark import DurableMark, WhenDurable
 from brain_service.episodes.flusher import Flusher
 from brain_service.episodes.header import Durability, EpisodeHeader
+from brain_service.episodes.images import ImageStore
 from brain_service.episodes.log import EpisodeFile
 from brain_service.episodes.log_format import decode_line, encode_line
 from brain_service.episodes.rate import StepRate
@@ -64,7 +67,8 @@ class EpisodeWriter:
         self._tail = Tail(len(found.offsets), found.spec, found.last_is_terminal)
         self._settings = settings
         self._flusher = flusher
-        self._lines = StepLines(found.header, settings, self._stored)
+        self._images = ImageStore.beside(file.path)
+        self._lines = StepLines(found.header, settings, self._stored, self._images)
         self._rate = StepRate(
             settings.max_steps_per_s, max(float(settings.max_batch_steps), settings.max_steps_per_s)
         )
@@ -77,7 +81,7 @@ class EpisodeWriter:
         self.answers_when_durable = durability == "step"
         self._flushes_by_itself = durability != "episode"
         if wear is not None:
-            file.written = wear.add
+            file.written = self._images.written = wear.add
 
     @classmethod
     def create(
@@ -98,6 +102,8 @@ class EpisodeWriter:
         line = encode_line(header.record())
         if len(line) > settings.max_step_bytes:
             raise TooLargeError(f"the header has {len(line)} bytes, the limit is {settings.max_step_bytes}")
+        if path.with_name(path.name + ARCHIVE_SUFFIX).exists():
+            raise ConflictError(f"episode {header.episode_id!r} exists; choose another episode_id")
         file = EpisodeFile.create(path, line)
         if wear is not None:
             wear.add(len(line))
@@ -146,9 +152,17 @@ class EpisodeWriter:
             new = self._lines.general(bodies, len(bodies), self._tail, batch=batch)
             self._rate.take(len(new.lines))
             self._write([new])
+        return self.settled(Appended(new.last_index, self.durable_through, new.accepted))
+
+    def settled(self, appended: Appended) -> Appended:
+        """Return an answer when it may be given: under durability `step` once its steps are on the medium.
+
+        Raises:
+            UnavailableError: the medium refused them; they are accepted, no more.
+        """
         if self.answers_when_durable:
-            self._mark.wait(new.last_index)
-        return Appended(new.last_index, self.durable_through, new.accepted)
+            self._mark.wait(appended.step_index)
+        return replace(appended, durable_through=self.durable_through)
 
     def take(self, bodies: Sequence[bytes], kind: BodyKind, *, considerate: bool = False) -> Ingested:
         """Append bodies in order, each all or none, and return at once, whatever the durability.
@@ -214,6 +228,8 @@ class EpisodeWriter:
         # In this order a step that arrives in between is counted as unflushed, never as flushed.
         written = self._written
         try:
+            # First, so that a step on the medium has its images there.
+            self._images.sync()
             if self._file.failed is None:
                 self._file.sync()
                 self._note_durable(written)
@@ -284,7 +300,10 @@ class EpisodeWriter:
         if not lines:
             return
         size_bytes = sum(map(len, lines))
+        images = {reference: data for request in new for reference, data in request.images.items()}
+        size_bytes += sum(map(len, images.values()))
         self._file.require_space(size_bytes, self._settings.min_free_bytes)
+        self._images.put_all(images)
         offset = self._file.append(b"".join(lines) if len(lines) > 1 else lines[0])
         for line in lines:
             self._offsets.append(offset)
@@ -309,6 +328,7 @@ class EpisodeWriter:
         line = encode_line(self._end_record(reason, final_observation))
         try:
             # A sound end line must vouch for every line before it: after a power cut nobody looks at those again.
+            self._images.sync()
             self._file.sync()
             self._file.append(line)
             self._file.sync()
@@ -401,5 +421,9 @@ class EpisodeWriter:
             if self.spec is None:
                 raise InvalidError("an episode without steps has no final observation", field="final_observation")
             flat = flatten(final_observation, "final_observation")
-            record["final_observation"] = nest(check_values(flat, self.spec.observation, "final_observation"))
+            values = check_values(flat, self.spec.observation, "final_observation")
+            limit_bytes = self._settings.max_image_bytes
+            named, images = self._images.name_images(values, self.spec, "final_observation", limit_bytes)
+            self._images.put_all(images)
+            record["final_observation"] = nest(named)
         return record
