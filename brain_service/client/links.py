@@ -16,7 +16,8 @@ from brain_service.client.wire import MSGPACK, decode_object, join_steps
 
 __all__ = ["Feed", "Link", "NoStreamError", "PostLink", "StreamLink"]
 
-POLL_S = 0.25  # how often a POST sender that has nothing to send asks whether the rest is durable
+POST_POLL_S = 0.25  # how often a sender that has nothing to send asks whether the rest is durable
+STREAM_POLL_S = 1.0  # the same where the daemon tells by itself, should it once not have
 MESSAGES_IN_FLIGHT = 4  # while they are on their way the next steps gather into a larger message
 SPEAKING_S = 1.0  # how long a stream that breaks may take to say why
 
@@ -80,19 +81,29 @@ class PostLink:
                 feed.acknowledge(answer["step_index"], answer["durable_through"])
             elif feed.finishing:
                 return
-            elif not await feed.wait(None if feed.all_durable else POLL_S):
-                answer = await run_async(self._http, fetch_json(self._path))
-                if answer["steps"] <= feed.accepted_through:
-                    raise UnreachableError(f"the daemon came back with {answer['steps']} steps, fewer than it had")
-                feed.acknowledge(answer["steps"] - 1, answer["durable_through"])
+            elif not await feed.wait(None if feed.all_durable else POST_POLL_S):
+                await _look(self._http, self._path, feed)
+
+
+async def _look(http: httpx.AsyncClient, path: str, feed: Feed) -> None:
+    """Ask the daemon how far it is.
+
+    Raises:
+        UnreachableError: it is not there, or came back from a power cut.
+    """
+    summary = await run_async(http, fetch_json(path))
+    if summary["steps"] <= feed.accepted_through:
+        raise UnreachableError(f"the daemon came back with {summary['steps']} steps, fewer than it had")
+    feed.acknowledge(summary["steps"] - 1, summary["durable_through"])
 
 
 class StreamLink:
     """One WebSocket: messages out, cumulative acknowledgements in, a few messages on their way at a time."""
 
-    def __init__(self, endpoint: Endpoint, episode_id: str) -> None:
+    def __init__(self, endpoint: Endpoint, http: httpx.AsyncClient, episode_id: str) -> None:
         self._endpoint = endpoint
-        self._path = episode_path(episode_id, "/stream")
+        self._http = http
+        self._path = episode_path(episode_id)
         self._in_flight: deque[int] = deque()  # the last step of each message that is not acknowledged
 
     async def deliver(self, feed: Feed) -> None:
@@ -104,7 +115,7 @@ class StreamLink:
         """
         self._in_flight.clear()
         try:
-            async with self._endpoint.stream(self._path) as socket:
+            async with self._endpoint.stream(f"{self._path}/stream") as socket:
                 await self._both_ways(socket, feed)
         except InvalidStatus as error:
             if error.response.status_code in (429, 503):
@@ -140,8 +151,8 @@ class StreamLink:
             if steps:
                 self._in_flight.append(last)
                 await socket.send(join_steps(steps))
-            else:
-                await feed.wait()
+            elif not await feed.wait(None if feed.all_durable else STREAM_POLL_S):
+                await _look(self._http, self._path, feed)
 
     async def _listen(self, socket: ClientConnection, feed: Feed) -> None:
         try:

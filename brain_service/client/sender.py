@@ -79,7 +79,9 @@ class Sender:
         self._http = http
         self._path = episode_path(self.episode_id)
         self._link: Link = (
-            StreamLink(endpoint, self.episode_id) if transport == "stream" else PostLink(http, self.episode_id)
+            StreamLink(endpoint, http, self.episode_id)
+            if transport == "stream"
+            else PostLink(http, self.episode_id)
         )
         self._resumed = resumed
         self._created = False

@@ -168,11 +168,11 @@ class Spool:
         Raises:
             SpoolError: a record is damaged, or the medium cannot be read.
         """
-        segment = next(s for s in self._segments if s.first_index == place.segment)
-        size_bytes = segment.size_bytes
-        if place.offset >= size_bytes:
+        segment = next((s for s in self._segments if s.first_index == place.segment), None)
+        if segment is None or place.offset >= segment.size_bytes:  # read to its end, and perhaps tidied since
             following = next((s for s in self._segments if s.first_index > place.segment), None)
             return ([], place) if following is None else self.read(Place(following.first_index, 0), max_bytes)
+        size_bytes = segment.size_bytes
         try:
             with segment.path.open("rb") as file:
                 file.seek(place.offset)

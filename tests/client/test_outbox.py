@@ -1,0 +1,171 @@
+"""The offline buffer: nothing leaves it before it is durable, nothing comes twice, and its bound holds."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from brain_service.client.errors import BufferFullError, SpoolError
+from brain_service.client.outbox import STEP_OVERHEAD_BYTES, Outbox
+from brain_service.client.spool import SEGMENT_BYTES, Spool, waiting_spools
+
+BODY = {"episode_id": "e1"}
+
+
+def text(index: int) -> bytes:
+    return b"step %d " % index + b"x" * (index % 5)
+
+
+class OutboxMachine(RuleBasedStateMachine):
+    """Put, send, lose the connection, make durable, in any order; the daemon is a list."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.outbox = Outbox(40 * (len(text(0)) + STEP_OVERHEAD_BYTES))
+        self.daemon: list[bytes] = []
+        self.durable = 0
+        self.put = 0
+
+    @rule(count=st.integers(1, 10))
+    def record(self, count: int) -> None:
+        for _ in range(count):
+            try:
+                assert self.outbox.put(text) == self.put
+            except BufferFullError:
+                assert self.put - self.durable > 25
+                return
+            self.put += 1
+
+    @rule(count=st.integers(1, 7))
+    def send(self, count: int) -> None:
+        first = self.outbox.cursor
+        assert first == len(self.daemon)
+        self.daemon += self.outbox.take(count, 1000)
+
+    @precondition(lambda self: len(self.daemon) > self.durable)
+    @rule(data=st.data())
+    def make_durable(self, data: st.DataObject) -> None:
+        self.durable = data.draw(st.integers(self.durable, len(self.daemon)))
+        self.outbox.release(len(self.daemon) - 1, self.durable - 1)
+
+    @rule(data=st.data())
+    def power_cut(self, data: st.DataObject) -> None:
+        del self.daemon[data.draw(st.integers(self.durable, len(self.daemon))) :]
+        self.outbox.rewind(len(self.daemon))
+
+    @invariant()
+    def what_is_not_durable_is_kept(self) -> None:
+        assert self.daemon == [text(i) for i in range(len(self.daemon))]
+        assert self.outbox.first_index == self.durable
+        assert self.outbox.next_index == self.put
+        assert self.outbox.memory_bytes == sum(
+            len(text(i)) + STEP_OVERHEAD_BYTES for i in range(self.durable, self.put)
+        )
+
+
+TestOutbox = OutboxMachine.TestCase
+
+
+def test_a_batch_is_bounded_in_bytes_and_steps() -> None:
+    outbox = Outbox(10_000)
+    for _ in range(10):
+        outbox.put(lambda index: b"x" * 100)
+    assert len(outbox.take(4, 10_000)) == 4
+    assert len(outbox.take(100, 250)) == 2
+    assert len(outbox.take(100, 10)) == 1, "a step over the bound still goes, alone"
+
+
+def test_a_forgetful_outbox_drops_accepted_steps_only() -> None:
+    outbox = Outbox(10 * (100 + STEP_OVERHEAD_BYTES), forgetful=True)
+    for _ in range(10):
+        outbox.put(lambda index: b"x" * 100)
+    with pytest.raises(BufferFullError):
+        outbox.put(lambda index: b"x" * 100)
+    outbox.take(4, 10_000)
+    outbox.release(2, -1)
+    for _ in range(3):
+        outbox.put(lambda index: b"x" * 100)
+    assert outbox.first_index == 3
+    with pytest.raises(BufferFullError):
+        outbox.put(lambda index: b"x" * 100)
+
+
+def drain(outbox: Outbox) -> list[bytes]:
+    found: list[bytes] = []
+    while True:
+        if outbox.needs_loading:
+            outbox.load()
+        steps = outbox.take(100, 10_000)
+        if not steps and not outbox.needs_loading:
+            return found
+        found += steps
+        outbox.release(outbox.cursor - 1, outbox.cursor - 1)
+        if outbox.untidy:
+            outbox.tidy()
+
+
+def test_with_a_spool_memory_overflows_to_disk_and_comes_back_in_order(tmp_path: Path) -> None:
+    outbox = Outbox(5_000, Spool.create(tmp_path, BODY, 10**9))
+    for _ in range(3_000):
+        outbox.put(text)
+    assert outbox.memory_bytes <= 5_000
+    assert drain(outbox) == [text(i) for i in range(3_000)]
+    assert outbox.put(text) == 3_000
+    assert drain(outbox) == [text(3_000)]
+
+
+def test_durable_segments_vanish_and_the_bound_on_disk_holds(tmp_path: Path) -> None:
+    spool = Spool.create(tmp_path, BODY, 3 * SEGMENT_BYTES)
+    outbox = Outbox(10_000, spool)
+    count = 0
+    with pytest.raises(BufferFullError, match="max_spool_bytes"):
+        while True:
+            outbox.put(lambda index: b"x" * 50_000)
+            count += 1
+    assert len(list(spool.path.glob("*.steps"))) == 3
+    assert len(drain(outbox)) == count
+    assert [path.stat().st_size for path in spool.path.glob("*.steps")] == []
+    assert outbox.put(text) == count
+    spool.remove()
+    assert not spool.path.exists()
+
+
+@given(cut=st.integers(0, 400), flip=st.integers(0, 400))
+def test_a_torn_or_flipped_spool_gives_the_steps_before_it(
+    tmp_path_factory: pytest.TempPathFactory, cut: int, flip: int
+) -> None:
+    root = tmp_path_factory.mktemp("spool")
+    spool = Spool.create(root, BODY, 10**9)
+    ends = [0]
+    for index in range(20):
+        spool.append(index, text(index))
+        ends.append(spool.size_bytes)
+    spool.close()
+    (segment,) = spool.path.glob("*.steps")
+    data = bytearray(segment.read_bytes()[: ends[-1] - cut % ends[-1]])
+    if flip < len(data):
+        data[flip] ^= 0x40
+    segment.write_bytes(bytes(data))
+    good = min(len(data), flip if flip < len(data) else len(data))
+    expected = sum(end <= good for end in ends) - 1
+    (path,) = waiting_spools(root)
+    again = Spool.resume(path, 10**9)
+    assert drain(Outbox(100, again)) == [text(i) for i in range(expected)]
+    again.close()
+
+
+def test_a_spool_has_one_owner(tmp_path: Path) -> None:
+    spool = Spool.create(tmp_path, BODY, 10**9)
+    spool.append(0, b"x")
+    with pytest.raises(SpoolError):
+        Spool.resume(spool.path, 10**9)
+    with pytest.raises(SpoolError):
+        Spool.create(tmp_path, BODY, 10**9)
+    spool.close()
+    again = Spool.resume(spool.path, 10**9)
+    assert (again.first_index, again.next_index) == (0, 1)
+    again.set_aside()
+    assert waiting_spools(tmp_path) == []
+    assert waiting_spools(tmp_path / "none") == []
