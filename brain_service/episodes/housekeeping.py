@@ -13,13 +13,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from brain_service.episodes.archive import ARCHIVE_SUFFIX, compress_log
+from brain_service.episodes.archive import compress_log
 from brain_service.episodes.images import sweep_images
-from brain_service.episodes.index import EpisodeRow
 from brain_service.episodes.library import Library
 from brain_service.episodes.log import io_problem
 from brain_service.episodes.reader import episode_digest
-from brain_service.episodes.retention import HeldEpisodes, RetentionPlan, plan_retention
+from brain_service.episodes.retention import HeldEpisodes, RetentionPlan, is_wanted, plan_retention
 from brain_service.episodes.wear import WearMeter
 from brain_service.errors import BrainError, ConflictError, CorruptDataError, NotFoundError
 from brain_service.settings import CaptureSettings, RetentionSettings
@@ -27,7 +26,7 @@ from brain_service.settings import CaptureSettings, RetentionSettings
 __all__ = ["Housekeeper"]
 
 _LOG = logging.getLogger(__name__)
-_TICK_S = 5.0
+_TICK_S = 2.0
 _MINUTE_S = 60.0
 _LOWEST = 19
 
@@ -98,8 +97,10 @@ class Housekeeper:
             free_bytes = shutil.disk_usage(self._root).free
         except OSError as error:
             raise io_problem(error, f"read the file system of {self._root}") from error
+        total_bytes, oldest_ns = self._library.ask(lambda index: index.extent())
+        if not is_wanted(total_bytes, oldest_ns, free_bytes, self._retention):
+            return RetentionPlan(())
         ended = self._library.ask(lambda index: index.ended())
-        total_bytes = self._library.ask(lambda index: index.total_bytes())
         with self._held_lock:
             return plan_retention(ended, total_bytes, free_bytes, self._retention, self._held.digests)
 
@@ -132,9 +133,9 @@ class Housekeeper:
         with self._held_lock:
             changed = self._held.refresh()
             held_names, digests = self._held.names, self._held.digests
-        for row in self._library.ask(lambda index: index.ended()) if held_names else ():
-            if row.sha256 is None and _plain_name(row) in held_names and not self._stopping.is_set():
-                self._note_digest(row)
+        for episode_id, file in self._library.ask(lambda index: index.without_digest()) if held_names else ():
+            if file in held_names and not self._stopping.is_set():
+                self._note_digest(episode_id, file)
                 changed = True
         if changed:
             self._library.ask(lambda index: index.set_converted(digests))
@@ -149,11 +150,10 @@ class Housekeeper:
         if compress_after_s is None:
             return 0
         done = 0
-        self._library.refresh()
-        for row in self._library.ask(lambda index: index.ended()):
-            idle_s = time.time() - row.mtime_ns / 1e9
+        before_ns = time.time_ns() - round(compress_after_s * 1e9)
+        for row in self._library.ask(lambda index: index.uncompressed(before_ns)):
             key = (row.file, row.mtime_ns)
-            if row.file.endswith(ARCHIVE_SUFFIX) or idle_s < compress_after_s or key in self._refused:
+            if key in self._refused:
                 continue
             if self._stopping.is_set() or shutil.disk_usage(self._root).free < row.file_bytes:
                 break
@@ -183,10 +183,10 @@ class Housekeeper:
             self._wear.give_back(unsaved)
             raise
 
-    def _note_digest(self, row: EpisodeRow) -> None:
+    def _note_digest(self, episode_id: str, file: str) -> None:
         with contextlib.suppress(NotFoundError, CorruptDataError):
-            digest = episode_digest(self._root / row.file)
-            self._library.ask(lambda index: index.set_digest(row.episode_id, digest))
+            digest = episode_digest(self._root / file)
+            self._library.ask(lambda index: index.set_digest(episode_id, digest))
 
     def _run(self) -> None:
         # Capture and inference come first. Linux has priorities for single threads.
@@ -195,17 +195,18 @@ class Housekeeper:
         self._attempt("images", lambda: sweep_images(self._root))
         self._attempt("index", lambda: self._library.refresh(full=True))
         self._attempt("wear", lambda: self._wear.restore(self._library.ask(lambda index: index.wear())))
-        minute_s = 0.0
+        due_s = time.monotonic()
         while not self._stopping.is_set():
-            now_s = time.monotonic()
-            if now_s - minute_s >= _MINUTE_S:
-                minute_s = now_s
+            self._attempt("index", self._library.refresh)
+            if time.monotonic() >= due_s:
+                due_s = time.monotonic() + _MINUTE_S
                 self._attempt("index", lambda: self._library.refresh(full=True))
                 self._attempt("wear", self.save_wear)
+                self._attempt("retention", self.retain)
                 self._library.mend()
             self._attempt("compression", self.compress)
-            self._attempt("retention", self.retain)
-            self._attempt("index", self._count)
+            self._attempt("datasets", self.note_converted)
+            self._attempt("catalogue", self._count)
             self._stopping.wait(_TICK_S)
 
     def _count(self) -> None:
@@ -222,7 +223,3 @@ class Housekeeper:
             self._failed[task] = reason
         else:
             self._failed.pop(task, None)
-
-
-def _plain_name(row: EpisodeRow) -> str:
-    return row.file.removesuffix(ARCHIVE_SUFFIX)

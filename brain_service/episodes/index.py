@@ -177,9 +177,25 @@ class EpisodeIndex:
         """Return all ended episodes, oldest first."""
         return [_row(row) for row in self._database.read(f"{_SELECT} WHERE state != 'open' ORDER BY created_ns")]
 
-    def total_bytes(self) -> int:
-        """Return what all episodes take on the medium."""
-        return int(self._database.read("SELECT ifnull(sum(size_bytes), 0) FROM episodes")[0][0])
+    def uncompressed(self, before_ns: int) -> list[EpisodeRow]:
+        """Return the ended episodes whose log is not compressed and was last changed before then, oldest first."""
+        where = "WHERE state != 'open' AND file NOT LIKE '%.zst' AND mtime_ns <= ? ORDER BY created_ns"
+        return [_row(row) for row in self._database.read(f"{_SELECT} {where}", (before_ns,))]
+
+    def without_digest(self) -> list[tuple[str, str]]:
+        """Return (id, file) of the ended episodes whose digest is not known."""
+        rows = self._database.read(
+            "SELECT episode_id, file FROM episodes WHERE state != 'open' AND sha256 IS NULL"
+        )
+        return [(row[0], row[1]) for row in rows]
+
+    def extent(self) -> tuple[int, int | None]:
+        """Return what all episodes take on the medium, and when the first of them ended, in ns."""
+        row = self._database.read(
+            "SELECT ifnull(sum(size_bytes), 0), min(iif(state = 'open', NULL, ifnull(ended_ns, created_ns)))"
+            " FROM episodes"
+        )[0]
+        return int(row[0]), row[1]
 
     def counts(self) -> dict[str, Any]:
         """Return `total`, `bytes`, `compressed` (files), `unconverted`, and the oldest such `created_ns`."""

@@ -305,6 +305,8 @@ class Library:
             row = self._read_row(name, path)
             if row is not None:
                 rows.append(row)
+            elif name in self._not_logs and self._files.pop(name, None):
+                index.remove([name])
         if rows:
             index.put(rows)
             for row in rows:

@@ -16,7 +16,7 @@ import msgspec
 from brain_service.episodes.index import EpisodeRow
 from brain_service.settings import RetentionSettings
 
-__all__ = ["Doomed", "HeldEpisodes", "RetentionPlan", "plan_retention"]
+__all__ = ["Doomed", "HeldEpisodes", "RetentionPlan", "is_wanted", "plan_retention"]
 
 _LOG = logging.getLogger(__name__)
 _DAY_NS = 86_400 * 1_000_000_000
@@ -87,6 +87,25 @@ def plan_retention(
             total_bytes -= row.size_bytes
             free_bytes += row.size_bytes
     return RetentionPlan(tuple(doomed), unconverted, not_uploaded, kept_bytes)
+
+
+def is_wanted(
+    total_bytes: int,
+    oldest_ns: int | None,
+    free_bytes: int,
+    settings: RetentionSettings,
+    now_ns: int | None = None,
+) -> bool:
+    """Tell whether any bound asks for anything, without looking at each episode.
+
+    `oldest_ns` is when the first of the episodes ended, None if none has.
+    """
+    now_ns = time.time_ns() if now_ns is None else now_ns
+    return oldest_ns is not None and (
+        (settings.max_age_days is not None and now_ns - oldest_ns > settings.max_age_days * _DAY_NS)
+        or (settings.max_total_bytes is not None and total_bytes > settings.max_total_bytes)
+        or (settings.keep_free_bytes is not None and free_bytes < settings.keep_free_bytes)
+    )
 
 
 def _reason(
