@@ -13,15 +13,22 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from brain_service.durable import fsync_directory
 from brain_service.episodes.header import is_episode_id
 from brain_service.episodes.log import io_problem
-from brain_service.errors import CorruptDataError, InvalidError, NotFoundError, UnavailableError
+from brain_service.errors import (
+    CorruptDataError,
+    InvalidError,
+    NotFoundError,
+    TooLargeError,
+    UnavailableError,
+)
 from brain_service.image_header import image_kind, is_reference, read_image_header
-from brain_service.spec import EpisodeSpec, Feature, Leaf
+from brain_service.spec import EpisodeSpec, Feature, Leaf, flatten
 
 __all__ = [
     "FOLDER_SUFFIX",
@@ -58,11 +65,12 @@ def split_images(values: Mapping[str, Leaf], spec: EpisodeSpec) -> tuple[dict[st
 class ImageStore:
     """The images of one episode. `put` is for one thread at a time; `sync` may run beside it.
 
-    The folder is made with the first image.
+    The folder is made with the first image. `written` is told how many bytes each write had.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.written: Callable[[int], None] = lambda _: None
         self._lock = threading.Lock()
         self._unsynced: set[str] = set()
         # Flushing these failed: the kernel may have dropped their pages, so they are written anew.
@@ -94,13 +102,25 @@ class ImageStore:
         reference = reference or image_reference(data)
         path = self.path(reference)
         try:
-            if not self._create(path, data) and not _holds(path, data):
+            if self._create(path, data):
+                self.written(len(data))
+            elif not _holds(path, data):
                 _overwrite(path, data)
+                self.written(len(data))
         except OSError as error:
             raise io_problem(error, f"store an image of episode {self.folder.stem!r}") from error
         with self._lock:
             self._unsynced.add(reference)
         return reference
+
+    def put_all(self, images: Mapping[str, bytes]) -> None:
+        """Store images by their references.
+
+        Raises:
+            UnavailableError: the medium refuses; those before the refused one stay.
+        """
+        for reference, data in images.items():
+            self.put(data, reference)
 
     def sync(self) -> None:
         """Flush what was put since the last time, the files first and then their names.
@@ -173,6 +193,19 @@ class ImageStore:
         except OSError as error:
             raise io_problem(error, f"flush image {reference}") from error
 
+    def verify_all(self, tree: Any, spec: EpisodeSpec) -> None:
+        """Check that the images of a stored observation are whole, and bring them to the medium.
+
+        Raises:
+            CorruptDataError: one is missing, or another than what was stored.
+            UnavailableError: the medium cannot read or flush one.
+        """
+        if not spec.image_paths or tree is None:
+            return
+        values = flatten(tree, "observation")
+        for path in spec.image_paths:
+            self.verify(str(values.get(path)), flush=True)
+
     def require(self, reference: str, feature: Feature, field: str) -> None:
         """Check that a reference in a posted step names an image of this episode and of its feature's shape.
 
@@ -181,16 +214,43 @@ class ImageStore:
             UnavailableError: the medium cannot read it.
         """
         try:
-            header = read_image_header(self.read(reference), field)
+            data = self.read(reference)
         except (NotFoundError, CorruptDataError) as error:
             raise InvalidError(
                 f"{field}: this episode holds no whole {reference}; send its bytes", field=field
             ) from error
-        if header.shape != feature.shape:
-            raise InvalidError(
-                f"{field}: expected an image of shape {list(feature.shape)}, {reference} has {list(header.shape)}",
-                field=field,
-            )
+        _require_shape(data, reference, feature, field)
+
+    def name_images(
+        self,
+        values: Mapping[str, Leaf],
+        spec: EpisodeSpec,
+        field: str,
+        limit_bytes: int,
+        staged: Mapping[str, bytes] | None = None,
+    ) -> tuple[dict[str, Leaf], dict[str, bytes]]:
+        """Return the values of a posted observation with references in place of images, and its images.
+
+        Nothing is stored yet. `staged` are images that will be stored before these; `field` names the observation.
+
+        Raises:
+            TooLargeError: an image has more than `limit_bytes`.
+            InvalidError: a reference names no image of this episode, or one of another shape.
+            UnavailableError: the medium cannot read one.
+        """
+        named, found = split_images(values, spec)
+        for path in spec.image_paths:
+            given, reference = values[path], str(named[path])
+            if isinstance(given, str) and (data := (staged or {}).get(reference)) is not None:
+                _require_shape(data, reference, spec.observation[path], f"{field}/{path}")
+            elif isinstance(given, str):
+                self.require(reference, spec.observation[path], f"{field}/{path}")
+            elif len(given) > limit_bytes:
+                raise TooLargeError(
+                    f"{field}/{path}: the image has {len(given)} bytes, the limit is {limit_bytes}; compress it",
+                    field=f"{field}/{path}",
+                )
+        return named, found
 
     def load(self, values: Mapping[str, Leaf], spec: EpisodeSpec) -> dict[str, Leaf]:
         """Return the values of a stored observation with images in place of references.
@@ -234,6 +294,15 @@ class ImageStore:
         if not self._parent_synced:
             fsync_directory(self.folder.parent)
             self._parent_synced = True
+
+
+def _require_shape(data: bytes, reference: str, feature: Feature, field: str) -> None:
+    shape = read_image_header(data, field).shape
+    if shape != feature.shape:
+        raise InvalidError(
+            f"{field}: expected an image of shape {list(feature.shape)}, {reference} has {list(shape)}",
+            field=field,
+        )
 
 
 def _write_all(fd: int, data: bytes) -> None:

@@ -15,10 +15,18 @@ from typing import Any
 
 from brain_service.durable import fsync_directory, write_atomic
 from brain_service.episodes.header import EpisodeHeader
+from brain_service.episodes.images import ImageStore
 from brain_service.episodes.log import EpisodeFile, io_problem
 from brain_service.episodes.log_format import decode_line
 from brain_service.episodes.offsets import StepOffsets
-from brain_service.errors import BrainError, ConflictError, CorruptDataError, InvalidError, NotFoundError
+from brain_service.errors import (
+    BrainError,
+    ConflictError,
+    CorruptDataError,
+    InvalidError,
+    NotFoundError,
+    UnavailableError,
+)
 from brain_service.spec import EpisodeSpec
 
 __all__ = ["LogScan", "RecoveryReport", "looks_like_seed", "quarantine", "recover", "scan", "sweep"]
@@ -58,11 +66,15 @@ class LogScan:
     problem: str | None = None
 
 
-def scan(path: Path) -> LogScan:
+def scan(path: Path, images: ImageStore | None = None) -> LogScan:
     """Read a log line by line up to its first bad line.
+
+    With `images` a line is bad as well if one that it refers to is missing or fails its hash; the others are
+    flushed.
 
     Raises:
         CorruptDataError: the header line is bad, so the file has no episode to belong to.
+        UnavailableError: an image cannot be read or flushed, which says nothing of its line.
         OSError: the file cannot be read.
     """
     with path.open("rb") as file:
@@ -74,7 +86,10 @@ def scan(path: Path) -> LogScan:
         found = LogScan(header, len(line), header.features)
         for line in file:
             try:
-                _take(found, decode_line(line))
+                record = decode_line(line)
+                _take(found, record, images)
+            except UnavailableError:
+                raise
             except BrainError as error:
                 found.problem = error.detail
                 break
@@ -82,24 +97,30 @@ def scan(path: Path) -> LogScan:
     return found
 
 
-def _take(found: LogScan, record: Mapping[str, Any]) -> None:
+def _take(found: LogScan, record: Mapping[str, Any], images: ImageStore | None) -> None:
     """Add one record to the scan.
 
     Raises:
-        CorruptDataError: it stands behind the end, is of no known type, or its step index does not follow.
+        CorruptDataError: it stands behind the end, is of no known type, its step index does not follow, or an
+            image of it is missing or damaged.
         InvalidError: the features it carries are garbled.
+        UnavailableError: an image cannot be read or flushed.
     """
     if found.end is not None:
         raise CorruptDataError("a line stands behind the end of the episode")
     if record.get("type") == "end":
+        if images is not None and found.spec is not None:
+            images.verify_all(record.get("final_observation"), found.spec)
         found.end = dict(record)
         return
     expected = len(found.offsets)
     metadata = record.get("step_metadata", {})
     if record.get("type") != "step" or metadata.get("step_index") != expected:
         raise CorruptDataError(f"the line is not step {expected}")
-    if found.spec is None:
-        found.spec = EpisodeSpec.from_json(record.get("features"))
+    spec = found.spec or EpisodeSpec.from_json(record.get("features"))
+    if images is not None:
+        images.verify_all(record.get("observation"), spec)
+    found.spec = spec
     found.offsets.append(found.good_bytes)
     found.last_is_terminal = bool(record.get("is_terminal"))
 
@@ -115,8 +136,10 @@ def recover(path: Path) -> tuple[EpisodeFile, LogScan, RecoveryReport]:
     """
     file = EpisodeFile.open(path)
     try:
-        found = scan(path)
+        images = ImageStore.beside(path)
+        found = scan(path, images)
         report = _cut(file, found)
+        images.sync_names()
         file.sync()
     except OSError as error:
         file.close()

@@ -1,14 +1,15 @@
 """From posted steps to log lines: order, retries, limits, and the short way for what is usual."""
 
 import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import orjson
 
 from brain_service.episodes.codec import StepCodec
 from brain_service.episodes.header import EpisodeHeader
+from brain_service.episodes.images import ImageStore
 from brain_service.episodes.log_format import encode_line
 from brain_service.episodes.schema import Step, StepIn, check_step
 from brain_service.episodes.wire import BodyKind, Piece
@@ -33,12 +34,16 @@ class Tail:
 
 @dataclass(frozen=True, slots=True)
 class NewLines:
-    """The lines of one request's new steps, and the tail behind them. `last_index` is that of its last step."""
+    """The lines of one request's new steps, and the tail behind them. `last_index` is that of its last step.
+
+    `images` are those that the lines refer to, by reference; they are to be stored before the lines.
+    """
 
     lines: Sequence[bytes]
     tail: Tail
     last_index: int
     accepted: int
+    images: Mapping[str, bytes] = field(default_factory=dict)
 
 
 class StepLines:
@@ -48,11 +53,16 @@ class StepLines:
     """
 
     def __init__(
-        self, header: EpisodeHeader, settings: CaptureSettings, stored: Callable[[int], dict[str, Any]]
+        self,
+        header: EpisodeHeader,
+        settings: CaptureSettings,
+        stored: Callable[[int], dict[str, Any]],
+        images: ImageStore,
     ) -> None:
         self._header = header
         self._settings = settings
         self._stored = stored
+        self._images = images
         self._codec: StepCodec | None = None
         self._codec_spec: EpisodeSpec | None = None
 
@@ -99,6 +109,7 @@ class StepLines:
         if not count:
             raise InvalidError("no steps were given; send at least one", field="steps")
         lines: list[bytes] = []
+        images: dict[str, bytes] = {}
         spec, is_terminal = tail.spec, tail.is_terminal
         first = 0
         for place, body in enumerate(bodies):
@@ -111,6 +122,7 @@ class StepLines:
                 self._reject_gap(given, tail.steps if place == 0 else index, tail.steps, prefix)
             fixes_spec = spec is None
             step, spec = check_step(body, self._header, spec, index, prefix)
+            step, found = self._name_images(step, spec, prefix, images)
             if index < tail.steps:
                 self._require_same(step, body.time_ns() is None, tail.steps, prefix)
                 continue
@@ -122,15 +134,28 @@ class StepLines:
                     next_step_index=tail.steps,
                 )
             lines.append(self._line(step, spec if fixes_spec else None, prefix))
+            images |= found
             is_terminal = step.is_terminal
             if considerate and place % _CHUNK == 0:
                 time.sleep(0)
-        return NewLines(lines, Tail(tail.steps + len(lines), spec, is_terminal), first + count - 1, count)
+        following = Tail(tail.steps + len(lines), spec, is_terminal)
+        return NewLines(lines, following, first + count - 1, count, images)
 
     def _codec_for(self, spec: EpisodeSpec) -> StepCodec | None:
         if self._codec_spec is not spec:
             self._codec, self._codec_spec = StepCodec.of(self._header, spec), spec
         return self._codec
+
+    def _name_images(
+        self, step: Step, spec: EpisodeSpec, prefix: str, staged: Mapping[str, bytes]
+    ) -> tuple[Step, dict[str, bytes]]:
+        if not spec.image_paths:
+            return step, {}
+        limit_bytes = self._settings.max_image_bytes
+        named, found = self._images.name_images(
+            step.observation, spec, f"{prefix}observation", limit_bytes, staged
+        )
+        return replace(step, observation=named), found
 
     def _line(self, step: Step, fixed: EpisodeSpec | None, prefix: str) -> bytes:
         record = step.record(self._header.episode_id)
