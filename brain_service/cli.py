@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import brain_service
+from brain_service.cli_episodes import add_episodes_command
 from brain_service.errors import BrainError, UnavailableError
 from brain_service.logs import setup_logging
 from brain_service.settings import load_settings
@@ -27,6 +28,7 @@ examples:
   brain train    --data-path ./datasets --checkpoint-dir ./checkpoints/run1 --steps 1000
   brain evaluate --data-path ./datasets --checkpoint-dir ./checkpoints/run1
   brain export   --checkpoint-dir ./checkpoints/run1 --output-dir ./models
+  brain episodes ls --data-dir ./brain
   brain health   --url http://127.0.0.1:8080
 """
 
@@ -98,6 +100,8 @@ def _parser() -> argparse.ArgumentParser:
     export = command("export", _export, "Export a checkpoint as a bundle that the daemon serves.")
     export.add_argument("--checkpoint-dir", type=Path, required=True, help="checkpoints of one run")
     export.add_argument("--output-dir", type=Path, required=True, help="<model_id>/ is made in here")
+
+    add_episodes_command(commands)
 
     health = command("health", _health, "Ask a running daemon how it is; exit code 0 pass, 1 warn, 2 fail.")
     health.add_argument("--url", default="http://127.0.0.1:8080", help="(default: %(default)s)")

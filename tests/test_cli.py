@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from brain_service import EpisodeLogger
+from brain_service.cli import main
 from tests.processes import Daemon, free_port
 
 
@@ -103,3 +104,60 @@ def test_the_cloud_job_on_local_paths(tmp_path: Path) -> None:
     refused = brain("--data-path", "gs://bucket/data", "--output-dir", output, module="cloud_trainer")
     assert refused.returncode == 2
     assert refused.stderr.startswith("cloud-trainer: gs://bucket/data")
+
+
+def data_dir_with_episodes(root: Path) -> tuple[Path, list[str]]:
+    """Return a data directory without a daemon: two ended episodes and one that runs."""
+    names = []
+    with EpisodeLogger(root / "episodes") as logger:
+        for tag in ("a", "b"):
+            names.append(logger.start_episode(environment_id="bench", tags=[tag]))
+            logger.log_step({"x": [1.0]}, {"a": 1.0}, timestamp_ns=1)
+            logger.end_episode("truncated")
+    return root, names
+
+
+def test_episodes_are_listed_shown_and_removed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root, names = data_dir_with_episodes(tmp_path)
+    where = ["--data-dir", str(root)]
+    assert main(["episodes", "ls", *where]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == ["episode", *names[::-1]]
+    assert main(["episodes", "ls", "--tag", "a", "--json", *where]) == 0
+    assert [item["episode_id"] for item in json.loads(capsys.readouterr().out)] == names[:1]
+    assert main(["episodes", "show", names[0], *where]) == 0
+    assert "truncated" in capsys.readouterr().out
+    assert main(["episodes", "show", names[0], "--json", *where]) == 0
+    assert json.loads(capsys.readouterr().out)["steps"] == 1
+    assert main(["episodes", "rm", names[0], *where]) == 0
+    assert main(["episodes", "rm", names[0], *where]) == 2
+    captured = capsys.readouterr()
+    assert f"deleted {names[0]}" in captured.out
+    assert "no episode" in captured.err
+
+
+def test_retention_is_shown_before_it_is_done(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, names = data_dir_with_episodes(tmp_path)
+    where = ["--data-dir", str(root)]
+    monkeypatch.setenv("BRAIN_RETENTION__MAX_TOTAL_BYTES", "1")
+    assert main(["episodes", "retention", *where]) == 0
+    assert "2 episodes that no dataset holds" in capsys.readouterr().out
+    monkeypatch.setenv("BRAIN_RETENTION__DELETE_UNCONVERTED", "true")
+    monkeypatch.setenv("BRAIN_RETENTION__DELETE_NOT_UPLOADED", "true")
+    assert main(["episodes", "retention", "--dry-run", "--json", *where]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert [item["episode_id"] for item in plan["deleted"]] == names
+    assert main(["episodes", "retention", *where]) == 0
+    assert "2 episodes" in capsys.readouterr().out
+    assert main(["episodes", "ls", "--json", *where]) == 0
+    assert json.loads(capsys.readouterr().out) == []
+
+
+def test_a_directory_without_episodes_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["episodes", "ls", "--data-dir", str(tmp_path)]) == 2
+    assert "--data-dir" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["episodes", "ls", "--help"])
+    assert "examples:" in capsys.readouterr().out

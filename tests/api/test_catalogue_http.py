@@ -52,7 +52,7 @@ def test_filters_and_cursors(http: httpx.Client) -> None:
     pages: list[str] = []
     cursor: str | None = None
     while True:
-        params: dict[str, str | int] = {"robot_id": "r1", "limit": 2} | ({"cursor": cursor} if cursor else {})
+        params = {"robot_id": "r1", "limit": "2"} | ({"cursor": cursor} if cursor else {})
         page = http.get("/episodes", params=params).json()
         pages += [item["episode_id"] for item in page["episodes"]]
         record(http, robot_id="r1x")
