@@ -102,9 +102,10 @@ class EpisodeLogger:
         done: bool = False,
         **members: Any,
     ) -> Appended:
-        """Append a step; values are numbers, lists, NumPy arrays or text. `done` means `is_terminal`.
+        """Append a step; values are numbers, lists, NumPy arrays, text, or images as the bytes of a PNG or JPEG.
 
-        `members` are the other members of a step, such as `timestamp_ns`, `control_role`, `executed_action`.
+        `done` means `is_terminal`. `members` are the other members of a step, such as `timestamp_ns`,
+        `control_role`, `executed_action`.
 
         Raises:
             ConflictError: no episode is running, or its last step was terminal.
