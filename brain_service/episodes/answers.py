@@ -1,11 +1,12 @@
 """What the calls of an episode answer."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from brain_service.errors import BrainError, ConflictError
 
-__all__ = ["Appended", "EndReason", "Ended", "Ingested", "require_same_end"]
+__all__ = ["Appended", "EndReason", "Ended", "Ingested", "Taken", "require_same_end"]
 
 EndReason = Literal["terminated", "truncated", "recovered"]
 
@@ -26,6 +27,14 @@ class Ended:
     steps: int
     durable_through: int
     reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """An answer for each body that was accepted, in order; `error` is what the body behind them met."""
+
+    appended: Sequence[Appended]
+    error: BrainError | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,5 +1,8 @@
 """Bodies on their way into the log: taken in order, answered without a thread waiting for the medium.
 
+Calls that wait for the same episode go to its log in one write; what they get back is told to their event loop in
+one wake-up.
+
 Two lanes. What is small and usual is done by one thread, the capture thread, one call after the other: a hand-over
 to a pool costs several times what such a step does. What takes longer (a large body, a log that has to be opened
 first, an episode that another thread is at) is done by a few threads of their own, and what follows it for the
@@ -10,13 +13,13 @@ import asyncio
 import contextlib
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from queue import SimpleQueue
 from typing import Protocol
 
-from brain_service.episodes.answers import Appended, Ingested
+from brain_service.episodes.answers import Appended, Ingested, Taken
 from brain_service.episodes.durable_mark import WhenDurable
 from brain_service.episodes.wire import BodyKind, body_kind
 from brain_service.errors import BrainError, UnavailableError
@@ -25,6 +28,8 @@ __all__ = ["Ingest", "Ingested", "Taker"]
 
 _SMALL_BYTES = 256 * 1024
 _SLOW_THREADS = 4
+# How many calls are looked at together: no more than a few milliseconds of steps.
+_TOGETHER = 64
 # What a waiting body costs beside its bytes.
 _BODY_BYTES = 512
 _RETRY_AFTER_S = 0.25
@@ -39,10 +44,10 @@ class Taker(Protocol):
     def durable_through(self) -> int:
         """Highest step index on the medium."""
 
-    def take(self, bodies: Sequence[bytes], kind: BodyKind, *, considerate: bool = False) -> Ingested:
+    def take(self, bodies: Sequence[bytes], kind: BodyKind, *, considerate: bool = False) -> Taken:
         """Append bodies in order."""
 
-    def take_now(self, bodies: Sequence[bytes], kind: BodyKind) -> Ingested | None:
+    def take_now(self, bodies: Sequence[bytes], kind: BodyKind) -> Taken | None:
         """Append bodies in order unless another thread is at it."""
 
     def when_durable(self, step_index: int, call: WhenDurable) -> None:
@@ -88,6 +93,15 @@ class _Call:
     cost_bytes: int
     future: "asyncio.Future[Ingested]"
     replies: _Replies
+
+    @property
+    def is_small(self) -> bool:
+        """Whether the capture thread does it."""
+        return self.size_bytes <= _SMALL_BYTES
+
+    def goes_with(self, other: "_Call") -> bool:
+        """Whether both can be one write."""
+        return self.kind == other.kind and self.is_small and other.is_small
 
 
 class Ingest:
@@ -179,46 +193,74 @@ class Ingest:
         return found
 
     def _run(self) -> None:
-        while (call := self._queue.get()) is not None:
-            if call.episode_id in self._slow and self._wait_behind(call):
-                continue
+        ended = False
+        while not ended:
+            call = self._queue.get()
+            calls = []
+            while call is not None:
+                calls.append(call)
+                if len(calls) == _TOGETHER or self._queue.empty():
+                    break
+                call = self._queue.get()
+            ended = call is None
+            for run in _runs(calls):
+                self._do(run)
+
+    def _do(self, run: Sequence[_Call]) -> None:
+        """See to calls of one episode that are one write, or hand them to the slow lane."""
+        while run and not self._wait_behind(run):
             try:
-                done = call.size_bytes <= _SMALL_BYTES and self._run_now(call)
+                answered = self._do_now(run)
             except Exception as error:  # noqa: BLE001 - a defect met in one call must not end the thread for all
-                self._settle(call, error)
-                continue
-            if not done:
+                for call in run:
+                    self._settle(call, error)
+                return
+            if not answered:
                 with self._lock:
-                    self._slow[call.episode_id] = deque()
-                self._pool.submit(self._run_slowly, call)
+                    self._slow[run[0].episode_id] = deque(run[1:])
+                self._pool.submit(self._do_slowly, run[0])
+                return
+            run = run[answered:]
 
-    def _run_now(self, call: _Call) -> bool:
-        taker = self._known(call.episode_id)
-        found = None if taker is None else taker.take_now(call.bodies, call.kind)
-        if taker is None or found is None:
+    def _do_now(self, run: Sequence[_Call]) -> int:
+        """Do calls up to the first that meets an error and return how many; 0 if they need the slow lane."""
+        taker = self._known(run[0].episode_id) if run[0].is_small else None
+        taken = (
+            None if taker is None else taker.take_now([body for call in run for body in call.bodies], run[0].kind)
+        )
+        if taker is None or taken is None:
+            return 0
+        place = 0
+        for number, call in enumerate(run, start=1):
+            mine = taken.appended[place : place + len(call.bodies)]
+            place += len(call.bodies)
+            met_error = len(mine) < len(call.bodies)
+            self._answer(call, taker, mine, taken.error if met_error else None)
+            if met_error:
+                return number
+        return len(run)
+
+    def _wait_behind(self, run: Sequence[_Call]) -> bool:
+        """Queue calls behind the slow one of their episode; False if there is none."""
+        if run[0].episode_id not in self._slow:
             return False
-        self._answer(call, taker, found)
-        return True
-
-    def _wait_behind(self, call: _Call) -> bool:
-        """Queue a call behind the slow one of its episode; False if that has just ended."""
         with self._lock:
-            waiting = self._slow.get(call.episode_id)
+            waiting = self._slow.get(run[0].episode_id)
             if waiting is not None:
-                waiting.append(call)
+                waiting.extend(run)
             return waiting is not None
 
-    def _run_slowly(self, call: _Call) -> None:
+    def _do_slowly(self, call: _Call) -> None:
         following: _Call | None = call
         while following is not None:
             call = following
             try:
                 taker = self._find(call.episode_id)
-                found = taker.take(call.bodies, call.kind, considerate=call.size_bytes > _SMALL_BYTES)
-                self._answer(call, taker, found)
+                taken = taker.take(call.bodies, call.kind, considerate=not call.is_small)
+                self._answer(call, taker, taken.appended, taken.error)
             except BrainError as error:
                 self._settle(call, Ingested(None, 0, error))
-            except Exception as error:  # noqa: BLE001 - as in `_run`, and the calls behind it have to go on
+            except Exception as error:  # noqa: BLE001 - as in `_do`, and the calls behind it have to go on
                 self._settle(call, error)
             with self._lock:
                 waiting = self._slow[call.episode_id]
@@ -226,22 +268,22 @@ class Ingest:
                 if following is None:
                     del self._slow[call.episode_id]
 
-    def _answer(self, call: _Call, taker: Taker, found: Ingested) -> None:
-        appended = found.appended
-        if appended is None or not taker.answers_when_durable:
-            self._settle(call, found)
+    def _answer(self, call: _Call, taker: Taker, accepted: Sequence[Appended], error: BrainError | None) -> None:
+        if not accepted or not taker.answers_when_durable:
+            self._settle(call, Ingested(accepted[-1] if accepted else None, len(accepted), error))
             return
-        self._release(call)
+        last = accepted[-1]
 
-        def answer(error: BrainError | None) -> None:
-            if error is not None:
-                call.replies.put(call.future, Ingested(None, 0, error))
+        def answer(refused: BrainError | None) -> None:
+            if refused is not None:
+                call.replies.put(call.future, Ingested(None, 0, refused))
                 return
-            durable = Appended(appended.step_index, taker.durable_through, appended.accepted)
-            call.replies.put(call.future, Ingested(durable, found.consumed, found.error))
+            durable = replace(last, durable_through=taker.durable_through)
+            call.replies.put(call.future, Ingested(durable, len(accepted), error))
 
-        self._noted(found.error)
-        taker.when_durable(appended.step_index, answer)
+        self._release(call)
+        self._noted(error)
+        taker.when_durable(last.step_index, answer)
 
     def _settle(self, call: _Call, found: Ingested | Exception) -> None:
         self._release(call)
@@ -252,3 +294,15 @@ class Ingest:
     def _release(self, call: _Call) -> None:
         with self._lock:
             self._queued_bytes -= call.cost_bytes
+
+
+def _runs(calls: Iterable[_Call]) -> list[list[_Call]]:
+    """Return the calls by episode, in their order, together with those that can be one write."""
+    by_episode: dict[str, list[list[_Call]]] = {}
+    for call in calls:
+        mine = by_episode.setdefault(call.episode_id, [])
+        if mine and call.goes_with(mine[-1][0]):
+            mine[-1].append(call)
+        else:
+            mine.append([call])
+    return [run for mine in by_episode.values() for run in mine]

@@ -12,7 +12,7 @@ from brain_service.episodes.header import EpisodeHeader
 from brain_service.episodes.images import ImageStore
 from brain_service.episodes.log_format import encode_line
 from brain_service.episodes.schema import Step, StepIn, check_step
-from brain_service.episodes.wire import BodyKind, Piece
+from brain_service.episodes.wire import BodyKind, Piece, parse_step, split_steps
 from brain_service.errors import ConflictError, InvalidError, TooLargeError
 from brain_service.settings import CaptureSettings
 from brain_service.spec import EpisodeSpec
@@ -66,16 +66,27 @@ class StepLines:
         self._codec: StepCodec | None = None
         self._codec_spec: EpisodeSpec | None = None
 
-    def quick(self, pieces: Sequence[Piece], kind: BodyKind, tail: Tail, considerate: bool) -> NewLines | None:
-        """Take the short way with steps that are all new; None if they need `general`.
+    def quick(self, body: bytes, kind: BodyKind, tail: Tail, considerate: bool) -> NewLines | None:
+        """Take the short way with a body whose steps are all new; None if it needs `judged`.
 
         `considerate` lets other threads have the interpreter now and then.
+
+        Raises:
+            MalformedError: the body is no JSON or msgpack.
+            InvalidError: a large array holds something that is no object.
+            TooLargeError: the body or its number of steps is over its limit.
         """
-        if tail.spec is None or tail.is_terminal or not pieces:
+        self._require_size(body)
+        if tail.spec is None or tail.is_terminal:
             return None
         codec = self._codec_for(tail.spec)
         if codec is None:
             return None
+        pieces: Sequence[Piece] = (body,)
+        if kind != "json" or not body.startswith(b"{"):
+            pieces, _ = split_steps(body, kind, self._settings.max_batch_steps)
+            if not pieces:
+                return None
         lines: list[bytes] = []
         is_terminal = False
         for start in range(0, len(pieces), _CHUNK):
@@ -91,6 +102,18 @@ class StepLines:
             return None
         steps = tail.steps + len(lines)
         return NewLines(lines, Tail(steps, tail.spec, is_terminal), steps - 1, len(lines))
+
+    def judged(self, body: bytes, kind: BodyKind, tail: Tail, considerate: bool) -> NewLines:
+        """Check the steps of a body one by one, as `general` does.
+
+        Raises:
+            MalformedError: the body is no JSON or msgpack.
+            BrainError: as `general`.
+        """
+        self._require_size(body)
+        pieces, batch = split_steps(body, kind, self._settings.max_batch_steps)
+        steps = (parse_step(piece, kind, f"steps/{place}" if batch else "") for place, piece in enumerate(pieces))
+        return self.general(steps, len(pieces), tail, batch=batch, considerate=considerate)
 
     def general(
         self, bodies: Iterable[StepIn], count: int, tail: Tail, *, batch: bool, considerate: bool = False
@@ -140,6 +163,11 @@ class StepLines:
                 time.sleep(0)
         following = Tail(tail.steps + len(lines), spec, is_terminal)
         return NewLines(lines, following, first + count - 1, count, images)
+
+    def _require_size(self, body: bytes) -> None:
+        limit = self._settings.max_body_bytes
+        if len(body) > limit:
+            raise TooLargeError(f"the body has {len(body)} bytes, the limit is {limit}; split it")
 
     def _codec_for(self, spec: EpisodeSpec) -> StepCodec | None:
         if self._codec_spec is not spec:

@@ -197,8 +197,7 @@ class EpisodeStore:
             found = writer.take((body,), body_kind(content_type))
             if found.error is not None:
                 raise found.error
-            assert found.appended is not None
-            return writer.settled(found.appended)
+            return writer.settled(found.appended[0])
 
     def ingest(
         self, episode_id: str, bodies: Sequence[bytes], content_type: str = "application/json"

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from brain_service.episodes.answers import Appended, Ended, EndReason, Ingested, require_same_end
+from brain_service.episodes.answers import Appended, Ended, EndReason, Taken, require_same_end
 from brain_service.episodes.archive import ARCHIVE_SUFFIX
 from brain_service.episodes.durable_mark import DurableMark, WhenDurable
 from brain_service.episodes.flusher import Flusher
@@ -21,7 +21,7 @@ from brain_service.episodes.rate import StepRate
 from brain_service.episodes.recovery import LogScan, RecoveryReport
 from brain_service.episodes.schema import StepIn, nest
 from brain_service.episodes.step_lines import NewLines, StepLines, Tail
-from brain_service.episodes.wire import BodyKind, parse_step, split_steps
+from brain_service.episodes.wire import BodyKind
 from brain_service.errors import (
     BrainError,
     ConflictError,
@@ -36,8 +36,6 @@ from brain_service.spec import EpisodeSpec, check_values, flatten
 __all__ = ["EpisodeWriter", "Wear"]
 
 _LOG = logging.getLogger(__name__)
-
-_BRACE = ord("{")
 
 
 class Wear(Protocol):
@@ -164,7 +162,7 @@ class EpisodeWriter:
             self._mark.wait(appended.step_index)
         return replace(appended, durable_through=self.durable_through)
 
-    def take(self, bodies: Sequence[bytes], kind: BodyKind, *, considerate: bool = False) -> Ingested:
+    def take(self, bodies: Sequence[bytes], kind: BodyKind, *, considerate: bool = False) -> Taken:
         """Append bodies in order, each all or none, and return at once, whatever the durability.
 
         `considerate` lets other threads have the interpreter now and then, for large bodies.
@@ -172,12 +170,12 @@ class EpisodeWriter:
         with self._lock:
             return self._take(bodies, kind, considerate)
 
-    def take_now(self, bodies: Sequence[bytes], kind: BodyKind) -> Ingested | None:
+    def take_now(self, bodies: Sequence[bytes], kind: BodyKind) -> Taken | None:
         """Append bodies as `take` does, or return None where another thread is at it: never waits for one."""
         if not self._lock.acquire(blocking=False):
             # Being brought back after a failed flush can take long; nobody has to wait for it to be told so.
             failed = self._file.failed
-            return None if failed is None else Ingested(None, 0, UnavailableError(failed, retry_after_s=1.0))
+            return None if failed is None else Taken((), UnavailableError(failed, retry_after_s=1.0))
         try:
             return self._take(bodies, kind, considerate=False)
         finally:
@@ -250,55 +248,41 @@ class EpisodeWriter:
         with self._lock:
             self._file.close()
 
-    def _take(self, bodies: Sequence[bytes], kind: BodyKind, considerate: bool) -> Ingested:
-        consumed = 0
-        last: NewLines | None = None
-        error: BrainError | None = None
+    def _take(self, bodies: Sequence[bytes], kind: BodyKind, considerate: bool) -> Taken:
+        done: list[NewLines] = []
         ready: list[NewLines] = []
+        error: BrainError | None = None
         try:
             self._require_open()
             for body in bodies:
-                quick = self._encode_quick(body, kind, ready[-1].tail if ready else self._tail, considerate)
+                quick = self._lines.quick(body, kind, ready[-1].tail if ready else self._tail, considerate)
                 if quick is not None:
                     self._rate.take(len(quick.lines))
                     ready.append(quick)
                     continue
-                if ready:
-                    self._write(ready)
-                    consumed, last, ready = consumed + len(ready), ready[-1], []
-                new = self._encode(body, kind, considerate)
+                # A retry among them is held against what is in the log.
+                self._write(ready)
+                done, ready = done + ready, []
+                new = self._lines.judged(body, kind, self._tail, considerate)
                 self._rate.take(len(new.lines))
                 self._write([new])
-                consumed, last = consumed + 1, new
+                done.append(new)
         except BrainError as found:
             error = found
-        if ready:
-            # What came before the body that met the error is taken.
-            try:
-                self._write(ready)
-                consumed, last = consumed + len(ready), ready[-1]
-            except BrainError as found:
-                error = found
-        appended = None if last is None else Appended(last.last_index, self.durable_through, last.accepted)
-        return Ingested(appended, consumed, error)
-
-    def _encode_quick(self, body: bytes, kind: BodyKind, tail: Tail, considerate: bool) -> NewLines | None:
-        self._require_size(body)
-        if len(body) > 0 and body[0] == _BRACE and kind == "json":
-            return self._lines.quick((body,), kind, tail, considerate)
-        pieces, _ = split_steps(body, kind, self._settings.max_batch_steps)
-        return self._lines.quick(pieces, kind, tail, considerate)
-
-    def _encode(self, body: bytes, kind: BodyKind, considerate: bool) -> NewLines:
-        pieces, batch = split_steps(body, kind, self._settings.max_batch_steps)
-        steps = (parse_step(piece, kind, f"steps/{place}" if batch else "") for place, piece in enumerate(pieces))
-        return self._lines.general(steps, len(pieces), self._tail, batch=batch, considerate=considerate)
+        # What came before the body that met the error is taken.
+        try:
+            self._write(ready)
+            done += ready
+        except BrainError as found:
+            error = found
+        through = self.durable_through
+        return Taken([Appended(new.last_index, through, new.accepted) for new in done], error)
 
     def _write(self, new: Sequence[NewLines]) -> None:
         """Append the lines of requests that follow each other, in one write."""
         lines = [line for request in new for line in request.lines]
         if not lines:
-            return
+            return  # retries only
         size_bytes = sum(map(len, lines))
         images = {reference: data for request in new for reference, data in request.images.items()}
         size_bytes += sum(map(len, images.values()))
@@ -393,15 +377,16 @@ class EpisodeWriter:
                 next_step_index=self.steps,
             )
 
-    def _require_size(self, body: bytes) -> None:
-        limit = self._settings.max_body_bytes
-        if len(body) > limit:
-            raise TooLargeError(f"the body has {len(body)} bytes, the limit is {limit}; split it")
-
     def _stored(self, index: int) -> dict[str, Any]:
         begin = self._offset(index)
         end = self._offset(index + 1)
-        return decode_line(self._file.read(begin, end - begin))
+        try:
+            return decode_line(self._file.read(begin, end - begin))
+        except CorruptDataError as error:
+            # After a failed flush the kernel may have dropped it: until the log is brought back nobody knows.
+            if self._file.failed is not None:
+                raise UnavailableError(self._file.failed, retry_after_s=1.0) from error
+            raise
 
     def _offset(self, index: int) -> int:
         """Return where the line of a step begins; for the step that comes next, where the steps end."""
