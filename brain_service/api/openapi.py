@@ -30,6 +30,7 @@ IDEMPOTENCY_KEY = r"^[!-~]{1,255}$"
 _VALUES: Schema = {
     "type": "object",
     "description": "Named values, nested as the spec is: numbers, arrays of numbers of one shape, booleans, text.",
+    "minProperties": 1,
     "additionalProperties": True,
 }
 
@@ -37,7 +38,10 @@ _FEATURES: Schema = {
     "type": "object",
     "description": "The declared spec: maps of `{dtype, shape}`, nested by name.",
     "required": ["observation", "action"],
-    "properties": {"observation": {"type": "object"}, "action": {"type": "object"}},
+    "properties": {
+        "observation": {"type": "object", "minProperties": 1},
+        "action": {"type": "object", "minProperties": 1},
+    },
 }
 
 CREATE: Schema = {
@@ -102,7 +106,10 @@ STEPS: Mapping[str, Schema] = {
     "multipart/form-data": {
         "type": "object",
         "description": "Part `step` or `steps` (JSON), and an image a part, named by its path in the step.",
-        "properties": {"step": _STEP, "steps": {"type": "array", "items": _STEP}},
+        "oneOf": [
+            {"required": ["step"], "properties": {"step": _STEP}},
+            {"required": ["steps"], "properties": {"steps": {"type": "array", "items": _STEP, "minItems": 1}}},
+        ],
     },
 }
 
