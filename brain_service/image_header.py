@@ -6,14 +6,23 @@ shows to whoever decodes them. Only the standard library is imported here, since
 Source: PNG (W3C, Third Edition), sections 5 and 11; JPEG (ITU-T T.81), annex B.
 """
 
+import base64
 import re
 import zlib
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from brain_service.errors import InvalidError
 
-__all__ = ["CHANNELS", "MAX_SIDE", "ImageHeader", "image_kind", "is_reference", "read_image_header"]
+__all__ = [
+    "CHANNELS",
+    "MAX_SIDE",
+    "ImageHeader",
+    "check_image",
+    "image_kind",
+    "is_reference",
+    "read_image_header",
+]
 
 CHANNELS = (1, 3, 4)
 """Grey, RGB and RGB with alpha: what an image feature may have."""
@@ -24,6 +33,7 @@ _MAX_PIXELS = 2**26
 
 _PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 _JPEG_MAGIC = b"\xff\xd8\xff"
+_BASE64_MAGICS = ("iVBORw0KGgo", "/9j/")
 # Colour type to channels once decoded; a palette holds RGB. Grey with alpha (4) has no place among CHANNELS.
 _PNG_CHANNELS = {0: 1, 2: 3, 3: 3, 6: 4}
 # Within a scan `ff 00` is a byte of data and `ff d0` to `ff d7` are restarts: any other marker ends it.
@@ -86,6 +96,35 @@ def read_image_header(data: bytes, field: str) -> ImageHeader:
             field=field,
         )
     return header
+
+
+def check_image(value: Any, shape: tuple[int, ...], field: str) -> str | bytes:
+    """Hold a posted image against its feature's shape `(height, width, channels)` and return its bytes.
+
+    In JSON, which has no bytes, they may come as base64. A reference is returned as it is: whether its image is
+    there is for the store to say.
+
+    Raises:
+        InvalidError: no image, no whole one, or one of another shape; `field` names it.
+    """
+    if isinstance(value, str) and is_reference(value):
+        return value
+    if isinstance(value, str) and value.startswith(_BASE64_MAGICS):
+        try:
+            value = base64.b64decode(value, validate=True)
+        except ValueError as error:
+            raise InvalidError(f"{field}: the image is no base64: {error}", field=field) from error
+    if not isinstance(value, bytes | bytearray | memoryview):
+        raise InvalidError(
+            f"{field}: expected a PNG or JPEG (its bytes in msgpack or as a form part, or base64 in JSON), or the "
+            f"reference 'images/<sha256>.png' of one that this episode holds; got {type(value).__name__}",
+            field=field,
+        )
+    data = bytes(value)
+    found = read_image_header(data, field).shape
+    if found != shape:
+        raise InvalidError(f"{field}: expected an image of shape {list(shape)}, got {list(found)}", field=field)
+    return data
 
 
 def _read_png(data: bytes) -> ImageHeader:

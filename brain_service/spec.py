@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 
 from brain_service.errors import InvalidError
-from brain_service.image_header import CHANNELS, MAX_SIDE, is_reference, read_image_header
+from brain_service.image_header import CHANNELS, MAX_SIDE, check_image, read_image_header
 
 if TYPE_CHECKING:
     from jaxtyping import Float32
@@ -291,7 +291,7 @@ def check_values(flat: Mapping[str, Any], spec: FeatureSpec, field: str) -> dict
 
 def _check(value: Any, feature: Feature, field: str) -> Leaf:
     if feature.dtype == "image":
-        return _check_image(value, feature, field)
+        return check_image(value, feature.shape, field)
     if feature.dtype == "text" or isinstance(value, str):
         if feature.dtype == "text" and isinstance(value, str):
             return value
@@ -311,24 +311,6 @@ def _check(value: Any, feature: Feature, field: str) -> Leaf:
             raise InvalidError(f"{field}: holds NaN, an infinity or a number beyond float32", field=field)
         return floats
     return _check_integers(array, feature, field)
-
-
-def _check_image(value: Any, feature: Feature, field: str) -> str | bytes:
-    if isinstance(value, str) and is_reference(value):
-        return value
-    if not isinstance(value, bytes | bytearray | memoryview):
-        raise InvalidError(
-            f"{field}: expected the bytes of a PNG or JPEG (in msgpack or as a form part), or the reference "
-            f"'images/<sha256>.png' of one that this episode holds; got {type(value).__name__}",
-            field=field,
-        )
-    data = bytes(value)
-    shape = read_image_header(data, field).shape
-    if shape != feature.shape:
-        raise InvalidError(
-            f"{field}: expected an image of shape {list(feature.shape)}, got {list(shape)}", field=field
-        )
-    return data
 
 
 def _check_integers(array: np.ndarray[Any, np.dtype[Any]], feature: Feature, field: str) -> Leaf:

@@ -1,5 +1,6 @@
 """Laws of feature specs: round trips, and refusals that name the field."""
 
+import base64
 from collections.abc import Mapping
 from typing import Any
 
@@ -193,6 +194,13 @@ def test_bytes_imply_an_image_and_pass_as_they_are() -> None:
     assert check_values({**values, "camera": REFERENCE}, spec, "observation")["camera"] == REFERENCE
 
 
+@pytest.mark.parametrize("kind", ["png", "jpeg"])
+def test_json_may_hold_an_image_as_base64(kind: str) -> None:
+    text = base64.b64encode(picture(1, kind)).decode()
+    assert check_values({"camera": text, "state": [0, 0]}, CAMERA, "observation")["camera"] == picture(1, kind)
+    assert infer_spec({"camera": text}, "observation") == {"camera": Feature("text")}
+
+
 def test_an_image_is_no_part_of_the_vector() -> None:
     checked = check_values({"camera": picture(1), "state": [3.0, 4.0]}, CAMERA, "observation")
     assert vector_size(CAMERA) == 2
@@ -207,7 +215,9 @@ def test_an_image_is_no_part_of_the_vector() -> None:
         (picture(1, channels=1), r"got \[6, 8, 1\]"),
         (picture(1)[:-1], "not a whole PNG"),
         (b"", "neither a PNG"),
-        ("images/x.png", "or the reference"),
+        ("images/x.png", "reference .images"),
+        (base64.b64encode(picture(1)).decode()[:-1], "no base64"),
+        (base64.b64encode(picture(1, height=7)).decode(), r"got \[7, 8, 3\]"),
         ([[0, 0, 0]], "got list"),
         (None, "got NoneType"),
         (np.zeros((6, 8, 3), np.uint8), "got ndarray"),

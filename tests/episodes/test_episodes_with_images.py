@@ -85,7 +85,7 @@ def test_an_image_that_is_stored_may_be_named_instead_of_sent(store: EpisodeStor
     ("front", "kind", "says"),
     [
         (image_reference(picture(7)), InvalidError, "holds no whole images/"),
-        ("images/none.png", InvalidError, "or the reference"),
+        ("images/none.png", InvalidError, "reference .images"),
         (picture(1, height=7), InvalidError, "expected an image of shape"),
         (picture(1)[:-4], InvalidError, "not a whole PNG"),
         (picture(1, height=40, width=40), TooLargeError, "limit is 4096"),
