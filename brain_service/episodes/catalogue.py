@@ -25,8 +25,9 @@ __all__ = [
     "describe",
     "episode_path",
     "find_log",
+    "id_of_file",
     "list_ids",
-    "list_logs",
+    "list_names",
     "open_log",
     "read_closed",
     "read_end",
@@ -37,6 +38,7 @@ __all__ = [
 ]
 
 LOG_SUFFIX = ".jsonl"
+_SUFFIXES = (LOG_SUFFIX, LOG_SUFFIX + ARCHIVE_SUFFIX)
 Log = PlainLog | Archive
 Summary = dict[str, Any]
 
@@ -97,29 +99,27 @@ def list_ids(root: Path) -> list[str]:
     Raises:
         UnavailableError: the directory cannot be read.
     """
-    return sorted((name for name, path in list_logs(root).items() if path.suffix == LOG_SUFFIX), reverse=True)
+    names = [name for name in list_names(root) if name.endswith(LOG_SUFFIX)]
+    return sorted(filter(None, map(id_of_file, names)), reverse=True)
 
 
-def list_logs(root: Path) -> dict[str, Path]:
-    """Return the files that may be capture logs, compressed or not, by id; in no order.
+def list_names(root: Path) -> set[str]:
+    """Return the names in a directory that may be those of logs, compressed or not.
 
     Raises:
         UnavailableError: the directory cannot be read.
     """
-    found: dict[str, Path] = {}
     try:
         with os.scandir(root) as entries:
-            names = [entry.name for entry in entries]
+            return {entry.name for entry in entries if entry.name.endswith(_SUFFIXES)}
     except OSError as error:
         raise io_problem(error, f"list {root}") from error
-    for name in names:
-        for suffix in (LOG_SUFFIX, LOG_SUFFIX + ARCHIVE_SUFFIX):
-            episode_id = name.removesuffix(suffix)
-            if len(episode_id) < len(name) and is_episode_id(episode_id):
-                if suffix == LOG_SUFFIX or episode_id not in found:
-                    found[episode_id] = root / name
-                break
-    return found
+
+
+def id_of_file(name: str) -> str | None:
+    """Return the id of the episode that a file of this name holds, None if it is no log's name."""
+    episode_id = name.removesuffix(ARCHIVE_SUFFIX).removesuffix(LOG_SUFFIX)
+    return episode_id if name.endswith(_SUFFIXES) and is_episode_id(episode_id) else None
 
 
 def read_header(path: Path) -> EpisodeHeader:

@@ -4,6 +4,8 @@ A row belongs to a file of a known name, size and modification time; `library` k
 What no file tells, it alone knows: when an episode was uploaded, and how many bytes were written on which day.
 """
 
+import base64
+import binascii
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +15,9 @@ import msgspec
 import orjson
 
 from brain_service.database import Database
+from brain_service.errors import InvalidError
 
-__all__ = ["NO_FILTERS", "EpisodeIndex", "EpisodeRow", "Filters"]
+__all__ = ["NO_FILTERS", "EpisodeIndex", "EpisodeRow", "Filters", "decode_cursor", "encode_cursor"]
 
 _VERSION = 1
 _SCHEMA = """
@@ -306,6 +309,32 @@ def _where(filters: Filters) -> tuple[list[str], list[Any]]:
             where.append(f"created_ns {sign} ?")
             values.append(max(-_MOST_INTEGER, min(value, _MOST_INTEGER)))
     for tag in filters.tags:
-        where.append("episode_id IN (SELECT episode_id FROM episode_tags WHERE tag = ?)")
+        where.append(
+            "EXISTS (SELECT 1 FROM episode_tags AS t WHERE t.tag = ? AND t.episode_id = episodes.episode_id)"
+        )
         values.append(tag)
     return where, values
+
+
+def encode_cursor(created_ns: int, episode_id: str) -> str:
+    """Return the cursor that goes on behind an episode."""
+    return base64.urlsafe_b64encode(f"{created_ns}:{episode_id}".encode()).decode().rstrip("=")
+
+
+def decode_cursor(cursor: str) -> tuple[int, str]:
+    """Return creation time in ns and id of the episode that a cursor stands behind.
+
+    Raises:
+        InvalidError: it is none of ours.
+    """
+    try:
+        text = base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True).decode()
+        created_ns, colon, episode_id = text.partition(":")
+        found = (int(created_ns), episode_id)
+        if not colon or encode_cursor(*found) != cursor or abs(found[0]) >= 2**63:
+            raise ValueError(cursor)
+    except (binascii.Error, ValueError) as error:
+        raise InvalidError(
+            f"cursor {cursor[:64]!r} is none that a list gave; begin without one", field="cursor"
+        ) from error
+    return found

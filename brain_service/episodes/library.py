@@ -4,8 +4,6 @@ The index follows the files: a list first looks which names the directory has ga
 `EpisodeLogger` or copied in appear by themselves, and nothing that writes episodes ever waits for the index.
 """
 
-import base64
-import binascii
 import contextlib
 import logging
 import threading
@@ -19,7 +17,7 @@ from brain_service.episodes import catalogue
 from brain_service.episodes.archive import ARCHIVE_SUFFIX
 from brain_service.episodes.header import EpisodeHeader
 from brain_service.episodes.images import FOLDER_SUFFIX, remove_images
-from brain_service.episodes.index import EpisodeIndex, EpisodeRow, Filters
+from brain_service.episodes.index import EpisodeIndex, EpisodeRow, Filters, decode_cursor, encode_cursor
 from brain_service.episodes.log import io_problem
 from brain_service.episodes.open_episodes import OpenEpisodes
 from brain_service.errors import (
@@ -32,7 +30,7 @@ from brain_service.errors import (
     UnavailableError,
 )
 
-__all__ = ["Library", "decode_cursor", "encode_cursor"]
+__all__ = ["Library"]
 
 _LOG = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -61,6 +59,8 @@ class Library:
         # What the index says of files, by episode id: name, size, modification time, whether without an end.
         self._files: dict[str, tuple[str, int, int, bool]] = {}
         self._not_logs: dict[str, tuple[str, int, int]] = {}
+        # The names of the last look; None: there was none yet.
+        self._names: set[str] | None = None
         self._seen_ns: int | None = None
 
     def get(self, episode_id: str) -> dict[str, Any]:
@@ -179,8 +179,9 @@ class Library:
             UnavailableError: the directory cannot be read.
         """
         with self._lock:
-            logs = self._changed_names(full)
-            self.ask(lambda index: self._follow(index, logs, full))
+            names = self._look(full)
+            self.ask(lambda index: self._follow(index, names, full))
+            self._names = names
 
     def ask(self, call: Callable[[EpisodeIndex], T]) -> T:
         """Return what `call` makes of the index; where its file fails, of one in memory that the files give.
@@ -205,7 +206,7 @@ class Library:
             try:
                 index = self._open_file()
                 self._files = index.files()
-                self._follow(index, catalogue.list_logs(self._root), True)
+                self._follow(index, catalogue.list_names(self._root), True)
             except BrainError as error:
                 self.index_problem = error.detail
                 self._files = self._opened_index().files()
@@ -268,48 +269,49 @@ class Library:
         self._index, self._files, self._seen_ns = EpisodeIndex(None), {}, None
         for episode_id, uploaded_ns in uploads.items():
             self._index.set_uploaded([episode_id], uploaded_ns)
-        self._follow(self._index, catalogue.list_logs(self._root), True)
+        self._follow(self._index, catalogue.list_names(self._root), True)
         return self._index
 
-    def _changed_names(self, full: bool) -> dict[str, Path] | None:
-        """Return the logs if the directory may have changed since the last look, else None."""
+    def _look(self, full: bool) -> set[str]:
+        """Return the names of the directory, those of the last look where it has not changed since."""
         try:
             changed_ns = self._root.stat().st_mtime_ns
         except OSError as error:
             raise io_problem(error, f"list {self._root}") from error
-        if changed_ns == self._seen_ns and not full:
-            return None
+        if self._names is not None and changed_ns == self._seen_ns and not full:
+            return self._names
         self._seen_ns = changed_ns if time.time_ns() - changed_ns > _TICK_NS else None
-        return catalogue.list_logs(self._root)
+        return catalogue.list_names(self._root)
 
-    def _follow(self, index: EpisodeIndex, logs: dict[str, Path] | None, full: bool) -> None:
-        """Read what is new, changed, or ended since; forget what is gone."""
+    def _follow(self, index: EpisodeIndex, names: set[str], full: bool) -> None:
+        """Read what is new, changed, or ended since the last look; forget what is gone."""
+        changed = names if full or self._names is None else names ^ self._names
+        look = {found for name in changed if (found := catalogue.id_of_file(name)) is not None}
+        if full or self._names is None:
+            look |= self._files.keys()
         ours = {writer.header.episode_id for writer in self._opened.writers()}
-        look = [name for name, known in self._files.items() if known[3] and name not in ours]
-        if logs is not None:
-            gone = self._files.keys() - logs.keys()
-            index.remove(gone)
-            for name in gone:
-                del self._files[name]
-            self._not_logs = {name: known for name, known in self._not_logs.items() if name in logs}
-            self.damaged = {name: why for name, why in self.damaged.items() if name in logs}
-            look += [
-                name
-                for name, path in logs.items()
-                if (full and name not in ours)
-                or self._files.get(name, self._not_logs.get(name, ("",)))[0] != path.name
-            ]
+        look -= ours & self._files.keys()
+        look |= {name for name, known in self._files.items() if known[3]} - ours
         rows: list[EpisodeRow] = []
-        for name in dict.fromkeys(look):
-            path = catalogue.stored(self._root / f"{name}{catalogue.LOG_SUFFIX}") if logs is None else logs[name]
-            row = self._read_row(name, path)
+        gone: list[str] = []
+        for episode_id in look:
+            file = next((name for name in _file_names(episode_id) if name in names), None)
+            row = None if file is None else self._read_row(episode_id, self._root / file)
             if row is not None:
                 rows.append(row)
-            elif name in self._not_logs and self._files.pop(name, None):
-                index.remove([name])
+            elif file is None or episode_id in self._not_logs:
+                gone.append(episode_id)
+            if file is None:
+                self._not_logs.pop(episode_id, None)
+                self.damaged.pop(episode_id, None)
+        index.remove([name for name in gone if name in self._files])
+        for episode_id in gone:
+            self._files.pop(episode_id, None)
         if rows:
             index.put(rows)
             for row in rows:
+                self._not_logs.pop(row.episode_id, None)
+                self.damaged.pop(row.episode_id, None)
                 self._files[row.episode_id] = (row.file, row.file_bytes, row.mtime_ns, row.is_open)
 
     def _read_row(self, episode_id: str, path: Path) -> EpisodeRow | None:
@@ -360,28 +362,10 @@ class Library:
         }
 
 
-def encode_cursor(created_ns: int, episode_id: str) -> str:
-    """Return the cursor that goes on behind an episode."""
-    return base64.urlsafe_b64encode(f"{created_ns}:{episode_id}".encode()).decode().rstrip("=")
-
-
-def decode_cursor(cursor: str) -> tuple[int, str]:
-    """Return creation time in ns and id of the episode that a cursor stands behind.
-
-    Raises:
-        InvalidError: it is none of ours.
-    """
-    try:
-        text = base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True).decode()
-        created_ns, colon, episode_id = text.partition(":")
-        found = (int(created_ns), episode_id)
-        if not colon or encode_cursor(*found) != cursor or abs(found[0]) >= 2**63:
-            raise ValueError(cursor)
-    except (binascii.Error, ValueError) as error:
-        raise InvalidError(
-            f"cursor {cursor[:64]!r} is none that a list gave; begin without one", field="cursor"
-        ) from error
-    return found
+def _file_names(episode_id: str) -> tuple[str, str]:
+    """Return the names that a log may have; the first one counts where both are there."""
+    plain = f"{episode_id}{catalogue.LOG_SUFFIX}"
+    return plain, plain + ARCHIVE_SUFFIX
 
 
 def _images_bytes(root: Path, episode_id: str) -> int:

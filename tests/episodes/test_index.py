@@ -14,8 +14,7 @@ from hypothesis import strategies as st
 
 from brain_service.episodes import archive, plain_log
 from brain_service.episodes.archive import compress_log
-from brain_service.episodes.index import Filters
-from brain_service.episodes.library import decode_cursor, encode_cursor
+from brain_service.episodes.index import Filters, decode_cursor, encode_cursor
 from brain_service.episodes.log_format import decode_line, encode_line
 from brain_service.episodes.logger import EpisodeLogger
 from brain_service.episodes.store import EpisodeStore
