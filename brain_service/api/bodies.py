@@ -4,6 +4,7 @@ import re
 from typing import Any, TypeVar
 
 import msgspec
+import numpy as np
 import orjson
 from fastapi import Request
 from starlette.responses import Response
@@ -22,7 +23,18 @@ class JsonResponse(Response):
 
     def render(self, content: Any) -> bytes:
         """Return `content` as JSON bytes."""
-        return orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY)
+        return orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY, default=_plain_array)
+
+
+def _plain_array(value: Any) -> Any:
+    """Return an array that orjson does not take by itself (shape `()`, or strided) in a form that it takes.
+
+    Raises:
+        TypeError: it is no array.
+    """
+    if not isinstance(value, np.ndarray):
+        raise TypeError(f"no JSON form for {type(value).__name__}")
+    return np.ascontiguousarray(value) if value.ndim else value[()]
 
 
 async def read_body(request: Request, limit_bytes: int) -> bytes:
