@@ -26,6 +26,7 @@ from brain_service.client.wire import JsonObject
 __all__ = ["AsyncBrainClient"]
 
 PAGE_STEPS = 1000
+RESEND_TIMEOUT_S = 30.0
 
 
 class AsyncBrainClient:
@@ -78,7 +79,7 @@ class AsyncBrainClient:
         outbox = await asyncio.to_thread(open_outbox, body, self._limits)
         return AsyncEpisodeRecorder(body["episode_id"], outbox, self._start().launch(body, outbox))
 
-    async def resend_spool(self, timeout_s: float | None = None) -> list[Resent]:
+    async def resend_spool(self, timeout_s: float | None = RESEND_TIMEOUT_S) -> list[Resent]:
         """Bring home what earlier processes left in `spool_dir`, as `BrainClient.resend_spool`.
 
         Raises:

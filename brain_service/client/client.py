@@ -27,6 +27,7 @@ __all__ = ["BrainClient"]
 
 T = TypeVar("T")
 PAGE_STEPS = 1000
+RESEND_TIMEOUT_S = 30.0
 
 
 class _LoopThread:
@@ -107,10 +108,10 @@ class BrainClient:
 
         return EpisodeRecorder(body["episode_id"], outbox, loop.run(launch()), loop)
 
-    def resend_spool(self, timeout_s: float | None = None) -> list[Resent]:
+    def resend_spool(self, timeout_s: float | None = RESEND_TIMEOUT_S) -> list[Resent]:
         """Bring home what earlier processes left in `spool_dir` and end those episodes, as they had asked for.
 
-        `timeout_s` bounds the wait for each; what did not make it stays. Episodes of living processes are reported
+        `timeout_s` bounds the wait for all; what did not make it stays for another time. Episodes of living processes are reported
         with a `SpoolError` and left alone; what the daemon refuses for good is renamed to `<id>.rejected`.
 
         Raises:

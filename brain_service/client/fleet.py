@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,11 +60,13 @@ class Fleet:
         root = self._limits.spool_dir
         if root is None:
             raise SpoolError("this client has no spool_dir; give it the one that the earlier client had")
-        return [
-            await self._resend(path, timeout_s)
-            for path in await asyncio.to_thread(waiting_spools, root)
-            if path.name not in {sender.episode_id for sender in self._running}
-        ]
+        give_up_s = None if timeout_s is None else time.monotonic() + timeout_s
+        found: list[Resent] = []
+        for path in await asyncio.to_thread(waiting_spools, root):
+            if path.name not in {sender.episode_id for sender in self._running}:
+                left_s = None if give_up_s is None else max(0.0, give_up_s - time.monotonic())
+                found.append(await self._resend(path, left_s))
+        return found
 
     async def _resend(self, path: Path, timeout_s: float | None) -> Resent:
         try:

@@ -30,8 +30,8 @@ class Feed(Protocol):
     async def take(self) -> tuple[int, list[bytes]]:
         """Return the index of the last of the next steps to send, and the steps; none: nothing to send now."""
 
-    async def wait(self, timeout_s: float | None = None) -> bool:
-        """Wait for steps, acknowledgements or the end; False after `timeout_s` seconds."""
+    async def wait(self, timeout_s: float | None = None, *, room: bool = True) -> bool:
+        """Wait for acknowledgements, the end or (with `room` for them) steps; False after `timeout_s` seconds."""
 
     def acknowledge(self, accepted_through: int, durable_through: int) -> None:
         """Take in what the daemon said."""
@@ -147,11 +147,12 @@ class StreamLink:
 
     async def _speak(self, socket: ClientConnection, feed: Feed) -> None:
         while not feed.finishing:
-            last, steps = (-1, []) if len(self._in_flight) >= MESSAGES_IN_FLIGHT else await feed.take()
+            room = len(self._in_flight) < MESSAGES_IN_FLIGHT
+            last, steps = await feed.take() if room else (-1, [])
             if steps:
                 self._in_flight.append(last)
                 await socket.send(join_steps(steps))
-            elif not await feed.wait(None if feed.all_durable else STREAM_POLL_S):
+            elif not await feed.wait(None if feed.all_durable else STREAM_POLL_S, room=room):
                 await _look(self._http, self._path, feed)
 
     async def _listen(self, socket: ClientConnection, feed: Feed) -> None:

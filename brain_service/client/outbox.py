@@ -26,7 +26,7 @@ class Outbox:
         self.first_index = self.next_index = 0
         self.spool = spool
         self._max_bytes = max_bytes
-        self._forgetful = forgetful
+        self.forgetful = forgetful
         self._accepted_through = -1
         self._bytes = 0
         self._sent: deque[bytes] = deque()
@@ -47,6 +47,11 @@ class Outbox:
     def memory_bytes(self) -> int:
         """What the steps in memory cost."""
         return self._bytes
+
+    @property
+    def ready(self) -> bool:
+        """Whether there is something to send now."""
+        return bool(self._unsent) or self.needs_loading
 
     @property
     def needs_loading(self) -> bool:
@@ -147,7 +152,7 @@ class Outbox:
             self._sent.append(self._unsent.popleft())
 
     def _make_room(self, cost: int) -> bool:
-        while self._forgetful and self._sent and self.first_index <= self._accepted_through:
+        while self.forgetful and self._sent and self.first_index <= self._accepted_through:
             if self._bytes + cost <= self._max_bytes:
                 break
             self._forget_first()

@@ -166,6 +166,10 @@ class _Recorder:
         return body
 
     async def _flush(self, timeout_s: float | None, durable: bool) -> None:
+        if durable and self._outbox.forgetful:
+            raise ClientError(
+                "with durability 'episode' nothing is durable before the end: call end(), or flush(durable=False)"
+            )
         last = self._outbox.next_index - 1
         sender = self._sender
         what = f"flush ({'durable' if durable else 'accepted'})"

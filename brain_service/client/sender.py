@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import math
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -35,8 +36,10 @@ Transport = Literal["stream", "post"]
 
 MAX_BATCH_STEPS = 256
 MAX_BATCH_BYTES = 1024 * 1024
+LINGER_S = 0.01  # how often the sender looks for steps while they come
+QUIET_S = 1.0  # without a step for so long it sleeps until one rings
 FIRST_BACKOFF_S = 0.05
-MAX_BACKOFF_S = 2.0
+MAX_BACKOFF_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +98,7 @@ class Sender:
         self._more = asyncio.Event()
         self._pulse = asyncio.Event()
         self._idle = False
+        self._last_taken_s = 0.0
 
     # --- the recorder's side
 
@@ -265,11 +269,10 @@ class Sender:
             # Nothing can follow: what was accepted is to be a whole episode, not one that is open for ever.
             with contextlib.suppress(ClientError):
                 await run_async(self._http, ask(Call("POST", f"{self._path}/end", b"{}")))
-        if self.outbox.spool is not None and isinstance(
-            error, RejectedError | ConflictError | EndedError | LostStepsError
-        ):
-            await asyncio.to_thread(self.outbox.spool.set_aside)
         self.failure = error
+        if self.outbox.spool is not None:
+            for_good = isinstance(error, RejectedError | ConflictError | EndedError | LostStepsError)
+            await asyncio.to_thread(self.outbox.spool.set_aside if for_good else self.outbox.spool.close)
 
     # --- the link's side (Feed)
 
@@ -279,21 +282,31 @@ class Sender:
             await asyncio.to_thread(self.outbox.tidy)
         if self.outbox.needs_loading:
             await asyncio.to_thread(self.outbox.load)
-        self._idle = True  # before looking: a step that comes after the look then rings
         single = self.accepted_through < self._single_through
         steps = self.outbox.take(1 if single else self._batch_limit, MAX_BATCH_BYTES)
-        if steps or self.outbox.needs_loading:
-            self._idle = False
-            self._more.set()
+        if steps:
+            self._last_taken_s = self._loop.time()
         return self.outbox.cursor - 1, steps
 
-    async def wait(self, timeout_s: float | None = None) -> bool:
-        """Wait for steps, acknowledgements or the end; False after `timeout_s` seconds."""
-        try:
-            async with asyncio.timeout(timeout_s):
-                await self._more.wait()
-        except TimeoutError:
-            return False
+    async def wait(self, timeout_s: float | None = None, *, room: bool = True) -> bool:
+        """Wait for acknowledgements, the end or (with `room` for them) steps; False after `timeout_s` seconds.
+
+        While steps come the sender looks for them by itself: a bell costs the thread that records more than all
+        else it does for a step, since it must then share Python's lock at that very moment.
+        """
+        give_up_s = math.inf if timeout_s is None else self._loop.time() + timeout_s
+        while not self._more.is_set():
+            now_s = self._loop.time()
+            self._idle = room and now_s - self._last_taken_s > QUIET_S  # set before the look: then a step rings
+            if room and self.outbox.ready:
+                break
+            if now_s >= give_up_s:
+                return False
+            pause_s = min(give_up_s - now_s, LINGER_S if room and not self._idle else math.inf)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(None if pause_s == math.inf else pause_s):
+                    await self._more.wait()
+        self._idle = False
         self._more.clear()
         return True
 

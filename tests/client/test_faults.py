@@ -6,6 +6,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -42,6 +43,45 @@ def test_a_daemon_that_is_killed_in_the_middle_loses_and_doubles_nothing(
             assert client.episode(episode.episode_id)["state"] == "truncated"
             assert_recorded(client, episode.episode_id, count)
     finally:
+        daemon.stop()
+
+
+@pytest.mark.soak
+@TRANSPORTS
+def test_many_kills_and_stops_at_random_instants(tmp_path: Path, transport: Transport) -> None:
+    daemon = Daemon(tmp_path / "brain").start()
+    counts: dict[str, int] = {}
+    rng = random.Random(transport)
+    done = threading.Event()
+
+    def restart() -> None:
+        for _ in range(25):
+            time.sleep(rng.uniform(0, 0.4))
+            if rng.random() < 0.8:
+                daemon.kill()
+            else:
+                daemon.stop()
+            daemon.start()
+        done.set()
+
+    restarting = threading.Thread(target=restart)
+    restarting.start()
+    try:
+        with BrainClient(daemon.url, transport=transport, spool_dir=tmp_path / "spool") as client:
+            while not done.is_set():
+                with client.record(durability=rng.choice(["interval", "step"])) as episode:
+                    for index in range(rng.randrange(1, 2000)):
+                        episode.log_step(observation(index), action(index), index)
+                        if rng.random() < 0.3:
+                            time.sleep(rng.uniform(0, 0.005))
+                        counts[episode.episode_id] = index + 1
+            restarting.join()
+            assert len(counts) > 2
+            for episode_id, count in counts.items():
+                assert_recorded(client, episode_id, count)
+            assert list((tmp_path / "spool").iterdir()) == []
+    finally:
+        restarting.join()
         daemon.stop()
 
 

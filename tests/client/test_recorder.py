@@ -73,6 +73,11 @@ def test_every_durability_ends_durable(client: BrainClient, durability: Any) -> 
     with client.record(durability=durability) as episode:
         for index in range(20):
             episode.log_step(observation(index), action(index), index)
+        if durability == "episode":
+            with pytest.raises(ClientError, match="end"):
+                episode.flush()
+            episode.flush(durable=False)
+            assert (episode.accepted_through, episode.durable_through) == (19, -1)
     assert episode.durable_through == 19
     assert_recorded(client, episode.episode_id, 20)
 
