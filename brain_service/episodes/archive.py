@@ -35,8 +35,8 @@ __all__ = ["ARCHIVE_SUFFIX", "Archive", "compress_log"]
 
 ARCHIVE_SUFFIX = ".zst"
 FRAME_TEXT_BYTES = 256 * 1024
-# Measured on robot-like logs: 9 halves nothing more than 6 does, at three times the time.
-_LEVEL = 6
+# Measured on robots' logs: level 6 saves 4 % more than 1 at four times the work, 12 saves 6 % at ten times.
+_LEVEL = 1
 
 _SKIPPABLE = struct.Struct("<II")  # magic, length
 _SKIPPABLE_MAGIC = 0x184D2A5B

@@ -39,6 +39,7 @@ Records = list[dict[str, Any]]
 _MOST_STEPS = 2**48
 # Directory times advance in steps of the kernel's tick: a change this soon after the last one may not show.
 _TICK_NS = 50_000_000
+_UNKNOWN = ("", 0, 0, False)
 
 
 class Library:
@@ -93,7 +94,7 @@ class Library:
         self.refresh()
         rows, more = self.ask(lambda index: index.page(filters, limit, after))
         found = [
-            self._shown(self._live(row.episode_id) or dict(row.summary), self._root / row.file, row)
+            self._shown(self._live(row.episode_id) or self._summary_of(row), self._root / row.file, row)
             for row in rows
         ]
         return found, encode_cursor(rows[-1].created_ns, rows[-1].episode_id) if more else None
@@ -307,9 +308,11 @@ class Library:
         index.remove([name for name in gone if name in self._files])
         for episode_id in gone:
             self._files.pop(episode_id, None)
-        if rows:
-            index.put(rows)
-            for row in rows:
+        # One that another process goes on writing changes all the time: not worth wearing the card for.
+        new = [row for row in rows if not (row.is_open and self._files.get(row.episode_id, _UNKNOWN)[3])]
+        if new:
+            index.put(new)
+            for row in new:
                 self._not_logs.pop(row.episode_id, None)
                 self.damaged.pop(row.episode_id, None)
                 self._files[row.episode_id] = (row.file, row.file_bytes, row.mtime_ns, row.is_open)
@@ -346,6 +349,13 @@ class Library:
         if writer.spec is not None:
             found["features"] = writer.spec.to_json()
         return found
+
+    def _summary_of(self, row: EpisodeRow) -> dict[str, Any]:
+        """Return a row's summary, read anew where another process may have gone on writing."""
+        if row.is_open:
+            with contextlib.suppress(BrainError):
+                return catalogue.closed_summary(self._root / row.file)
+        return dict(row.summary)
 
     def _shown(self, summary: dict[str, Any], path: Path, row: EpisodeRow | None) -> dict[str, Any]:
         size_bytes = 0
