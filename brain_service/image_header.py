@@ -20,6 +20,7 @@ __all__ = [
     "ImageHeader",
     "check_image",
     "image_kind",
+    "infer_image",
     "is_reference",
     "read_image_header",
 ]
@@ -110,10 +111,7 @@ def check_image(value: Any, shape: tuple[int, ...], field: str) -> str | bytes:
     if isinstance(value, str) and is_reference(value):
         return value
     if isinstance(value, str) and value.startswith(_BASE64_MAGICS):
-        try:
-            value = base64.b64decode(value, validate=True)
-        except ValueError as error:
-            raise InvalidError(f"{field}: the image is no base64: {error}", field=field) from error
+        value = _from_base64(value, field)
     if not isinstance(value, bytes | bytearray | memoryview):
         raise InvalidError(
             f"{field}: expected a PNG or JPEG (its bytes in msgpack or as a form part, or base64 in JSON), or the "
@@ -125,6 +123,33 @@ def check_image(value: Any, shape: tuple[int, ...], field: str) -> str | bytes:
     if found != shape:
         raise InvalidError(f"{field}: expected an image of shape {list(shape)}, got {list(found)}", field=field)
     return data
+
+
+def infer_image(value: str | bytes, field: str) -> tuple[int, int, int] | None:
+    """Return the shape of an undeclared image, None for text that is none.
+
+    Text is an image if it is a whole one in base64; what begins like a PNG in base64 can be nothing else.
+
+    Raises:
+        InvalidError: bytes, or text that begins like a PNG, are no whole image; `field` names it.
+    """
+    if isinstance(value, bytes):
+        return read_image_header(value, field).shape
+    if not value.startswith(_BASE64_MAGICS):
+        return None
+    try:
+        return read_image_header(_from_base64(value, field), field).shape
+    except InvalidError:
+        if value.startswith(_BASE64_MAGICS[0]):
+            raise
+        return None
+
+
+def _from_base64(text: str, field: str) -> bytes:
+    try:
+        return base64.b64decode(text, validate=True)
+    except ValueError as error:
+        raise InvalidError(f"{field}: the image is no base64: {error}", field=field) from error
 
 
 def _read_png(data: bytes) -> ImageHeader:

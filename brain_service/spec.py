@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 
 from brain_service.errors import InvalidError
-from brain_service.image_header import CHANNELS, MAX_SIDE, check_image, read_image_header
+from brain_service.image_header import CHANNELS, MAX_SIDE, check_image, infer_image
 
 if TYPE_CHECKING:
     from jaxtyping import Float32
@@ -240,7 +240,7 @@ def infer_spec(flat: Mapping[str, Any], field: str) -> FeatureSpec:
     """Derive the spec from the first step's values.
 
     JSON numbers are float32 and JSON booleans bool; typed arrays keep their kind: floats are float32, uint8
-    stays uint8, other integers are int64. Bytes are an image.
+    stays uint8, other integers are int64. Bytes are an image, and so is text that holds one in base64.
 
     Raises:
         InvalidError: a value is ragged, empty, mixed or of no known kind, bytes that are no whole PNG or JPEG, or
@@ -251,10 +251,9 @@ def infer_spec(flat: Mapping[str, Any], field: str) -> FeatureSpec:
 
 
 def _infer(value: Any, field: str) -> Feature:
-    if isinstance(value, str):
-        return Feature("text")
-    if isinstance(value, bytes | bytearray | memoryview):
-        return Feature("image", read_image_header(bytes(value), field).shape)
+    if isinstance(value, str | bytes | bytearray | memoryview):
+        shape = infer_image(value if isinstance(value, str) else bytes(value), field)
+        return Feature("text") if shape is None else Feature("image", shape)
     typed = isinstance(value, np.ndarray | np.generic)
     array = _as_array(value, field)
     if array.size == 0:

@@ -198,7 +198,14 @@ def test_bytes_imply_an_image_and_pass_as_they_are() -> None:
 def test_json_may_hold_an_image_as_base64(kind: str) -> None:
     text = base64.b64encode(picture(1, kind)).decode()
     assert check_values({"camera": text, "state": [0, 0]}, CAMERA, "observation")["camera"] == picture(1, kind)
-    assert infer_spec({"camera": text}, "observation") == {"camera": Feature("text")}
+    assert infer_spec({"camera": text}, "observation") == {"camera": CAMERA["camera"]}
+
+
+def test_text_that_only_begins_like_an_image_is_text_or_refused() -> None:
+    assert infer_spec({"path": "/9j/x y"}, "observation") == {"path": Feature("text")}
+    with pytest.raises(InvalidError) as refused:
+        infer_spec({"camera": base64.b64encode(picture(1)[:-3]).decode()}, "observation")
+    assert refused.value.field == "observation/camera"
 
 
 def test_an_image_is_no_part_of_the_vector() -> None:
