@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from brain_service.errors import BrainError, ConflictError
+from brain_service.errors import BrainError
 
-__all__ = ["Appended", "EndReason", "Ended", "Ingested", "Taken", "require_same_end"]
+__all__ = ["Appended", "EndReason", "Ended", "Ingested", "Taken"]
 
 EndReason = Literal["terminated", "truncated", "recovered"]
 
@@ -47,14 +47,3 @@ class Ingested:
     appended: Appended | None
     consumed: int
     error: BrainError | None = None
-
-
-def require_same_end(episode_id: str, ended: Ended, reason: str | None) -> Ended:
-    """Return the earlier end if `reason` repeats it (None always does).
-
-    Raises:
-        ConflictError: it ended for another reason.
-    """
-    if reason not in (None, ended.reason):
-        raise ConflictError(f"episode {episode_id!r} has ended as {ended.reason}, not {reason}", field="reason")
-    return ended

@@ -21,6 +21,9 @@ __all__ = ["NewLines", "StepLines", "Tail"]
 
 # How many steps are read before the next look at what else waits for the interpreter.
 _CHUNK = 64
+_JUDGED_CHUNK = 16
+# JSON may be written with more digits and spaces than the log's line.
+_TEXT_PER_LINE = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +115,7 @@ class StepLines:
         """
         self._require_size(body)
         pieces, batch = split_steps(body, kind, self._settings.max_batch_steps)
-        steps = (parse_step(piece, kind, f"steps/{place}" if batch else "") for place, piece in enumerate(pieces))
+        steps = (self._parse(piece, kind, f"steps/{place}" if batch else "") for place, piece in enumerate(pieces))
         return self.general(steps, len(pieces), tail, batch=batch, considerate=considerate)
 
     def general(
@@ -159,10 +162,19 @@ class StepLines:
             lines.append(self._line(step, spec if fixes_spec else None, prefix))
             images |= found
             is_terminal = step.is_terminal
-            if considerate and place % _CHUNK == 0:
+            if considerate and place % _JUDGED_CHUNK == 0:
                 time.sleep(0)
         following = Tail(tail.steps + len(lines), spec, is_terminal)
         return NewLines(lines, following, first + count - 1, count, images)
+
+    def _parse(self, piece: Piece, kind: BodyKind, prefix: str) -> StepIn:
+        """Parse one step, unless its text alone is far longer than its line may be: that would take long."""
+        size_bytes, limit = memoryview(piece).nbytes, _TEXT_PER_LINE * self._settings.max_step_bytes
+        if kind != "msgpack" and size_bytes > limit:
+            raise TooLargeError(
+                f"a step has {size_bytes} bytes of JSON, the limit is {limit}", field=prefix or None
+            )
+        return parse_step(piece, kind, prefix)
 
     def _require_size(self, body: bytes) -> None:
         limit = self._settings.max_body_bytes

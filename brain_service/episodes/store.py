@@ -16,7 +16,8 @@ from typing import Any, ParamSpec, TypeVar
 
 from brain_service.durable import make_directory
 from brain_service.episodes import catalogue
-from brain_service.episodes.answers import Appended, Ended, EndReason, Ingested, require_same_end
+from brain_service.episodes.answers import Appended, Ended, Ingested
+from brain_service.episodes.endings import parse_reason, require_same_end
 from brain_service.episodes.flusher import Flusher
 from brain_service.episodes.header import EpisodeHeader, body_digest
 from brain_service.episodes.housekeeping import Housekeeper
@@ -39,6 +40,7 @@ from brain_service.errors import (
     UnavailableError,
 )
 from brain_service.settings import CaptureSettings, RetentionSettings
+from brain_service.spec import EpisodeSpec
 
 __all__ = ["EpisodeStore"]
 
@@ -49,11 +51,6 @@ Records = list[dict[str, Any]]
 # Enough to share a group commit between many waiting controllers; threads start as they are needed.
 _THREADS = 16
 _MAX_KEY_LENGTH = 255
-_REASONS: dict[str | None, EndReason | None] = {
-    None: None,
-    "terminated": "terminated",
-    "truncated": "truncated",
-}
 
 
 class EpisodeStore:
@@ -164,7 +161,8 @@ class EpisodeStore:
         digest = body_digest(body)
         # Held over the lookup and the creation, so that two requests with one key make one episode.
         with self._keyed:
-            earlier = self._by_idempotency_key(idempotency_key)
+            earlier = self._open.by_idempotency_key(idempotency_key)
+            earlier = earlier or self._library.by_idempotency_key(idempotency_key)
             if earlier is None:
                 return self._create(replace(header, idempotency_key=idempotency_key, body_sha256=digest))
         if earlier.body_sha256 != digest:
@@ -174,9 +172,6 @@ class EpisodeStore:
                 field="Idempotency-Key",
             )
         return earlier
-
-    def _by_idempotency_key(self, key: str) -> EpisodeHeader | None:
-        return self._open.by_idempotency_key(key) or self._library.by_idempotency_key(key)
 
     def _create(self, header: EpisodeHeader) -> EpisodeHeader:
         self._open.require_place()
@@ -248,20 +243,21 @@ class EpisodeStore:
         Raises:
             NotFoundError: no such episode.
             InvalidError: an unknown reason, or a final observation that does not fit.
-            ConflictError: it ended for another reason, or another process writes it.
+            ConflictError: it ended for another reason or with another final observation, or another process
+                writes it.
             UnavailableError: the disk is full, read-only or failing; the episode stays open.
         """
-        if reason not in _REASONS:
-            raise InvalidError(f"reason {reason!r} is neither 'terminated' nor 'truncated'", field="reason")
+        why = parse_reason(reason)
         writer = self._open.find(episode_id)
         if writer is None:
             stored = catalogue.read_end(catalogue.episode_path(self._root, episode_id))
             if stored is None:
                 raise ConflictError(f"episode {episode_id!r} is being written by another process")
-            ended = Ended(stored["steps"], stored["steps"] - 1, stored["reason"])
-            return require_same_end(episode_id, ended, reason)
+            features = None if final_observation is None else self.get(episode_id)["features"]
+            spec = None if features is None else EpisodeSpec.from_json(features)
+            return require_same_end(stored, reason, final_observation, spec)
         with self._noting_errors():
-            ended = writer.end(_REASONS[reason], final_observation)
+            ended = writer.end(why, final_observation)
         self._open.forget(episode_id)
         return ended
 

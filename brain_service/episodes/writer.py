@@ -9,9 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from brain_service.episodes.answers import Appended, Ended, EndReason, Taken, require_same_end
+from brain_service.episodes.answers import Appended, Ended, EndReason, Taken
 from brain_service.episodes.archive import ARCHIVE_SUFFIX
 from brain_service.episodes.durable_mark import DurableMark, WhenDurable
+from brain_service.episodes.endings import end_record, require_same_end
 from brain_service.episodes.flusher import Flusher
 from brain_service.episodes.header import Durability, EpisodeHeader
 from brain_service.episodes.images import ImageStore
@@ -19,19 +20,18 @@ from brain_service.episodes.log import EpisodeFile
 from brain_service.episodes.log_format import decode_line, encode_line
 from brain_service.episodes.rate import StepRate
 from brain_service.episodes.recovery import LogScan, RecoveryReport
-from brain_service.episodes.schema import StepIn, nest
+from brain_service.episodes.schema import StepIn
 from brain_service.episodes.step_lines import NewLines, StepLines, Tail
 from brain_service.episodes.wire import BodyKind
 from brain_service.errors import (
     BrainError,
     ConflictError,
     CorruptDataError,
-    InvalidError,
     TooLargeError,
     UnavailableError,
 )
 from brain_service.settings import CaptureSettings
-from brain_service.spec import EpisodeSpec, check_values, flatten
+from brain_service.spec import EpisodeSpec
 
 __all__ = ["EpisodeWriter", "Wear"]
 
@@ -75,6 +75,7 @@ class EpisodeWriter:
         # Replaced whole, so that a flush sees a number of steps and the size that belongs to it.
         self._written = self._durable = (self.steps, file.size_bytes)
         self._unsynced_since_s: float | None = None
+        self._end_line: bytes | None = None
         durability: Durability = found.header.durability or settings.durability
         self.answers_when_durable = durability == "step"
         self._flushes_by_itself = durability != "episode"
@@ -193,7 +194,8 @@ class EpisodeWriter:
         """Write the end record and flush; None means terminated if the last step was terminal, else truncated.
 
         Raises:
-            ConflictError: it has ended otherwise, or `truncated` contradicts a terminal last step.
+            ConflictError: it has ended otherwise (another reason, another final observation), or `truncated`
+                contradicts a terminal last step.
             InvalidError: the final observation does not fit the spec.
             UnavailableError: the medium refuses; the episode stays open.
         """
@@ -301,15 +303,18 @@ class EpisodeWriter:
                 self._flusher.note(self, urgent=self.answers_when_durable)
 
     def _end(self, reason: EndReason | None, final_observation: Mapping[str, Any] | None) -> Ended:
-        if self.ended is not None:
-            return require_same_end(self.header.episode_id, self.ended, reason)
+        if self._end_line is not None:
+            return require_same_end(decode_line(self._end_line), reason, final_observation, self.spec)
         if self._tail.is_terminal and reason == "truncated":
             raise ConflictError(
                 f"step {self.steps - 1} of episode {self.header.episode_id!r} is terminal; end it as 'terminated'",
                 field="reason",
             )
         reason = reason or ("terminated" if self._tail.is_terminal else "truncated")
-        line = encode_line(self._end_record(reason, final_observation))
+        limit_bytes = self._settings.max_image_bytes
+        line = encode_line(
+            end_record(self.header, self.spec, self.steps, reason, final_observation, self._images, limit_bytes)
+        )
         try:
             # A sound end line must vouch for every line before it: after a power cut nobody looks at those again.
             self._images.sync()
@@ -320,7 +325,7 @@ class EpisodeWriter:
             self._file.take_back(self._written[1])
             self._flusher.retry(self)
             raise
-        self.ended = Ended(self.steps, self.steps - 1, reason)
+        self.ended, self._end_line = Ended(self.steps, self.steps - 1, reason), line
         self._unsynced_since_s = None
         self._note_durable(self._written)
         self._file.close()
@@ -393,22 +398,3 @@ class EpisodeWriter:
         if index >= self.steps:
             return self._written[1]
         return self._offsets.locate(index, self._file.read)
-
-    def _end_record(self, reason: str, final_observation: Mapping[str, Any] | None) -> dict[str, Any]:
-        record: dict[str, Any] = {
-            "type": "end",
-            "reason": reason,
-            "steps": self.steps,
-            "ended_ns": time.time_ns(),
-            "episode_id": self.header.episode_id,
-        }
-        if final_observation is not None:
-            if self.spec is None:
-                raise InvalidError("an episode without steps has no final observation", field="final_observation")
-            flat = flatten(final_observation, "final_observation")
-            values = check_values(flat, self.spec.observation, "final_observation")
-            limit_bytes = self._settings.max_image_bytes
-            named, images = self._images.name_images(values, self.spec, "final_observation", limit_bytes)
-            self._images.put_all(images)
-            record["final_observation"] = nest(named)
-        return record

@@ -46,6 +46,20 @@ def test_an_end_is_durable_and_can_be_repeated(store: EpisodeStore) -> None:
         store.end(episode, "done")
 
 
+def test_an_end_with_another_final_observation_is_no_repeat(store: EpisodeStore) -> None:
+    last = {"arm": {"joints": [0.1, 2, 3]}, "grip": True}
+    with_one, without = begin(store, 1), begin(store, 1)
+    store.end(with_one, "truncated", last)
+    assert store.end(with_one, None, last) == store.end(with_one, "truncated")
+    store.end(without, "truncated")
+    for episode, other in ((with_one, last | {"grip": False}), (without, last)):
+        with pytest.raises(ConflictError, match="another final observation") as raised:
+            store.end(episode, "truncated", other)
+        assert raised.value.field == "final_observation"
+    with pytest.raises(InvalidError):
+        store.end(with_one, "truncated", {"grip": True})
+
+
 def test_an_end_without_a_reason_follows_the_last_step(store: EpisodeStore) -> None:
     cut, done = begin(store, 2), begin(store, 1)
     store.append_json(done, as_json(step(1, is_terminal=True)), JSON)
