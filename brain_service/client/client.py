@@ -1,6 +1,8 @@
 """`BrainClient`: what a robot controller imports. Calls wait for their answer; recording never does."""
 
 import asyncio
+import atexit
+import logging
 import threading
 from collections.abc import Coroutine, Iterator
 from pathlib import Path
@@ -25,9 +27,12 @@ from brain_service.client.wire import JsonObject
 
 __all__ = ["BrainClient"]
 
+log = logging.getLogger(__name__)
+
 T = TypeVar("T")
 PAGE_STEPS = 1000
 RESEND_TIMEOUT_S = 30.0
+EXIT_TIMEOUT_S = 5.0
 
 
 class _LoopThread:
@@ -111,8 +116,9 @@ class BrainClient:
     def resend_spool(self, timeout_s: float | None = RESEND_TIMEOUT_S) -> list[Resent]:
         """Bring home what earlier processes left in `spool_dir` and end those episodes, as they had asked for.
 
-        `timeout_s` bounds the wait for all; what did not make it stays for another time. Episodes of living processes are reported
-        with a `SpoolError` and left alone; what the daemon refuses for good is renamed to `<id>.rejected`.
+        `timeout_s` bounds the wait for all; what did not make it stays for another time. Episodes of living
+        processes are reported with a `SpoolError` and left alone; what the daemon refuses for good is renamed to
+        `<id>.rejected`.
 
         Raises:
             SpoolError: the client has no `spool_dir`.
@@ -178,6 +184,7 @@ class BrainClient:
         Raises:
             TimedOutError: steps stood only in memory and are lost; it says how many.
         """
+        atexit.unregister(self._close_at_exit)
         with self._lock:
             background, self._background, self._closed = self._background, None, True
         self._http.close()
@@ -203,8 +210,16 @@ class BrainClient:
                 raise ClientError("this client is closed; make another one")
             if self._background is None:
                 loop = _LoopThread()
+                atexit.register(self._close_at_exit)
                 self._background = loop, loop.run(self._open_fleet())
             return self._background
+
+    def _close_at_exit(self) -> None:
+        """Bring home what a program leaves behind that ends without closing its client."""
+        try:
+            self.close(EXIT_TIMEOUT_S)
+        except ClientError as error:
+            log.error("%s", error.detail)
 
     async def _open_fleet(self) -> Fleet:
         return Fleet(self._endpoint, self._limits, self._transport)

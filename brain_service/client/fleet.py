@@ -75,13 +75,17 @@ class Fleet:
             return Resent(path.name, None, error)
         end_body = await asyncio.to_thread(spool.end_body)
         sender = self.launch(spool.create_body, Outbox(self._limits.max_buffer_bytes, spool), resumed=True)
-        sender.finish(to_json(end_body or {}))
-        try:
-            await sender.until(lambda: sender.ended is not None, timeout_s, "resending")
-        except ClientError as error:
-            await self._stop(sender)
-            return Resent(path.name, None, error)
-        return Resent(path.name, sender.ended)
+        problem: ClientError | None = None
+        for body in (end_body or {}, {}):  # an end that the daemon refuses is no reason to leave the steps behind
+            sender.finish(to_json(body))
+            try:
+                return Resent(path.name, await sender.until_ended(timeout_s, "resending"))
+            except ClientError as error:
+                problem = error
+            if sender.refused_end is None:
+                break
+        await self._stop(sender)
+        return Resent(path.name, None, problem)
 
     async def close(self, timeout_s: float) -> None:
         """Wait for what is on its way, then stop.
@@ -108,7 +112,7 @@ class Fleet:
         with contextlib.suppress(ClientError):
             last = sender.outbox.next_index - 1
             if sender.ending:
-                await sender.until(lambda: sender.ended is not None, timeout_s, "close")
+                await sender.until_ended(timeout_s, "close")
             else:
                 log.warning("episode %s was not ended before its client closed", sender.episode_id)
                 await sender.until(lambda: sender.durable_through >= last, timeout_s, "close")

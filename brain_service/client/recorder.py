@@ -9,7 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Protocol, TypeVar
 
-from brain_service.client.errors import BufferFullError, ClientError, EndedError
+from brain_service.client.errors import BufferFullError, ClientError, EndedError, ProblemError
 from brain_service.client.outbox import Outbox
 from brain_service.client.sender import Ended, Sender
 from brain_service.client.spool import Spool
@@ -179,10 +179,13 @@ class _Recorder:
             await sender.until(lambda: sender.accepted_through >= last, timeout_s, what)
 
     async def _end(self, body: bytes, timeout_s: float | None) -> Ended:
-        self._sender.finish(body)
-        await self._sender.until(lambda: self._sender.ended is not None, timeout_s, "end")
-        assert self._sender.ended is not None
-        return self._sender.ended
+        if self._sender.ended is None:
+            self._sender.finish(body)
+        try:
+            return await self._sender.until_ended(timeout_s, "end")
+        except ProblemError:
+            self._ending = self._sender.failure is not None
+            raise
 
 
 class LoopRunner(Protocol):
@@ -225,6 +228,7 @@ class EpisodeRecorder(_Recorder):
 
         Raises:
             TimedOutError: not within `timeout_s` seconds; the sender goes on while the client lives.
+            ProblemError: the reason or the final observation is wrong; `end` may be called with another.
             LostStepsError: the daemon has fewer steps than were recorded, and they cannot be resent.
             ClientError: the daemon has refused for good.
         """

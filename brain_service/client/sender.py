@@ -59,7 +59,8 @@ class Sender:
 
     `accepted_through` and `durable_through` are the highest step indices that the daemon accepted and has on its
     medium (-1: none); a power cut of the daemon's computer can lower the first, never the second. `failure` is the
-    error that made it give up, `trouble` what last went wrong and may pass.
+    error that made it give up, `trouble` what last went wrong and may pass, `refused_end` why the daemon did not
+    end the episode in the way that `finish` asked for.
     """
 
     def __init__(
@@ -78,6 +79,7 @@ class Sender:
         self.ended: Ended | None = None
         self.failure: ClientError | None = None
         self.trouble: ClientError | None = None
+        self.refused_end: ProblemError | None = None
         self._create_body = to_json(create_body)
         self._http = http
         self._path = episode_path(self.episode_id)
@@ -110,7 +112,7 @@ class Sender:
 
     def finish(self, body: bytes) -> None:
         """End the episode with this JSON body once every step of the outbox is accepted."""
-        self._end_body = body
+        self._end_body, self.refused_end = body, None
         self._more.set()
 
     @property
@@ -125,6 +127,20 @@ class Sender:
             if self.outbox.spool is not None:
                 self.outbox.spool.close()
         self._notify()
+
+    async def until_ended(self, timeout_s: float | None, what: str) -> Ended:
+        """Wait until the episode has ended as `finish` asked.
+
+        Raises:
+            ProblemError: it cannot end in that way; `finish` may ask for another.
+            TimedOutError: not within `timeout_s` seconds.
+            ClientError: the sender gave up.
+        """
+        await self.until(lambda: self.ended is not None or self.refused_end is not None, timeout_s, what)
+        if self.refused_end is not None:
+            raise self.refused_end
+        assert self.ended is not None
+        return self.ended
 
     async def until(self, done: Callable[[], bool], timeout_s: float | None, what: str) -> None:
         """Wait until `done()`, asked whenever something changes.
@@ -169,7 +185,7 @@ class Sender:
         if self.ended is None:
             await self._link.deliver(self)
             await self._end()
-        if self.outbox.spool is not None:
+        if self.ended is not None and self.outbox.spool is not None:
             await asyncio.to_thread(self.outbox.spool.remove)
 
     async def _create(self) -> None:
@@ -220,7 +236,16 @@ class Sender:
         self._note(steps - 1, max(self.durable_through, summary["durable_through"]))
 
     async def _end(self) -> None:
-        answer = read_object(await run_async(self._http, ask(Call("POST", f"{self._path}/end", self._end_body))))
+        try:
+            response = await run_async(self._http, ask(Call("POST", f"{self._path}/end", self._end_body)))
+        except ProblemError as error:
+            if is_passing(error):
+                raise
+            # The way it was to end is wrong, not what was recorded: it can be asked to end in another way.
+            self.refused_end, self._end_body = error, None
+            self._notify()
+            return
+        answer = read_object(response)
         steps: int = answer["steps"]
         if steps < self.outbox.next_index:
             raise LostStepsError(

@@ -31,7 +31,7 @@ def test_a_daemon_that_is_killed_in_the_middle_loses_and_doubles_nothing(
     try:
         with BrainClient(daemon.url, transport=transport) as client:
             with client.record() as episode:
-                for _ in range(3):
+                for _ in range(2):
                     until = time.monotonic() + random.uniform(0.1, 0.3)
                     while time.monotonic() < until:
                         count = episode.log_step(observation(count), action(count), count) + 1
@@ -180,6 +180,7 @@ def test_a_busy_daemon_is_asked_again_when_it_said(wire: Wire, transport: Transp
         assert_recorded(client, episode.episode_id, 20)
 
 
+@pytest.mark.long
 def test_a_full_disk_passes(tmp_path: Path) -> None:
     # A reserve that no disk has: every episode is refused with 503 until the daemon comes back with a sane one.
     daemon = Daemon(tmp_path / "brain", env={"BRAIN_CAPTURE__MIN_FREE_BYTES": str(2**60)}).start()

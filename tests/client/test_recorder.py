@@ -1,6 +1,8 @@
 """Recording through the client, against the real daemon, over both transports."""
 
 import logging
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -286,3 +288,38 @@ def test_where_no_websocket_passes_it_goes_by_post(wire: Wire, caplog: pytest.Lo
         with BrainClient(wire.url) as client:
             assert_recorded(client, episode.episode_id, 20)
         assert ("goes by POST" in caplog.text) == wire.proxy.no_upgrade
+
+
+def test_an_end_that_is_refused_can_be_asked_for_otherwise(client: BrainClient) -> None:
+    episode = client.record()
+    episode.log_step({"x": 1}, {"y": 1}, is_terminal=True)
+    with pytest.raises(ConflictError, match="terminal"):
+        episode.end("truncated")
+    with pytest.raises(RejectedError) as raised:
+        episode.end("terminated", {"other": 1})
+    assert raised.value.field == "final_observation/other"
+    assert episode.end("terminated", {"x": 2}).reason == "terminated"
+    assert client.episode(episode.episode_id)["state"] == "terminated"
+
+
+FORGETFUL = """
+import sys
+from brain_service.client import BrainClient
+episode = BrainClient(sys.argv[1]).record()
+for index in range(500):
+    episode.log_step({"x": float(index)}, {"y": 1.0})
+print(episode.episode_id)
+"""
+
+
+@pytest.mark.long
+def test_a_program_that_closes_nothing_leaves_nothing_behind(shared_daemon: Daemon) -> None:
+    command = [sys.executable, "-c", FORGETFUL]
+    done = subprocess.run([*command, shared_daemon.url], capture_output=True, text=True, check=True)
+    with BrainClient(shared_daemon.url) as client:
+        assert client.episode(done.stdout.strip())["steps"] == 500
+    assert "was not ended" in done.stderr
+    lost = subprocess.run(
+        [*command, f"http://127.0.0.1:{free_port()}"], capture_output=True, text=True, check=True
+    )
+    assert "500 steps of" in lost.stderr
