@@ -276,7 +276,7 @@ def _values(row: EpisodeRow) -> tuple[Any, ...]:
     named = [metadata.get(name) for name in ("environment_id", "robot_id", "control_role", "xr_mode")]
     return (
         *(row.episode_id, row.file, row.file_bytes, row.mtime_ns),
-        *(min(row.created_ns, _MOST_INTEGER), row.summary.get("ended_ns"), row.summary["state"]),
+        *(min(row.created_ns, _MOST_INTEGER), min(row.ended_ns, _MOST_INTEGER), row.summary["state"]),
         *(None if value is None else str(value) for value in named),
         *(row.idempotency_key, row.size_bytes, row.sha256, orjson.dumps(row.summary).decode()),
     )

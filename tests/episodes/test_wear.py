@@ -1,11 +1,17 @@
 """The wear meter: days, the pace of the last hour, saving in parts, and clocks that jump."""
 
 import threading
+import time
+from contextlib import closing
+from pathlib import Path
 
 from hypothesis import given
 from hypothesis import strategies as st
 
+from brain_service.episodes.store import EpisodeStore
 from brain_service.episodes.wear import WearMeter
+from brain_service.settings import CaptureSettings
+from tests.episodes.bodies import begin
 
 NOON = 1_795_348_800.0  # 2026-11-22T12:00:00Z
 DAY = 86_400
@@ -83,9 +89,38 @@ def test_no_clock_jump_loses_or_doubles_a_byte(events: list[tuple[int, int]]) ->
 
 def test_threads_lose_nothing() -> None:
     meter = WearMeter()
-    threads = [threading.Thread(target=lambda: [meter.add(1) for _ in range(20_000)]) for _ in range(4)]
+
+    def write() -> None:
+        for _ in range(20_000):
+            meter.add(1)
+
+    threads = [threading.Thread(target=write) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     assert sum(meter.take_unsaved().values()) == 80_000
+
+
+def test_the_store_counts_what_it_writes_and_remembers_the_day(tmp_path: Path) -> None:
+    def opened() -> EpisodeStore:
+        store = EpisodeStore(
+            tmp_path / "episodes", CaptureSettings(min_free_bytes=0), database=tmp_path / "brain.db"
+        )
+        store.start()
+        return store
+
+    with closing(opened()) as store:
+        episode = begin(store, 20)
+        store.end(episode)
+        size_bytes = (tmp_path / "episodes" / f"{episode}.jsonl").stat().st_size
+        assert store.status()["wear"]["bytes_today"] == size_bytes
+        assert store.status()["wear"]["bytes_per_day"] > 0
+    with closing(opened()) as store:
+        give_up = time.monotonic() + 10
+        while store.status()["wear"]["bytes_today"] != size_bytes:
+            assert time.monotonic() < give_up, store.status()["wear"]
+            time.sleep(0.01)
+    with closing(opened()) as store:
+        time.sleep(0.2)
+        assert store.status()["wear"]["bytes_today"] == size_bytes
