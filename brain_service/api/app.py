@@ -1,6 +1,7 @@
 """The FastAPI application over the daemon's services."""
 
 from fastapi import FastAPI
+from starlette.types import Receive, Scope, Send
 
 import brain_service
 from brain_service.api import episodes, images, inference, jobs, models, status
@@ -12,23 +13,37 @@ from brain_service.api.services import Services
 __all__ = ["create_app"]
 
 
+class _App(FastAPI):
+    """FastAPI behind the guard and the hot path of capture.
+
+    As FastAPI's own middleware they would stand behind its error handling and telemetry, which cost each step more
+    than they do themselves.
+    """
+
+    def __init__(self, services: Services, tokens: TokenSource | None) -> None:
+        super().__init__(
+            title="continuon-brain",
+            version=brain_service.__version__,
+            summary="Records what a robot lived, learns from it, and answers what to do next.",
+            # Their pages load scripts from a host elsewhere, which a robot cannot and should not reach.
+            docs_url=None,
+            redoc_url=None,
+        )
+        self.state.services = services
+        self._front = Guard(CaptureTransport(super().__call__, services.store, services.settings.capture), tokens)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one ASGI connection."""
+        await self._front(scope, receive, send)
+
+
 def create_app(services: Services, tokens: TokenSource | None = None) -> FastAPI:
     """Return the application; with `tokens`, every request but `/livez` and `/readyz` needs one.
 
     Outermost stands the guard, then the hot path of capture, then FastAPI's router.
     """
-    app = FastAPI(
-        title="continuon-brain",
-        version=brain_service.__version__,
-        summary="Records what a robot lived, learns from it, and answers what to do next.",
-        # Their pages load scripts from a host elsewhere, which a robot cannot and should not reach.
-        docs_url=None,
-        redoc_url=None,
-    )
-    app.state.services = services
+    app = _App(services, tokens)
     install_problem_handlers(app)
     for module in (status, episodes, images, inference, models, jobs):
         app.include_router(module.router)
-    app.add_middleware(CaptureTransport, store=services.store, settings=services.settings.capture)
-    app.add_middleware(Guard, source=tokens)
     return app

@@ -70,6 +70,9 @@ class CaptureTransport:
             answer = await self._append(episode_id, headers.get(b"content-type", b""), body)
         except BrainError as error:
             await _refuse(error, scope, send)
+        except Exception:
+            log.exception("unexpected error", extra={"path": scope["path"]})
+            await _refuse(BrainError("unexpected error; the daemon's log has the details"), scope, send)
         else:
             await _send(send, 200, [(b"content-type", b"application/json")], answer)
 

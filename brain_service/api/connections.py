@@ -80,6 +80,42 @@ class Door:
         return True
 
 
+class _Corked:
+    """A transport for answers that writes head and body at once.
+
+    uvicorn writes them one by one, each a system call that wakes the client. What is held goes out with the end of
+    the answer, or, where that is still to come (a stream of events), with the next turn of the loop.
+    """
+
+    __slots__ = ("_held", "_loop", "_transport")
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport = transport
+        self._loop = loop
+        self._held: list[bytes] = []
+
+    def write(self, data: bytes) -> None:
+        """Write with whatever comes until the loop turns."""
+        if not self._held:
+            self._loop.call_soon(self.flush)
+        self._held.append(data)
+
+    def close(self) -> None:
+        """Write the rest and close."""
+        self.flush()
+        self._transport.close()
+
+    def is_closing(self) -> bool:
+        """Tell whether the connection is closed or about to be."""
+        return self._transport.is_closing()
+
+    def flush(self) -> None:
+        """Write what is held."""
+        if self._held:
+            self._transport.write(b"".join(self._held))
+            self._held.clear()
+
+
 class _BoundedHttp(HttpToolsProtocol):
     """HTTP/1.1 behind the door. Timers are set only for a request that does not arrive in one piece."""
 
@@ -98,6 +134,7 @@ class _BoundedHttp(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Take the connection in, or answer 503 and close it."""
         super().connection_made(transport)
+        self._corked = _Corked(transport, self.loop)
         if self.door.enter(transport, self.loop.time()):
             self._set_timer(HEAD)
         else:
@@ -141,11 +178,18 @@ class _BoundedHttp(HttpToolsProtocol):
         self._phase = BODY
         self.door.prove(self.transport)
         super().on_headers_complete()
+        if self.cycle is not None:
+            self.cycle.transport = self._corked  # type: ignore[assignment]
 
     def on_message_complete(self) -> None:
         """Note the end of the request."""
         self._phase = IDLE
         super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        """Send the answer off, and go on to the next request."""
+        self._corked.flush()
+        super().on_response_complete()
 
     def handle_websocket_upgrade(self) -> None:
         """Hand the connection over; its pings keep it honest from now on."""

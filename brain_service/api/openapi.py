@@ -34,6 +34,8 @@ _VALUES: Schema = {
     "additionalProperties": True,
 }
 
+_NONE_OR_MORE: Schema = {name: value for name, value in _VALUES.items() if name != "minProperties"}
+
 _FEATURES: Schema = {
     "type": "object",
     "description": "The declared spec: maps of `{dtype, shape}`, nested by name.",
@@ -78,7 +80,7 @@ _STEP: Schema = {
         "is_terminal": {"type": "boolean", "default": False},
         "timestamp_ns": {"anyOf": [_INT64_NS, {"type": "null"}], "description": "Omitted: the time of receipt."},
         "control_role": {"type": ["string", "null"]},
-        "executed_action": {"anyOf": [_VALUES, {"type": "null"}]},
+        "executed_action": {"anyOf": [_NONE_OR_MORE, {"type": "null"}]},
         "policy": {"type": ["object", "null"]},
         "step_metadata": {
             "type": ["object", "null"],
@@ -118,7 +120,7 @@ END: Schema = {
     "additionalProperties": False,
     "properties": {
         "reason": {"enum": ["terminated", "truncated", None]},
-        "final_observation": {"anyOf": [_VALUES, {"type": "null"}]},
+        "final_observation": {"anyOf": [_NONE_OR_MORE, {"type": "null"}]},
     },
 }
 

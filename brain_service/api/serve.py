@@ -68,6 +68,8 @@ async def _run(settings: Settings, tokens: TokenFile | None, sockets: list[socke
                 log_config=None,
                 access_log=False,
                 server_header=False,
+                # No proxy stands before a robot: whoever asks is who the socket says.
+                proxy_headers=False,
                 lifespan="off",
                 # Longer than clients keep an idle connection, so that none is closed under a request.
                 timeout_keep_alive=KEEP_ALIVE_S,

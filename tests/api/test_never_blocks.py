@@ -24,7 +24,13 @@ async def visit_every_route(settings: Settings) -> dict[str, int]:
             episode = (await http.post("/episodes", json={})).json()["episode_id"]
             await http.post(f"/episodes/{episode}/steps", json=STEP)
             job = (await http.post("/convert", json={})).json()["job_id"]
-            names = {"episode_id": episode, "job_id": job, "session_id": "none", "model_id": "none"}
+            names = {
+                "episode_id": episode,
+                "job_id": job,
+                "session_id": "none",
+                "model_id": "none",
+                "name": "none",
+            }
             bodies: dict[str, Any] = {
                 "append_steps": STEP,
                 "infer": {"session_id": "none", "step": 0, "observation": {"state": [0.1, 0.2]}},
