@@ -43,6 +43,9 @@ DTYPES: tuple[str, ...] = get_args(Dtype)
 
 # Far beyond any robot, and far below where Python's stack and the JSON writer give up.
 _MAX_DEPTH = 64
+_MAX_RANK = 8
+# Numbers a step. A declaration of a few bytes must not make anybody reserve gigabytes for what it names.
+_MAX_NUMBERS = 2**22
 
 Leaf = np.ndarray[Any, np.dtype[Any]] | str | bytes
 """One value of a step: an array of the feature's dtype and shape, text, or an image.
@@ -75,7 +78,8 @@ class Feature:
         """Parse `{"dtype": "float32", "shape": [3]}`; `field` names it in errors.
 
         Raises:
-            InvalidError: unknown key or dtype, or a shape that is not a list of positive integers.
+            InvalidError: unknown key or dtype, or a shape that is not a list of at most 8 positive integers, or of
+                more than 2^22 numbers in all.
         """
         if not isinstance(document, Mapping) or not set(document) <= {"dtype", "shape"} or "dtype" not in document:
             raise InvalidError(
@@ -86,6 +90,11 @@ class Feature:
             raise InvalidError(f"{field}: dtype {dtype!r} is none of {', '.join(DTYPES)}", field=field)
         if not isinstance(shape, list | tuple) or not all(type(n) is int and n > 0 for n in shape):
             raise InvalidError(f"{field}: shape {shape!r} is not a list of positive integers", field=field)
+        if len(shape) > _MAX_RANK or (dtype != "image" and prod(shape) > _MAX_NUMBERS):
+            raise InvalidError(
+                f"{field}: a shape has at most {_MAX_RANK} axes and {_MAX_NUMBERS} numbers, got {str(shape)[:99]}",
+                field=field,
+            )
         if dtype == "text" and shape:
             raise InvalidError(f"{field}: text has no shape, got {shape!r}", field=field)
         if dtype == "image" and (len(shape) != 3 or shape[2] not in CHANNELS or max(shape) > MAX_SIDE):
@@ -165,6 +174,11 @@ def _parse_part(document: Any, field: str) -> FeatureSpec:
     for name, child in document.items():
         visit(child, _join("", name, field))
     _reject_folders(found, f"features/{field}")
+    numbers = vector_size(found)
+    if numbers > _MAX_NUMBERS:
+        raise InvalidError(
+            f"features/{field}: {numbers} numbers a step, the limit is {_MAX_NUMBERS}", field=f"features/{field}"
+        )
     return dict(sorted(found.items()))
 
 

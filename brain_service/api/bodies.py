@@ -75,15 +75,15 @@ def decode(body: bytes, kind: type[T]) -> T:
 
 
 def read_object(body: bytes) -> dict[str, Any]:
-    """Parse a body into a JSON object; an empty body is `{}`.
+    """Parse a body into a JSON object; an empty body is `{}`. Integers keep their value, however large.
 
     Raises:
         MalformedError: not JSON.
         InvalidError: JSON, but no object.
     """
     try:
-        document = orjson.loads(body or b"{}")
-    except orjson.JSONDecodeError as error:
+        document = msgspec.json.decode(body or b"{}")
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise MalformedError(f"the body is not JSON: {error}") from error
     if not isinstance(document, dict):
         raise InvalidError(f"the body is a JSON {type(document).__name__}; send an object", field="body")

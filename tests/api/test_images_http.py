@@ -158,6 +158,8 @@ def test_records_of_safety_and_share_are_shown_and_a_wrong_one_is_named(http: ht
     assert {name: metadata[name] for name in records} == records
     problem = assert_problem(http.post("/episodes", json={"share": {"public": "yes"}}), 422)
     assert problem["field"] == "share/public"
+    problem = assert_problem(http.post("/episodes", content=b'{"metadata":{"serial":123456789012345678901}}'), 422)
+    assert problem["field"] == "metadata/serial"
 
 
 def test_a_kill_loses_no_accepted_image(tmp_path: Path) -> None:
