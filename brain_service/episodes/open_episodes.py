@@ -11,7 +11,7 @@ from typing import Any
 from brain_service.episodes import catalogue
 from brain_service.episodes.flusher import Flusher
 from brain_service.episodes.header import EpisodeHeader
-from brain_service.episodes.recovery import RecoveryReport, looks_like_seed, quarantine, recover, sweep
+from brain_service.episodes.recovery import RecoveryReport, looks_like_seed, quarantine, recover, settle, sweep
 from brain_service.episodes.writer import EpisodeWriter, Wear
 from brain_service.errors import BrainError, ConflictError, NotFoundError, TooManyError, UnavailableError
 from brain_service.settings import CaptureSettings
@@ -58,6 +58,7 @@ class OpenEpisodes:
         self._watchers: dict[_Watcher, None] = {}
         self._writers: dict[str, EpisodeWriter] = {}
         self._recovered: set[str] = set()
+        self._settled: set[str] = set()
         self._opening: dict[str, threading.Lock] = {}
         self._lock = threading.Lock()
 
@@ -79,6 +80,8 @@ class OpenEpisodes:
     def find(self, episode_id: str) -> EpisodeWriter | None:
         """Return the writer, recovering the log if need be; None if it ended or another process writes it.
 
+        An end that an earlier process wrote is on the medium then.
+
         Raises:
             NotFoundError: no such episode.
             UnavailableError: its log cannot be recovered now.
@@ -94,6 +97,9 @@ class OpenEpisodes:
                 writer = self._writers.get(episode_id)
                 if writer is None and catalogue.read_end(path) is None:
                     writer = self._recover(episode_id, path)
+                elif writer is None and episode_id not in self._settled:
+                    settle(path)
+                    self._settled.add(episode_id)
         finally:
             with self._lock:
                 self._opening.pop(episode_id, None)

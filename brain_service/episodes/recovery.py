@@ -7,6 +7,7 @@ more behind it is damage of another kind (a flipped bit, a lost sector): what fo
 
 import contextlib
 import itertools
+import os
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -29,7 +30,7 @@ from brain_service.errors import (
 )
 from brain_service.spec import EpisodeSpec
 
-__all__ = ["LogScan", "RecoveryReport", "looks_like_seed", "quarantine", "recover", "scan", "sweep"]
+__all__ = ["LogScan", "RecoveryReport", "looks_like_seed", "quarantine", "recover", "scan", "settle", "sweep"]
 
 _CREATION_S = 60.0
 
@@ -141,6 +142,8 @@ def recover(path: Path) -> tuple[EpisodeFile, LogScan, RecoveryReport]:
         report = _cut(file, found)
         images.sync_names()
         file.sync()
+        # Whoever made it may have been killed between giving it its name and flushing that.
+        fsync_directory(path.parent)
     except OSError as error:
         file.close()
         raise io_problem(error, f"recover episode {path.stem!r}") from error
@@ -148,6 +151,25 @@ def recover(path: Path) -> tuple[EpisodeFile, LogScan, RecoveryReport]:
         file.close()
         raise
     return file, found, report
+
+
+def settle(path: Path) -> None:
+    """Bring a log that has its end to the medium: whoever wrote that may have been killed before it was flushed.
+
+    Raises:
+        UnavailableError: the medium refuses.
+    """
+    try:
+        fd = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+        fsync_directory(path.parent)
+    except FileNotFoundError:
+        return  # deleted or compressed meanwhile
+    except OSError as error:
+        raise io_problem(error, f"flush episode {path.stem!r} to the medium") from error
 
 
 def _cut(file: EpisodeFile, found: LogScan) -> RecoveryReport:

@@ -59,13 +59,13 @@ class Watcher(Protocol):
 class _Layer:
     """The replacements, one method a function of `os`. Open files are known by descriptor and numbered."""
 
-    def __init__(self, root: Path, watcher: Watcher) -> None:
+    def __init__(self, root: Path, watcher: Watcher, first_handle: int) -> None:
         self._root = os.path.realpath(root)
         self._watcher = watcher
         self._real = {name: getattr(os, name) for name in _NAMES}
         self._real_open = io.open
         self._files: dict[int, tuple[int, str, bool, bool]] = {}  # number, path, is folder, appends
-        self._numbers = itertools.count()
+        self._numbers = itertools.count(first_handle)
         self._lock = threading.Lock()
 
     def replacements(self) -> dict[str, Callable[..., Any]]:
@@ -310,9 +310,9 @@ def _file_object(
 
 
 @contextlib.contextmanager
-def watched(root: Path, watcher: Watcher) -> Iterator[None]:
+def watched(root: Path, watcher: Watcher, first_handle: int = 0) -> Iterator[None]:
     """Show `watcher` every change below `root` that this process makes inside the block."""
-    layer = _Layer(root, watcher)
+    layer = _Layer(root, watcher, first_handle)
     with contextlib.ExitStack() as stack:
         for name, replacement in layer.replacements().items():
             stack.callback(setattr, os, name, getattr(os, name))

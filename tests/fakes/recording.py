@@ -52,18 +52,33 @@ Event = Begin | End | Claim
 
 
 class Recording:
-    """A watcher that keeps all it sees. `skips` tells which changes to leave out: a writer broken on purpose."""
+    """A watcher that keeps all it sees. `skips` tells which changes to leave out: a writer broken on purpose.
 
-    def __init__(self, root: Path, skips: Callable[[Call], bool] = lambda call: False) -> None:
+    Before change number `kill_at` the process ends as by SIGKILL, once `dying` has seen the recording.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        skips: Callable[[Call], bool] = lambda call: False,
+        kill_at: int | None = None,
+        dying: Callable[["Recording"], None] = lambda recording: None,
+    ) -> None:
         self.root = os.path.realpath(root)
         self.before_it = _read_tree(Path(self.root))
         self.events: list[Event] = []
         self._skips = skips
+        self._left = kill_at
+        self._dying = dying
         self._running: dict[int, Change] = {}
         self._lock = threading.Lock()
 
     def __getstate__(self) -> dict[str, Any]:
         return {"root": self.root, "before_it": self.before_it, "events": self.events}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(Path(state["root"]))  # type: ignore[misc]
+        self.__dict__.update(state)
 
     def say(self, kind: str, episode_id: str, value: Any = None) -> None:
         """Keep what a client was told just now."""
@@ -73,11 +88,26 @@ class Recording:
         """Keep the beginning of a change."""
         if self._skips(call):
             return False
+        self._die_in_time()
         change = Change(call)
         with self._lock:
             self._running[id(call)] = change
             self.events.append(Begin(change))
         return True
+
+    def _die_in_time(self) -> None:
+        """Count down to the kill; what other threads have in the kernel then is finished first."""
+        if self._left is None:
+            return
+        with self._lock:
+            self._left -= 1
+            dies = self._left < 0
+        while dies:
+            with self._lock:
+                if not self._running:
+                    self._dying(self)
+                    os._exit(9)
+            time.sleep(0.0005)
 
     def after(self, call: Call, done: int | None) -> None:
         """Keep its end."""

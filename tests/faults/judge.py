@@ -8,14 +8,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import orjson
 
+from brain_service.episodes.catalogue import find_log
 from brain_service.episodes.reader import read_episodes
 from brain_service.episodes.store import EpisodeStore
 from brain_service.errors import BrainError, NotFoundError
 from brain_service.settings import CaptureSettings
 from tests.fakes.recording import Claim
-from tests.faults.robots import body, differs
+from tests.faults.robots import body, differs, has_camera, seen
 
 __all__ = ["Promise", "Verdict", "judge", "promises"]
 
@@ -119,10 +121,14 @@ def _judge_episode(store: EpisodeStore, root: Path, episode_id: str, promise: Pr
     if summary["state"] == "open":
         _go_on(store, episode_id, steps, verdict)
     if steps:
-        (path,) = [path for path in root.glob(f"{episode_id}.jsonl*") if path.suffix in (".jsonl", ".zst")]
+        path = find_log(root, episode_id)
         (episode,) = read_episodes(path)
         if len(episode) < steps:
             verdict.violations.append(f"the reader sees {len(episode)} of {steps} steps of {episode_id}")
+        if has_camera(episode_id):
+            pictures = list(episode.observation["camera"])
+            if pictures != [seen(index) for index in range(len(pictures))]:
+                verdict.violations.append(f"{episode_id} has other pictures than were sent")
 
 
 def _judge_count(episode_id: str, steps: int, promise: Promise, verdict: Verdict) -> None:
@@ -155,7 +161,7 @@ def _judge_document(path: Path, episode_id: str, promise: Promise, verdict: Verd
 
 def _go_on(store: EpisodeStore, episode_id: str, steps: int, verdict: Verdict) -> None:
     """A robot resends from where the daemon stands, and ends; its step must be durable once that is answered."""
-    done = store.append_json(episode_id, orjson.dumps(body(episode_id, steps)))
+    done = store.append_json(episode_id, msgspec.msgpack.encode(body(episode_id, steps)), "application/msgpack")
     if done.step_index != steps:
         verdict.violations.append(f"{episode_id} went on at {done.step_index} instead of {steps}")
     if store.end(episode_id, "truncated").steps != steps + 1:

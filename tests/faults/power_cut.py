@@ -10,14 +10,16 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from tests.fakes.disk import Call, watched
 from tests.fakes.medium import Medium
 from tests.fakes.recording import Claim, Recording, Tree, write_tree
 from tests.fakes.sectors import Fate
 from tests.faults.judge import Verdict, judge, promises
+from tests.faults.scenarios import go_on_after_a_kill, recover_only
 
-__all__ = ["Scenario", "cut_everywhere", "judged_apart", "record"]
+__all__ = ["Scenario", "cut_everywhere", "judged_apart", "record", "record_killed"]
 
 Scenario = Callable[[Path, Recording, random.Random], None]
 """Lives a robot's life in a folder that does not exist yet, and says what clients are told."""
@@ -57,7 +59,7 @@ def cut_everywhere(recording: Recording, seed: int = 0, *, every: int = 1, draws
             fates = _CORNERS + _BY_LOT * draws
             trees = _different(medium.survive(fate, rng) for fate in fates)
             for tree in trees:
-                found = _recovered(tree, claims)
+                found = _recovered(tree, claims, rng if place % 16 == 0 else None)
                 found.violations = [f"cut {place}: {text}" for text in found.violations]
                 verdict.add(found)
     return verdict
@@ -68,23 +70,68 @@ def judged_apart(recording: Recording, seed: int = 0, *, every: int = 1, draws: 
 
     What the test has patched does not reach the judge then, only the recording.
     """
-    order = pickle.dumps((recording, seed, every, draws))
-    done = subprocess.run([sys.executable, "-m", __name__], input=order, capture_output=True, check=False)
-    assert done.returncode == 0, done.stderr.decode()[-2000:]
-    verdict: Verdict = pickle.loads(done.stdout)
+    verdict: Verdict = _apart(("judge", recording, seed, every, draws))
     return verdict
+
+
+def record_killed(scenario: Scenario, folder: Path, seed: int, kill_at: int) -> Recording:
+    """Run a scenario in a process that dies before change number `kill_at`, then another that goes on.
+
+    What the first left unflushed is still so when the second finds it: the kernel lives, until the power goes.
+    """
+    recording: Recording = _apart(("live", scenario, folder, seed, kill_at))
+    with watched(folder, recording, first_handle=10**6):
+        go_on_after_a_kill(folder / "brain" / "episodes", recording)
+    return recording
+
+
+def _apart(order: tuple[Any, ...]) -> Any:
+    done = subprocess.run(
+        [sys.executable, "-m", __name__], input=pickle.dumps(order), capture_output=True, check=False
+    )
+    assert done.stdout, done.stderr.decode()[-2000:]
+    return pickle.loads(done.stdout)
+
+
+def _obey(kind: str, *order: Any) -> None:
+    def answer(result: object) -> None:
+        sys.stdout.buffer.write(pickle.dumps(result))
+        sys.stdout.buffer.flush()
+
+    if kind == "judge":
+        recording, seed, every, draws = order
+        answer(cut_everywhere(recording, seed, every=every, draws=draws))
+        return
+    scenario, folder, seed, kill_at = order
+    folder.mkdir(parents=True, exist_ok=True)
+    recording = Recording(folder, kill_at=kill_at, dying=answer)
+    with watched(folder, recording):
+        scenario(folder / "brain" / "episodes", recording, random.Random(seed))
+    answer(recording)
 
 
 def _different(trees: Iterator[Tree]) -> list[Tree]:
     return list({tuple(sorted(tree.items())): tree for tree in trees}.values())
 
 
-def _recovered(tree: Tree, claims: list[Claim]) -> Verdict:
-    """Put the state on a real file system, run the real recovery there, and judge."""
+def _recovered(tree: Tree, claims: list[Claim], again: random.Random | None) -> Verdict:
+    """Put the state on a real file system, run the real recovery there, and judge.
+
+    With `again` the power goes a second time, in the midst of that recovery; then what is left of it is judged.
+    """
     with tempfile.TemporaryDirectory(prefix="power-cut-", dir=_fast_folder()) as name:
-        root = Path(name) / "brain" / "episodes"
         write_tree(Path(name), tree, age_s=_AGE_S)
-        return judge(root, promises(claims))
+        if again is None:
+            return judge(Path(name) / "brain" / "episodes", promises(claims))
+        recording = Recording(Path(name))
+        with watched(Path(name), recording):
+            recover_only(Path(name) / "brain" / "episodes", recording, {claim.episode_id for claim in claims})
+    medium, since = Medium(recording), list(claims)
+    for event in recording.events[: again.randrange(len(recording.events) + 1)]:
+        medium.play(event)
+        if isinstance(event, Claim):
+            since.append(event)
+    return _recovered(medium.survive(again.choice(_CORNERS + _BY_LOT), again), since, None)
 
 
 def _fast_folder() -> str | None:
@@ -95,5 +142,4 @@ def _fast_folder() -> str | None:
 
 if __name__ == "__main__":
     logging.disable(logging.CRITICAL)
-    given, number, step, rounds = pickle.loads(sys.stdin.buffer.read())
-    sys.stdout.buffer.write(pickle.dumps(cut_everywhere(given, number, every=step, draws=rounds)))
+    _obey(*pickle.load(sys.stdin.buffer))

@@ -3,6 +3,7 @@
 So whoever reads a log after a fault knows what each step must hold, bit by bit, without having kept it.
 """
 
+import functools
 import random
 import zlib
 from collections.abc import Mapping
@@ -11,7 +12,10 @@ from typing import Any
 import numpy as np
 import orjson
 
-__all__ = ["body", "differs", "observation_size"]
+from brain_service.episodes.images import image_reference
+from tests.pictures import picture
+
+__all__ = ["body", "differs", "has_camera", "observation_size", "seen"]
 
 _SIZES = (3, 40, 200)
 _T0_NS = 1_700_000_000_000_000_000
@@ -25,13 +29,25 @@ def observation_size(episode_id: str) -> int:
 def body(episode_id: str, index: int) -> dict[str, Any]:
     """Return the body of `POST /episodes/{id}/steps` for a step."""
     rng = random.Random(f"{episode_id}/{index}")
+    state = [rng.uniform(-1, 1) for _ in range(observation_size(episode_id))]
     return {
         "step_index": index,
-        "observation": {"state": [rng.uniform(-1, 1) for _ in range(observation_size(episode_id))]},
+        "observation": {"state": state} | ({"camera": seen(index)} if has_camera(episode_id) else {}),
         "action": {"command": [rng.uniform(-1, 1), float(index)]},
         "reward": rng.uniform(-1, 1),
         "timestamp_ns": _T0_NS + index,
     }
+
+
+def has_camera(episode_id: str) -> bool:
+    """Tell whether the robot of an episode has a camera; then its steps go by msgpack."""
+    return episode_id.startswith("camera")
+
+
+@functools.lru_cache(maxsize=64)
+def seen(index: int) -> bytes:
+    """Return what a camera sees at a step: every picture twice in a row, of one to several sectors."""
+    return picture(index // 2, height=16)
 
 
 def _as_stored(values: Any) -> list[float]:
@@ -48,9 +64,16 @@ def differs(record: Mapping[str, Any], episode_id: str, index: int) -> str | Non
     found = {
         "step_index": record["step_metadata"]["step_index"] == index,
         "timestamp_ns": record["step_metadata"]["timestamp_ns"] == sent["timestamp_ns"],
-        "observation": record["observation"] == {"state": _as_stored(sent["observation"]["state"])},
+        "observation": record["observation"] == _observation(sent["observation"]),
         "action": record["action"] == {"command": _as_stored(sent["action"]["command"])},
         "reward": _as_stored([record["reward"]]) == _as_stored([sent["reward"]]),
     }
     wrong = [name for name, same in found.items() if not same]
     return f"step {index} of {episode_id} has another {', '.join(wrong)}" if wrong else None
+
+
+def _observation(sent: Mapping[str, Any]) -> dict[str, Any]:
+    stored: dict[str, Any] = {"state": _as_stored(sent["state"])}
+    if "camera" in sent:
+        stored["camera"] = image_reference(sent["camera"])
+    return stored

@@ -2,30 +2,41 @@
 
 import contextlib
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-import orjson
+import msgspec
 
+from brain_service.episodes.archive import compress_log
 from brain_service.episodes.logger import EpisodeLogger
 from brain_service.episodes.store import EpisodeStore
-from brain_service.settings import CaptureSettings
+from brain_service.errors import BrainError
+from brain_service.settings import CaptureSettings, RetentionSettings
 from tests.fakes.recording import Recording
 from tests.faults.robots import body
 
-__all__ = ["Robot", "logger_life", "store_life"]
+__all__ = [
+    "Robot",
+    "archive_life",
+    "go_on_after_a_kill",
+    "image_life",
+    "logger_life",
+    "recover_only",
+    "retention_life",
+    "store_life",
+]
 
 _DURABILITIES = ("interval", "step", "episode")
 
 
 @contextlib.contextmanager
-def _store(root: Path) -> Iterator[EpisodeStore]:
-    settings = CaptureSettings(min_free_bytes=0, sync_interval_s=0.003, compress_after_s=None)
-    store = EpisodeStore(root, settings)
+def _store(root: Path, retention: RetentionSettings | None = None, **settings: Any) -> Iterator[EpisodeStore]:
+    options = {"min_free_bytes": 0, "sync_interval_s": 0.003, "compress_after_s": None, **settings}
+    store = EpisodeStore(root, CaptureSettings(**options), retention=retention)
     store.start()
     try:
-        store.wait_recovered(30)
+        assert store.wait_recovered(30)
         yield store
     finally:
         store.close()
@@ -50,7 +61,8 @@ class Robot:
         """Append `count` steps in one request that begins with the last `repeat` ones again."""
         bodies = [body(self.episode_id, index) for index in range(self.steps - repeat, self.steps + count)]
         self._heard.say("sent", self.episode_id, self.steps + count - 1)
-        done = self._store.append_json(self.episode_id, orjson.dumps(bodies if len(bodies) > 1 else bodies[0]))
+        content = msgspec.msgpack.encode(bodies if len(bodies) > 1 else bodies[0])
+        done = self._store.append_json(self.episode_id, content, "application/msgpack")
         self.steps += count
         self._heard.say("accepted", self.episode_id, done.step_index)
         self._heard.say("durable", self.episode_id, done.durable_through)
@@ -122,3 +134,75 @@ def logger_life(root: Path, heard: Recording, rng: random.Random) -> None:
             heard.say("ending", name, "truncated")
             logger.end_episode()
             heard.say("ended", name, "truncated")
+
+
+def image_life(root: Path, heard: Recording, rng: random.Random) -> None:
+    """Robots with a camera: pictures that repeat and pictures that do not, an end, a deletion."""
+    with _store(root) as store:
+        robots = [Robot(store, heard, f"camera{number}-{rng.randrange(10**6)}") for number in range(3)]
+        for robot, durability in zip(robots, _DURABILITIES, strict=True):
+            robot.create(durability=durability)
+        for _ in range(9):
+            robot = rng.choice(robots)
+            robot.append(rng.choice((1, 1, 2)), repeat=min(robot.steps, rng.choice((0, 0, 1))))
+        for robot in robots[:2]:
+            robot.end("truncated")
+        robots[0].delete()
+
+
+def archive_life(root: Path, heard: Recording, rng: random.Random) -> None:
+    """Closed logs are compressed while another robot records; one archive is deleted."""
+    with _store(root) as store:
+        robots = [Robot(store, heard, f"archived{number}-{rng.randrange(10**6)}") for number in range(3)]
+        for robot in robots:
+            robot.create(durability=rng.choice(_DURABILITIES))
+            robot.append(3)
+        for robot in robots[:2]:
+            robot.end("terminated")
+        for path in sorted(root.glob("archived[01]*.jsonl")):
+            robots[2].append(1)
+            compress_log(path)  # as housekeeping does
+        robots[0].delete()
+        robots[2].append(2)
+
+
+def retention_life(root: Path, heard: Recording, rng: random.Random) -> None:
+    """More is recorded than may be kept: the oldest go, with their images."""
+    bounds = RetentionSettings(
+        max_total_bytes=9000, keep_free_bytes=None, delete_unconverted=True, delete_not_uploaded=True
+    )
+    with _store(root, bounds) as store:
+        for number in range(4):
+            robot = Robot(store, heard, f"{rng.choice(('camera', 'robot'))}{number}-{rng.randrange(10**6)}")
+            robot.create()
+            robot.append(3)
+            # From here on retention may take it at any moment.
+            heard.say("deleting", robot.episode_id)
+            robot.end("truncated")
+        plan = store.apply_retention()
+        for planned in plan.doomed:
+            heard.say("deleted", planned.episode_id)
+
+
+def recover_only(root: Path, heard: Recording, known: Iterable[str]) -> None:
+    """Start on what is there, say what is durable now that it was recovered, and stop."""
+    with _store(root) as store:
+        for episode_id in sorted(known):
+            with contextlib.suppress(BrainError):
+                heard.say("durable", episode_id, store.get(episode_id)["durable_through"])
+
+
+def go_on_after_a_kill(root: Path, heard: Recording) -> None:
+    """Start after a kill: every open episode goes on for some steps; then the process ends in good order."""
+    with _store(root) as store:
+        for item in store.list()[0]:
+            robot = Robot(store, heard, item["episode_id"])
+            robot.steps = item["steps"]
+            heard.say("sent", robot.episode_id, robot.steps - 1)
+            heard.say("durable", robot.episode_id, item["durable_through"])
+            heard.say("created", robot.episode_id)
+            if item["state"] != "open":
+                robot.end(item["state"])
+            else:
+                robot.append(2, repeat=min(1, robot.steps))
+                robot.ask()

@@ -1,5 +1,6 @@
 """After a power cut at any instant nothing is lost that was called durable, and the judge notices if it were."""
 
+import random
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -10,10 +11,10 @@ from brain_service.episodes import recovery
 from brain_service.episodes.log import EpisodeFile
 from brain_service.episodes.writer import EpisodeWriter
 from tests.fakes.disk import Call
-from tests.faults.power_cut import Scenario, cut_everywhere, judged_apart, record
-from tests.faults.scenarios import logger_life, store_life
+from tests.faults.power_cut import Scenario, cut_everywhere, judged_apart, record, record_killed
+from tests.faults.scenarios import archive_life, image_life, logger_life, retention_life, store_life
 
-SCENARIOS: list[Scenario] = [store_life, logger_life]
+SCENARIOS: list[Scenario] = [store_life, logger_life, image_life, archive_life, retention_life]
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS)
@@ -32,6 +33,23 @@ def test_no_durable_step_is_lost_at_any_instant(tmp_path: Path, scenario: Scenar
     assert verdict.recoveries > 200
 
 
+@pytest.mark.parametrize(("scenario", "kill_at"), [(store_life, 20), (store_life, 36), (retention_life, 33)])
+def test_a_kill_and_then_a_power_cut_lose_no_durable_step(
+    tmp_path: Path, scenario: Scenario, kill_at: int
+) -> None:
+    """What the killed process had not flushed, the next one must not call durable before it has."""
+    verdict = judged_apart(record_killed(scenario, tmp_path, kill_at, kill_at), every=6)
+    assert verdict.violations == []
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("seed", range(16))
+@pytest.mark.parametrize("scenario", SCENARIOS)
+def test_kills_and_then_power_cuts_lose_no_durable_step(tmp_path: Path, scenario: Scenario, seed: int) -> None:
+    recording = record_killed(scenario, tmp_path, seed, kill_at=random.Random(seed).randrange(3, 110))
+    assert judged_apart(recording, seed, every=4).violations == []
+
+
 def violations(tmp_path: Path, scenario: Scenario, skips: Callable[[Call], bool] = lambda call: False) -> str:
     """Return what the judge finds wrong with a writer that was broken on purpose."""
     return "\n".join(judged_apart(record(scenario, tmp_path, seed=1, skips=skips), every=8).violations)
@@ -45,12 +63,12 @@ def is_folder_flush(call: Call) -> bool:
     return call.kind == "sync" and call.is_folder
 
 
-@pytest.mark.parametrize("scenario", SCENARIOS)
+@pytest.mark.parametrize("scenario", [pytest.param(store_life, marks=pytest.mark.long), logger_life])
 def test_flushes_of_files_left_out_are_caught(tmp_path: Path, scenario: Scenario) -> None:
     assert "was durable" in violations(tmp_path, scenario, is_file_flush)
 
 
-@pytest.mark.parametrize("scenario", SCENARIOS)
+@pytest.mark.parametrize("scenario", [pytest.param(store_life, marks=pytest.mark.long), logger_life])
 def test_flushes_of_folders_left_out_are_caught(tmp_path: Path, scenario: Scenario) -> None:
     assert "was created and is gone" in violations(tmp_path, scenario, is_folder_flush)
 
