@@ -31,9 +31,46 @@ _JSON_PARTS = ("step", "steps")
 
 @dataclass(slots=True)
 class _Part:
-    name: str = ""
     headers: list[tuple[bytearray, bytearray]] = field(default_factory=list)
     data: bytearray = field(default_factory=bytearray)
+
+
+@dataclass(slots=True)
+class _Form:
+    """What the parser tells of a form, call by call."""
+
+    parts: list[_Part] = field(default_factory=list)
+    ended: bool = False
+
+    def begin(self) -> None:
+        """Begin a part.
+
+        Raises:
+            TooLargeError: it is one too many.
+        """
+        if len(self.parts) == MAX_PARTS:
+            raise TooLargeError(f"the form has more than {MAX_PARTS} parts; split it")
+        self.parts.append(_Part())
+
+    def begin_header(self) -> None:
+        """Begin a header of the last part."""
+        self.parts[-1].headers.append((bytearray(), bytearray()))
+
+    def take_header_name(self, data: bytes, start: int, end: int) -> None:
+        """Add bytes to the name of the last header."""
+        self.parts[-1].headers[-1][0].extend(data[start:end])
+
+    def take_header_value(self, data: bytes, start: int, end: int) -> None:
+        """Add bytes to the value of the last header."""
+        self.parts[-1].headers[-1][1].extend(data[start:end])
+
+    def take_data(self, data: bytes, start: int, end: int) -> None:
+        """Add bytes to the content of the last part."""
+        self.parts[-1].data.extend(memoryview(data)[start:end])
+
+    def end(self) -> None:
+        """Note that the last boundary was there."""
+        self.ended = True
 
 
 async def parse_multipart(content_type: str, body: bytes) -> bytes:
@@ -60,57 +97,31 @@ def _read_parts(content_type: str, body: bytes) -> dict[str, bytes]:
     boundary = parse_options_header(content_type)[1].get(b"boundary")
     if not boundary:
         raise MalformedError("multipart/form-data needs a boundary in its Content-Type; let the library set it")
-    parts: list[_Part] = []
-    ended = False
-
-    def begin() -> None:
-        if len(parts) == MAX_PARTS:
-            raise TooLargeError(f"the form has more than {MAX_PARTS} parts; split it")
-        parts.append(_Part())
-
-    def header_begin() -> None:
-        parts[-1].headers.append((bytearray(), bytearray()))
-
-    def header_field(data: bytes, start: int, end: int) -> None:
-        parts[-1].headers[-1][0].extend(data[start:end])
-
-    def header_value(data: bytes, start: int, end: int) -> None:
-        parts[-1].headers[-1][1].extend(data[start:end])
-
-    def headers_finished() -> None:
-        parts[-1].name = _part_name(parts[-1], len(parts) - 1)
-
-    def part_data(data: bytes, start: int, end: int) -> None:
-        parts[-1].data.extend(memoryview(data)[start:end])
-
-    def finish() -> None:
-        nonlocal ended
-        ended = True
-
+    form = _Form()
     try:
         parser = MultipartParser(
             boundary,
             {
-                "on_part_begin": begin,
-                "on_header_begin": header_begin,
-                "on_header_field": header_field,
-                "on_header_value": header_value,
-                "on_headers_finished": headers_finished,
-                "on_part_data": part_data,
-                "on_end": finish,
+                "on_part_begin": form.begin,
+                "on_header_begin": form.begin_header,
+                "on_header_field": form.take_header_name,
+                "on_header_value": form.take_header_value,
+                "on_part_data": form.take_data,
+                "on_end": form.end,
             },
         )
         parser.write(body)
         parser.finalize()
     except MultipartParseError as error:
         raise MalformedError(f"the body is no multipart form: {error}") from error
-    if not ended:
+    if not form.ended:
         raise MalformedError("the form ends before its last boundary: it was cut short")
     found: dict[str, bytes] = {}
-    for part in parts:
-        if part.name in found:
-            raise InvalidError(f"the part {part.name!r} is given twice", field=part.name)
-        found[part.name] = bytes(part.data)
+    for place, part in enumerate(form.parts):
+        name = _part_name(part, place)
+        if name in found:
+            raise InvalidError(f"the part {name!r} is given twice", field=name)
+        found[name] = bytes(part.data)
     return found
 
 
