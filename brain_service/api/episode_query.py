@@ -14,6 +14,11 @@ from brain_service.errors import InvalidError
 __all__ = ["filters_of", "parse_time_ns"]
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_INTEGER = re.compile(r"-?(0|[1-9][0-9]{0,18})")
+_RFC_3339 = re.compile(
+    r"(?P<second>[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt][0-9]{2}:[0-9]{2}:[0-9]{2})"
+    r"(\.(?P<fraction>[0-9]+))?(?P<offset>[Zz]|[+-][0-9]{2}:[0-9]{2})"
+)
 _TIME_SCHEMA = {"anyOf": [{"type": "integer"}, {"type": "string", "format": "date-time"}]}
 _KNOWN = (
     "limit",
@@ -69,16 +74,18 @@ def parse_time_ns(text: str, field: str) -> int:
     Raises:
         InvalidError: it is neither; `field` names it.
     """
-    if re.fullmatch(r"-?[0-9]{1,19}", text):
+    if _INTEGER.fullmatch(text):
         return int(text)
+    # A `+` in a query that was not escaped arrives as a space.
+    parts = _RFC_3339.fullmatch(re.sub(r" ([0-9]{2}:[0-9]{2})$", r"+\1", text))
+    if parts is None:
+        raise _no_time(text, field)
     try:
-        # A `+` in a query that was not escaped arrives as a space.
-        moment = datetime.fromisoformat(re.sub(r" ([0-9]{2}:?[0-9]{2})$", r"+\1", text))
+        moment = datetime.fromisoformat(f"{parts['second']}{parts['offset'].upper()}")
     except ValueError as error:
         raise _no_time(text, field) from error
-    if moment.tzinfo is None or len(text) < len("2026-01-01T00:00Z"):
-        raise _no_time(text, field)
-    return (moment - _EPOCH) // timedelta(microseconds=1) * 1000
+    fraction_ns = int((parts["fraction"] or "").ljust(9, "0")[:9])
+    return (moment - _EPOCH) // timedelta(seconds=1) * 10**9 + fraction_ns
 
 
 def _no_time(text: str, field: str) -> InvalidError:

@@ -110,13 +110,29 @@ def test_an_unknown_name_gets_the_nearest_known_one(http: httpx.Client) -> None:
         ("2026-11-22T13:00:00.5+01:00", 1_795_348_800_500_000_000),
         ("2026-11-22T13:00:00 01:00", 1_795_348_800_000_000_000),
         ("1969-12-31T23:59:59Z", -1_000_000_000),
+        ("1970-01-01t00:00:00.123456789z", 123_456_789),
+        ("1969-12-31T23:59:59.1234567891Z", -876_543_211),
     ],
 )
 def test_a_time_in_either_form(text: str, expected_ns: int) -> None:
     assert parse_time_ns(text, "created_after") == expected_ns
 
 
-@pytest.mark.parametrize("text", ["", "x", "1.5", "1e9", "2026-13-01T00:00:00Z", "9" * 20, "２０"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "x",
+        "1.5",
+        "1e9",
+        "2026-13-01T00:00:00Z",
+        "9" * 20,
+        "２０",
+        "007",
+        "20260101T000000Z",
+        "2026-W01-1T00:00:00Z",
+    ],
+)
 def test_what_is_no_time(text: str) -> None:
     with pytest.raises(InvalidError):
         parse_time_ns(text, "created_after")
