@@ -8,6 +8,7 @@ stands before `size_bytes` is whole lines at every moment.
 import contextlib
 import errno
 import fcntl
+import itertools
 import os
 import secrets
 import threading
@@ -195,16 +196,14 @@ class EpisodeFile:
             while b"\n" not in data and len(data) == length and start + length < self.size_bytes:
                 length = min(2 * length, self.size_bytes - start)
                 data = os.pread(self._fd, length, start)
-            whole = 0
-            for line in data.splitlines(keepends=True):
-                if not line.endswith(b"\n") or not is_whole(line):
-                    break
-                whole += len(line)
-            if whole == 0:
+            *lines, _ = data.split(b"\n")
+            good = list(itertools.takewhile(is_whole, (line + b"\n" for line in lines)))
+            whole = b"".join(good)
+            _write_all(self._fd, whole, start)
+            self.written(len(whole))
+            start += len(whole)
+            if len(good) < len(lines) or not good:
                 break
-            _write_all(self._fd, data[:whole], start)
-            self.written(whole)
-            start += whole
         return start
 
     def read(self, offset: int, length: int) -> bytes:
