@@ -12,7 +12,7 @@ from brain_service.api.multipart import parse_multipart
 from brain_service.api.problems import encode_problem, problem_headers
 from brain_service.api.stream import serve_stream
 from brain_service.episodes.store import EpisodeStore
-from brain_service.errors import BrainError, TooLargeError, UnsupportedMediaError
+from brain_service.errors import BrainError, TooLargeError, UnavailableError, UnsupportedMediaError
 from brain_service.settings import CaptureSettings
 
 __all__ = ["CaptureTransport"]
@@ -49,6 +49,7 @@ class CaptureTransport:
         self.app = app
         self._store = store
         self._settings = settings
+        self._arriving_bytes = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one ASGI connection."""
@@ -64,7 +65,7 @@ class CaptureTransport:
         """Read the request and send its answer; a client that leaves before the end of its body gets none."""
         headers: dict[bytes, bytes] = dict(scope["headers"])
         try:
-            body = await _read(headers.get(b"content-length", b""), receive, self._settings.max_body_bytes)
+            body = await self._read(headers.get(b"content-length", b""), receive)
             if body is None:
                 return
             answer = await self._append(episode_id, headers.get(b"content-type", b""), body)
@@ -75,6 +76,51 @@ class CaptureTransport:
             await _refuse(BrainError("unexpected error; the daemon's log has the details"), scope, send)
         else:
             await _send(send, 200, [(b"content-type", b"application/json")], answer)
+
+    async def _read(self, declared: bytes, receive: Receive) -> bytes | None:
+        """Return the whole body; None if the client left.
+
+        Raises:
+            TooLargeError: over `max_body_bytes`, by its header (nothing is read then) or as it arrives.
+            UnavailableError: bodies that are still arriving hold more than `max_queued_bytes` together. One that
+                comes in one piece, as a step does, is never refused for that.
+        """
+        limit_bytes = self._settings.max_body_bytes
+        if declared.isdigit() and int(declared) > limit_bytes:
+            raise TooLargeError(
+                f"the body has {declared.decode()} bytes, the limit is {limit_bytes}; send smaller batches"
+            )
+        parts: list[bytes] = []
+        size_bytes = 0
+        try:
+            while True:
+                message: Message = await receive()
+                if message["type"] != "http.request":
+                    return None
+                part: bytes = message.get("body", b"")
+                more = message.get("more_body", False)
+                if not more and not parts:
+                    return part
+                size_bytes += len(part)
+                self._arriving_bytes += len(part)
+                parts.append(part)
+                self._require_room(size_bytes)
+                if not more:
+                    return b"".join(parts)
+        finally:
+            self._arriving_bytes -= size_bytes
+
+    def _require_room(self, size_bytes: int) -> None:
+        if size_bytes > self._settings.max_body_bytes:
+            raise TooLargeError(
+                f"the body is over the limit of {self._settings.max_body_bytes} bytes; send smaller batches"
+            )
+        if self._arriving_bytes > self._settings.max_queued_bytes:
+            raise UnavailableError(
+                f"bodies of {self._arriving_bytes} bytes are arriving at once, the limit is max_queued_bytes = "
+                f"{self._settings.max_queued_bytes}; send smaller batches, or later",
+                retry_after_s=1.0,
+            )
 
     async def _append(self, episode_id: str, content_type: bytes, body: bytes) -> bytes:
         named = content_type.partition(b";")[0].strip().lower()
@@ -102,33 +148,6 @@ def _between(path: str, ending: str) -> str:
         return ""
     found = path[len(ROOT) : -len(ending)]
     return "" if "/" in found else found
-
-
-async def _read(declared: bytes, receive: Receive, limit_bytes: int) -> bytes | None:
-    """Return the whole body; None if the client left.
-
-    Raises:
-        TooLargeError: it is longer than `limit_bytes`, by its header (nothing is read then) or as it arrives.
-    """
-    if declared.isdigit() and int(declared) > limit_bytes:
-        raise TooLargeError(
-            f"the body has {declared.decode()} bytes, the limit is {limit_bytes}; send smaller batches"
-        )
-    parts: list[bytes] = []
-    size = 0
-    while True:
-        message: Message = await receive()
-        if message["type"] != "http.request":
-            return None
-        part: bytes = message.get("body", b"")
-        if not message.get("more_body", False) and not parts:
-            return part
-        size += len(part)
-        if size > limit_bytes:
-            raise TooLargeError(f"the body is over the limit of {limit_bytes} bytes; send smaller batches")
-        parts.append(part)
-        if not message.get("more_body", False):
-            return b"".join(parts)
 
 
 async def _refuse(error: BrainError, scope: Scope, send: Send) -> None:

@@ -232,6 +232,27 @@ def test_over_the_rate_it_is_a_429_that_says_when(tmp_path: Path) -> None:
         assert http.post(f"/episodes/{episode}/steps", content=step_bytes(index)).status_code == 200
 
 
+def test_bodies_that_arrive_slowly_hold_a_bounded_memory(tmp_path: Path) -> None:
+    env = {"BRAIN_CAPTURE__MAX_QUEUED_BYTES": "4000000"}
+    with (
+        running_daemon(tmp_path / "brain", env=env) as small,
+        httpx.Client(base_url=small.url, timeout=30) as http,
+        contextlib.ExitStack() as stack,
+    ):
+        episode = open_episode(http)
+        slow = [stack.enter_context(connect(small)) for _ in range(5)]
+        for wire in slow[:4]:
+            wire.sendall(request_bytes(f"/episodes/{episode}/steps", b" " * 900_100)[:-100])
+        time.sleep(0.2)
+        slow[4].sendall(request_bytes(f"/episodes/{episode}/steps", b" " * 900_100)[:-100])
+        refused = read_answer(slow[4])
+        assert assert_raw_problem(refused, 503)["retry_after_s"] > 0
+        assert "retry-after" in refused[1]
+        assert http.post(f"/episodes/{episode}/steps", content=step_bytes(0)).status_code == 200
+        slow[0].sendall(b" " * 100)
+        assert_raw_problem(read_answer(slow[0]), 400)
+
+
 def test_a_wrong_method_names_the_right_ones(http: httpx.Client) -> None:
     answer = http.put("/episodes/x/steps", content=b"{}")
     assert_problem(answer, 405)
