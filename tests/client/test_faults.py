@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from brain_service.client import BrainClient, EndedError, LostStepsError, SpoolE
 from brain_service.client.sender import Transport
 from tests.client.conftest import Wire
 from tests.client.robot import action, assert_recorded, observation
+from tests.fakes.proxy import Proxy
 from tests.processes import Daemon, running_daemon
 
 TRANSPORTS = pytest.mark.parametrize("transport", ["stream", "post"])
@@ -83,6 +85,38 @@ def test_many_kills_and_stops_at_random_instants(tmp_path: Path, transport: Tran
     finally:
         restarting.join()
         daemon.stop()
+
+
+@pytest.mark.soak
+@TRANSPORTS
+def test_a_network_that_has_every_fault_at_random(wire: Wire, transport: Transport) -> None:
+    rng = random.Random(transport)
+    counts: dict[str, int] = {}
+    faults: list[Callable[[Proxy], None]] = [
+        lambda proxy: proxy.drop(),
+        lambda proxy: setattr(proxy, "busy", rng.randrange(1, 3)),
+        lambda proxy: setattr(proxy, "delay_s", rng.uniform(0, 0.05)),
+        lambda proxy: setattr(proxy, "swallow", True),
+        lambda proxy: setattr(proxy, "refuse", True),
+    ]
+    give_up = time.monotonic() + 30
+    with BrainClient(wire.url, transport=transport, timeout_s=1) as client:
+        while time.monotonic() < give_up:
+            with client.record() as episode:
+                for index in range(rng.randrange(1, 500)):
+                    episode.log_step(observation(index), action(index), index)
+                    counts[episode.episode_id] = index + 1
+                    if rng.random() < 0.05:
+                        rng.choice(faults)(wire.proxy)
+                        time.sleep(rng.uniform(0, 0.1))
+                        wire.proxy.swallow = wire.proxy.refuse = False
+                        wire.proxy.delay_s = 0.0
+                        if rng.random() < 0.5:
+                            wire.proxy.drop()
+    with BrainClient(wire.daemon.url) as client:
+        for episode_id, count in counts.items():
+            assert_recorded(client, episode_id, count)
+    assert len(counts) > 2
 
 
 def cut_log(daemon: Daemon, episode_id: str, steps: int) -> None:

@@ -27,6 +27,7 @@ from brain_service.client import (
 from brain_service.client.sender import Transport
 from tests.client.conftest import Wire
 from tests.client.robot import action, assert_recorded, observation
+from tests.pictures import picture
 from tests.processes import Daemon, free_port
 
 
@@ -323,3 +324,29 @@ def test_a_program_that_closes_nothing_leaves_nothing_behind(shared_daemon: Daem
         [*command, f"http://127.0.0.1:{free_port()}"], capture_output=True, text=True, check=True
     )
     assert "500 steps of" in lost.stderr
+
+
+def test_encoded_images_travel_as_bytes(client: BrainClient, shared_daemon: Daemon) -> None:
+    features = {
+        "observation": {
+            "camera": {"dtype": "image", "shape": [6, 8, 3]},
+            "state": {"dtype": "float32", "shape": [2]},
+        },
+        "action": {"command": {"dtype": "float32", "shape": [1]}},
+    }
+    frames = [picture(index) for index in range(4)]
+    with client.record(features=features) as episode:
+        for frame in frames:
+            episode.log_step({"camera": frame, "state": np.zeros(2)}, {"command": [0.5]})
+    for record, frame in zip(client.steps(episode.episode_id), frames, strict=True):
+        name = record["observation"]["camera"].removeprefix("images/")
+        stored = httpx.get(f"{shared_daemon.url}/episodes/{episode.episode_id}/images/{name}")
+        assert stored.content == frame
+
+
+def test_who_may_see_an_episode_is_told_with_it(client: BrainClient) -> None:
+    with client.record(safety={"pii_attested": True}, share={"public": False, "slug": "a-walk"}) as episode:
+        episode.log_step({"x": 1}, {"y": 1})
+    metadata = client.episode(episode.episode_id)["metadata"]
+    assert metadata["safety"]["pii_attested"] is True
+    assert metadata["share"]["slug"] == "a-walk"
