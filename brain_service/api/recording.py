@@ -23,7 +23,10 @@ __all__ = ["Recorder"]
 
 log = logging.getLogger(__name__)
 
-MAX_WAITING_STEPS = 4096  # a medium that stalls for so long loses recordings, not the daemon's memory
+# A medium that stalls for so long loses recordings, not the daemon's memory.
+MAX_WAITING_STEPS = 4096
+MAX_WAITING_BYTES = 64 * 1024**2
+_NUMBER_BYTES = 32
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,8 @@ class Recorder:
     def __init__(self, store: EpisodeStore) -> None:
         self._store = store
         self._held: dict[str, _Held] = {}
-        self._queue: asyncio.Queue[tuple[str, StepIn]] = asyncio.Queue(MAX_WAITING_STEPS)
+        self._queue: asyncio.Queue[tuple[str, StepIn, int]] = asyncio.Queue(MAX_WAITING_STEPS)
+        self._waiting_bytes = 0
         self._task: asyncio.Task[None] | None = None
         self.failed_steps = 0
         self.last_error = ""
@@ -105,10 +109,13 @@ class Recorder:
         await self._queue.join()
 
     def _enqueue(self, episode_id: str, step: StepIn) -> None:
-        try:
-            self._queue.put_nowait((episode_id, step))
-        except asyncio.QueueFull:
-            self._fail(episode_id, f"{MAX_WAITING_STEPS} steps wait for the medium already")
+        size_bytes = _size_bytes(step.observation)
+        if self._queue.full() or self._waiting_bytes + size_bytes > MAX_WAITING_BYTES:
+            waiting = f"{self._queue.qsize()} steps of {self._waiting_bytes} bytes"
+            self._fail(episode_id, f"{waiting} wait for the medium already")
+            return
+        self._waiting_bytes += size_bytes
+        self._queue.put_nowait((episode_id, step, size_bytes))
 
     def _fail(self, episode_id: str, reason: str) -> None:
         self.failed_steps += 1
@@ -117,10 +124,24 @@ class Recorder:
 
     async def _append_all(self) -> None:
         while True:
-            episode_id, step = await self._queue.get()
+            episode_id, step, size_bytes = await self._queue.get()
             try:
                 await self._store.run(self._store.append, episode_id, [step])
             except BrainError as error:
                 self._fail(episode_id, error.detail)
             finally:
+                self._waiting_bytes -= size_bytes
                 self._queue.task_done()
+
+
+def _size_bytes(tree: Any) -> int:
+    """Return about how much memory a decoded JSON value takes, without looking at every number."""
+    if isinstance(tree, Mapping):
+        return sum(map(_size_bytes, tree.values()))
+    if isinstance(tree, list) and tree and isinstance(tree[0], list):
+        return sum(map(_size_bytes, tree))
+    return (
+        len(tree)
+        if isinstance(tree, str | bytes)
+        else _NUMBER_BYTES * (len(tree) if isinstance(tree, list) else 1)
+    )

@@ -90,3 +90,19 @@ def test_what_cannot_be_recorded_is_counted_and_said(tmp_path: Path) -> None:
     assert len(steps) == 1
     assert recorder.failed_steps == 2
     assert "ended" in recorder.last_error
+
+
+def test_what_waits_for_a_stalled_medium_is_bounded_in_bytes(tmp_path: Path) -> None:
+    frame = "x" * 10**7
+
+    async def scenario(_: EpisodeStore, recorder: Recorder, episode_id: str) -> None:
+        # Nothing is awaited in between, so nothing is written: as if the medium stood still.
+        for step in range(9):
+            request = InferRequest("s", {"note": frame}, step)
+            action = np.zeros(1, np.float32)
+            reply = InferReply({"command": action}, step, "m", "jax-cpu", step, {}, chunk=action[None])
+            recorder.answered(episode_id, request, reply)
+        assert recorder.failed_steps == 2
+        assert "6 steps of 60000000 bytes" in recorder.last_error
+
+    run(tmp_path, scenario)
