@@ -1,5 +1,7 @@
 """The FastAPI application over the daemon's services."""
 
+from typing import Any
+
 from fastapi import FastAPI
 from starlette.types import Receive, Scope, Send
 
@@ -7,6 +9,7 @@ import brain_service
 from brain_service.api import episodes, images, inference, jobs, models, status
 from brain_service.api.auth import Guard, TokenSource
 from brain_service.api.capture import CaptureTransport
+from brain_service.api.openapi import state_parameters_plainly
 from brain_service.api.problems import install_problem_handlers
 from brain_service.api.services import Services
 
@@ -35,6 +38,13 @@ class _App(FastAPI):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one ASGI connection."""
         await self._front(scope, receive, send)
+
+    def openapi(self) -> dict[str, Any]:
+        """Return the OpenAPI document; it is made once."""
+        if self.openapi_schema is None:
+            state_parameters_plainly(super().openapi())
+        assert self.openapi_schema is not None
+        return self.openapi_schema
 
 
 def create_app(services: Services, tokens: TokenSource | None = None) -> FastAPI:

@@ -16,6 +16,7 @@ __all__ = [
     "STEPS",
     "answers",
     "body",
+    "state_parameters_plainly",
 ]
 
 Schema = dict[str, Any]
@@ -29,7 +30,10 @@ IDEMPOTENCY_KEY = r"^[!-~]{1,255}$"
 
 _VALUES: Schema = {
     "type": "object",
-    "description": "Named values, nested as the spec is: numbers, arrays of numbers of one shape, booleans, text.",
+    "description": (
+        "Named values, nested as the spec is: numbers, arrays of numbers of one shape, booleans, text, and in an "
+        "observation images: the bytes of a PNG or JPEG (in JSON as base64), or `images/<sha256>.png` once stored."
+    ),
     "minProperties": 1,
     "additionalProperties": True,
 }
@@ -201,3 +205,15 @@ def body(schemas: Mapping[str, Schema], *, required: bool) -> Schema:
     """Return what goes into `openapi_extra` for a body of one of several media types."""
     content = {media_type: {"schema": schema} for media_type, schema in schemas.items()}
     return {"requestBody": {"required": required, "content": content}}
+
+
+def state_parameters_plainly(document: Schema) -> None:
+    """Take `null` out of the parameters' schemas: in a URL or a header a parameter is text or absent."""
+    for operations in document["paths"].values():
+        for operation in operations.values():
+            for parameter in operation.get("parameters", ()):
+                schema = parameter["schema"]
+                choices = [choice for choice in schema.get("anyOf", ()) if choice != {"type": "null"}]
+                if len(choices) == 1:
+                    del schema["anyOf"]
+                    schema.update(choices[0])
