@@ -12,6 +12,7 @@ import orjson
 from brain_service.datasets.manifest import SourceEntry
 from brain_service.episodes.archive import ARCHIVE_SUFFIX
 from brain_service.episodes.catalogue import read_end, read_header, stored
+from brain_service.episodes.publishing import is_published
 from brain_service.episodes.reader import episode_digest
 from brain_service.errors import CorruptDataError, NotFoundError
 
@@ -39,6 +40,8 @@ def take_inventory(path: Path) -> Inventory:
 
     A compressed log goes by the name that it had before, so that compression makes no new source of it.
 
+    A log whose JSON document is there as well is left out: the document is the episode.
+
     An open episode of a directory is skipped: it would change under the reader. A file given by itself is
     read as far as it goes.
 
@@ -61,7 +64,7 @@ def take_inventory(path: Path) -> Inventory:
         with contextlib.suppress(NotFoundError):
             if _is_open(file):
                 skipped.append(file.name)
-            else:
+            elif file.suffix != ".jsonl" or not is_published(file):
                 sources.append(SourceEntry(file.name, _digest(file)))
     return Inventory(path, sources, skipped)
 

@@ -8,16 +8,15 @@ from typing import Any, Literal, Self, SupportsFloat
 
 import msgspec
 import numpy as np
-import orjson
 from pydantic import ValidationError
 
-from brain_service.durable import fsync_directory, make_directory, write_atomic
+from brain_service.durable import make_directory
 from brain_service.episodes.answers import Appended, EndReason
 from brain_service.episodes.catalogue import list_ids, read_end, read_header
 from brain_service.episodes.flusher import Flusher
 from brain_service.episodes.header import EpisodeHeader
 from brain_service.episodes.log import io_problem
-from brain_service.episodes.log_format import SCHEMA_VERSION, decode_line
+from brain_service.episodes.publishing import is_published, publish_document
 from brain_service.episodes.recovery import recover, sweep
 from brain_service.episodes.schema import StepIn
 from brain_service.episodes.wire import invalid_step
@@ -138,7 +137,7 @@ class EpisodeLogger:
         writer.end(reason, final_observation)
         self._writer = None
         path = self._directory / f"{writer.header.episode_id}.jsonl"
-        return _publish_document(path) if self._format == "json" else path
+        return publish_document(path) if self._format == "json" else path
 
     def close(self) -> None:
         """Release the directory; a running episode is ended first. Harmless twice."""
@@ -169,7 +168,7 @@ class EpisodeLogger:
                 if read_end(path) is None and _idle_s(path) > self._settings.recover_idle_s:
                     file, found, _ = recover(path)
                     EpisodeWriter(file, found, self._settings, self._flusher).end("recovered")
-                if self._format == "json" and read_end(path) is not None and path.with_suffix(".json").exists():
+                if self._format == "json" and read_end(path) is not None and is_published(path):
                     path.unlink()
             except BrainError:
                 # Another process writes it, or it is no log of ours: both are for the daemon to report.
@@ -193,32 +192,3 @@ def _step(members: dict[str, Any], reward: SupportsFloat) -> StepIn:
         raise invalid_step(error, "") from error
     except (TypeError, ValueError, OverflowError) as error:
         raise InvalidError(f"reward: {reward!r} is no number that a float can hold", field="reward") from error
-
-
-def _publish_document(path: Path) -> Path:
-    """Replace an ended log by one JSON document of the same content and return its path.
-
-    Raises:
-        CorruptDataError: the log is damaged.
-        UnavailableError: the medium refuses; the log stays.
-    """
-    target = path.with_suffix(".json")
-    try:
-        with path.open("rb") as file:
-            header, *steps, end = (decode_line(line) for line in file)
-        document: dict[str, Any] = {
-            "schema_version": SCHEMA_VERSION,
-            "metadata": {"episode_id": header["episode_id"], "created_ns": header["created_ns"]}
-            | header["metadata"],
-            "features": header["features"] or (steps[0]["features"] if steps else None),
-            "steps": [{k: v for k, v in step.items() if k not in ("type", "features")} for step in steps],
-            "end": end["reason"],
-        }
-        if "final_observation" in end:
-            document["final_observation"] = end["final_observation"]
-        write_atomic(target, orjson.dumps(document, option=orjson.OPT_INDENT_2))
-        path.unlink()
-        fsync_directory(path.parent)
-    except OSError as error:
-        raise io_problem(error, f"write {target}") from error
-    return target

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 import brain_service
+from brain_service.datasets.sources import take_inventory
 from brain_service.episodes.logger import EpisodeLogger
+from brain_service.episodes.publishing import publish_document
 from brain_service.episodes.reader import read_episode, read_episodes
 from brain_service.errors import ConflictError, InvalidError
 
@@ -131,16 +133,26 @@ def test_leaving_the_block_ends_a_running_episode(tmp_path: Path) -> None:
 def test_a_log_that_outlived_its_document_is_removed(tmp_path: Path) -> None:
     """A crash between publishing the document and removing the log leaves both."""
     with EpisodeLogger(tmp_path) as logger:
-        logger.start_episode(episode_id="both")
-        logger.log_step({"x": 1}, {"a": 1})
-        log = logger.end_episode()
-        logger.start_episode(episode_id="alone")
-        logger.log_step({"x": 1}, {"a": 1})
-    (tmp_path / "both.json").write_text("{}")
+        for name in ("both", "alone", "other"):
+            logger.start_episode(episode_id=name)
+            logger.log_step({"x": 1}, {"a": 1})
+            logger.end_episode()
+    log = tmp_path / "both.jsonl"
+    before = log.read_bytes()
+    assert publish_document(log) == tmp_path / "both.json"
+    log.write_bytes(before)
+    (tmp_path / "other.json").write_text("{}")
+    assert [source.file for source in take_inventory(tmp_path).sources] == [
+        "alone.jsonl",
+        "both.json",
+        "other.json",
+        "other.jsonl",
+    ]
     with EpisodeLogger(tmp_path, format="json"):
         pass
     assert not log.exists()
     assert (tmp_path / "alone.jsonl").exists()
+    assert (tmp_path / "other.jsonl").exists(), "a file that only has its name is not its document"
 
 
 @pytest.mark.parametrize("arguments", [{"format": "csv"}, {"durability": "never"}, {"sync_intervall_s": 1}])
