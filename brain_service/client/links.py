@@ -119,7 +119,10 @@ class StreamLink:
                 await self._both_ways(socket, feed)
         except InvalidStatus as error:
             if error.response.status_code in (429, 503):
-                raise problem_error({"status": error.response.status_code, "title": "Not now"}) from error
+                waiting = error.response.headers.get("Retry-After", "")
+                document = {"status": error.response.status_code, "title": "Not now"}
+                asked = {"retry_after_s": float(waiting)} if waiting.isdigit() else {}
+                raise problem_error(document | asked) from error
             raise NoStreamError(f"{self._path} is no WebSocket: {error}") from error
         except InvalidHandshake as error:
             raise NoStreamError(f"{self._path} is no WebSocket: {error}") from error

@@ -83,11 +83,10 @@ class Sender:
         self._create_body = to_json(create_body)
         self._http = http
         self._path = episode_path(self.episode_id)
-        self._link: Link = (
-            StreamLink(endpoint, http, self.episode_id)
-            if transport == "stream"
-            else PostLink(http, self.episode_id)
-        )
+        self._posting = PostLink(http, self.episode_id)
+        streaming = StreamLink(endpoint, http, self.episode_id)
+        self._preferred: Link = streaming if transport == "stream" else self._posting
+        self._link: Link = self._preferred
         self._resumed = resumed
         self._created = False
         self._may_exist = resumed
@@ -262,9 +261,10 @@ class Sender:
         unaccepted = self.outbox.cursor - 1 - self.accepted_through
         if isinstance(error, NoStreamError):
             log.info("episode %s goes by POST: %s", self.episode_id, error.detail)
-            self._link = PostLink(self._http, self.episode_id)
+            self._link = self._posting
         elif is_passing(error) or self._is_gap(error):
             await self._pause(error)
+            self._link = self._preferred  # what came back may carry what its predecessor did not
         elif isinstance(error, ProblemError) and unaccepted > 1 and self.accepted_through >= self._single_through:
             # One wrong step refuses its whole batch: first bring those before it home, one by one.
             self._single_through = self.outbox.cursor - 1
