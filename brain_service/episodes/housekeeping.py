@@ -28,6 +28,8 @@ __all__ = ["Housekeeper"]
 _LOG = logging.getLogger(__name__)
 _TICK_S = 2.0
 _MINUTE_S = 60.0
+_FULL_MINUTES = 10  # a look at every file takes a millisecond for each hundred
+_AT_ONCE = 100  # so that no task keeps the others waiting, and no transaction grows large
 _LOWEST = 19
 
 
@@ -133,15 +135,21 @@ class Housekeeper:
         with self._held_lock:
             changed = self._held.refresh()
             held_names, digests = self._held.names, self._held.digests
+        known: dict[str, str] = {}
         for episode_id, file in self._library.ask(lambda index: index.without_digest()) if held_names else ():
             if file in held_names and not self._stopping.is_set():
-                self._note_digest(episode_id, file)
-                changed = True
+                with contextlib.suppress(NotFoundError, CorruptDataError):
+                    known[episode_id] = episode_digest(self._root / file)
+            if len(known) == _AT_ONCE:
+                changed = self._save_digests(known)
+                known = {}
+        if known:
+            changed = self._save_digests(known)
         if changed:
             self._library.ask(lambda index: index.set_converted(digests))
 
     def compress(self) -> int:
-        """Compress the logs that ended and lay untouched for `compress_after_s` seconds; return how many.
+        """Compress some of the logs that ended and lay untouched for `compress_after_s` seconds; return how many.
 
         Raises:
             UnavailableError: the medium refuses; the logs stay.
@@ -155,7 +163,7 @@ class Housekeeper:
             key = (row.file, row.mtime_ns)
             if key in self._refused:
                 continue
-            if self._stopping.is_set() or shutil.disk_usage(self._root).free < row.file_bytes:
+            if self._stopping.is_set() or done == _AT_ONCE or shutil.disk_usage(self._root).free < row.file_bytes:
                 break
             try:
                 compress_log(self._root / row.file, wrote=self._wear.add, stopping=self._stopping.is_set)
@@ -183,10 +191,9 @@ class Housekeeper:
             self._wear.give_back(unsaved)
             raise
 
-    def _note_digest(self, episode_id: str, file: str) -> None:
-        with contextlib.suppress(NotFoundError, CorruptDataError):
-            digest = episode_digest(self._root / file)
-            self._library.ask(lambda index: index.set_digest(episode_id, digest))
+    def _save_digests(self, digests: dict[str, str]) -> bool:
+        self._library.ask(lambda index: index.set_digests(digests))
+        return True
 
     def _run(self) -> None:
         # Capture and inference come first. Linux has priorities for single threads.
@@ -195,12 +202,13 @@ class Housekeeper:
         self._attempt("images", lambda: sweep_images(self._root))
         self._attempt("index", lambda: self._library.refresh(full=True))
         self._attempt("wear", lambda: self._wear.restore(self._library.ask(lambda index: index.wear())))
-        due_s = time.monotonic()
+        due_s, minutes = time.monotonic(), 0
         while not self._stopping.is_set():
             self._attempt("index", self._library.refresh)
             if time.monotonic() >= due_s:
-                due_s = time.monotonic() + _MINUTE_S
-                self._attempt("index", lambda: self._library.refresh(full=True))
+                due_s, minutes = time.monotonic() + _MINUTE_S, minutes + 1
+                if minutes % _FULL_MINUTES == 0:
+                    self._attempt("index", lambda: self._library.refresh(full=True))
                 self._attempt("wear", self.save_wear)
                 self._attempt("retention", self.retain)
                 self._library.mend()

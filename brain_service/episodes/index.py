@@ -210,10 +210,13 @@ class EpisodeIndex:
         names = ("total", "bytes", "compressed", "unconverted", "oldest_unconverted_ns")
         return dict(zip(names, tuple(row), strict=True))
 
-    def set_digest(self, episode_id: str, sha256: str) -> None:
-        """Note the digest of an ended log's text."""
+    def set_digests(self, digests: Mapping[str, str]) -> None:
+        """Note the digests of ended logs' text, by episode id."""
         with self._database.transaction() as connection:
-            connection.execute("UPDATE episodes SET sha256 = ? WHERE episode_id = ?", (sha256, episode_id))
+            connection.executemany(
+                "UPDATE episodes SET sha256 = ? WHERE episode_id = ?",
+                [(sha256, episode_id) for episode_id, sha256 in digests.items()],
+            )
 
     def set_converted(self, digests: frozenset[str]) -> None:
         """Mark exactly those episodes as converted whose digest is among `digests`."""

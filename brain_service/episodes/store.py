@@ -276,8 +276,6 @@ class EpisodeStore:
     ) -> tuple[Records, str | None]:
         """Return up to `limit` summaries, newest first, and the cursor of the next page (None: no more).
 
-        A file that is no readable capture log is left out.
-
         Raises:
             InvalidError: the cursor is none that a list gave.
             UnavailableError: the directory cannot be read.
