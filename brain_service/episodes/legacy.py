@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from brain_service.episodes.document import require_whole
 from brain_service.episodes.episode import Episode, episode_from_steps
 from brain_service.episodes.header import EpisodeHeader, parse_role
 from brain_service.episodes.images import ImageStore
@@ -50,11 +51,15 @@ def read_seed(path: Path) -> Iterator[Episode]:
     """Yield the episodes of a file, in its order.
 
     Raises:
-        CorruptDataError: it is no JSON, or a line of it is not; a last line cut short is left out instead.
+        CorruptDataError: it is no JSON, or a line of it is not (a last line cut short is left out instead), or a
+            document's checksum does not hold.
         InvalidError: no steps, or a step that is no step or does not match the episode's first.
         OSError: it cannot be read.
     """
     data = path.read_bytes()
+    if path.suffix == ".json":
+        with located(path, 1):
+            require_whole(data)
     documents = _lines(path, data) if path.suffix == ".jsonl" else [("1", _parse(path, data, 1))]
     found = False
     for metadata, raws in _episodes(path, documents):
