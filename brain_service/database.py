@@ -30,11 +30,20 @@ _NO_MEDIUM = (
 class Database:
     """A SQLite file of a known schema version. Safe to share between threads and between processes."""
 
-    def __init__(self, path: Path | None, schema: str, version: int, *, name: str | None = None) -> None:
+    def __init__(
+        self,
+        path: Path | None,
+        schema: str,
+        version: int,
+        *,
+        name: str | None = None,
+        busy_timeout_s: float = BUSY_TIMEOUT_S,
+    ) -> None:
         """Open or create the file and its tables; without a path they live in memory.
 
         `name` is the schema's own version record; None stands for the file's `user_version`. `schema` is
-        statements that do nothing where their table exists.
+        statements that do nothing where their table exists. A call that finds the file locked waits for
+        `busy_timeout_s` at most.
 
         Raises:
             ConfigError: the file cannot be opened, or a newer version of this program wrote it.
@@ -46,7 +55,7 @@ class Database:
             if path is not None:
                 path.parent.mkdir(parents=True, exist_ok=True)
             self._connection = sqlite3.connect(
-                self._path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False
+                self._path, timeout=busy_timeout_s, isolation_level=None, check_same_thread=False
             )
         except (OSError, sqlite3.Error) as error:
             raise ConfigError(f"cannot open {self._path}: {error}; check the data directory's owner") from error

@@ -50,6 +50,8 @@ CREATE TABLE IF NOT EXISTS uploads (episode_id TEXT PRIMARY KEY, uploaded_ns INT
 CREATE TABLE IF NOT EXISTS wear (day TEXT PRIMARY KEY, size_bytes INTEGER NOT NULL)
 """
 
+# After this long the files themselves are asked: whoever lists waits.
+_BUSY_TIMEOUT_S = 2.0
 _MOST_INTEGER = 2**63 - 1
 
 
@@ -118,7 +120,7 @@ class EpisodeIndex:
             ConfigError: the file cannot be opened, or a newer version of this program wrote it.
             CorruptDataError: it is damaged.
         """
-        self._database = Database(database, _SCHEMA, _VERSION, name="episodes")
+        self._database = Database(database, _SCHEMA, _VERSION, name="episodes", busy_timeout_s=_BUSY_TIMEOUT_S)
         try:
             if database is not None:
                 self._database.check()

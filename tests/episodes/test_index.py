@@ -18,7 +18,7 @@ from brain_service.episodes.index import Filters, decode_cursor, encode_cursor
 from brain_service.episodes.log_format import decode_line, encode_line
 from brain_service.episodes.logger import EpisodeLogger
 from brain_service.episodes.store import EpisodeStore
-from brain_service.errors import ConflictError, CorruptDataError, InvalidError, NotFoundError
+from brain_service.errors import ConflictError, CorruptDataError, InvalidError, NotFoundError, UnavailableError
 from brain_service.settings import CaptureSettings
 from tests.episodes.bodies import JSON, as_json, begin, open_store, step
 
@@ -190,6 +190,27 @@ def test_a_database_that_fails_while_running_is_replaced_by_the_files(tmp_path: 
         assert store.get(names[0])["uploaded"]
         library.mend()
         assert ids(store) == names[::-1]
+
+
+def test_a_locked_database_delays_no_writer_and_lists_come_from_the_files(tmp_path: Path) -> None:
+    with closing(catalogued(tmp_path)) as store:
+        store.list()
+        other = sqlite3.connect(tmp_path / "brain.db", isolation_level=None)
+        other.execute("BEGIN IMMEDIATE")
+        begun_s = time.monotonic()
+        name = begin(store, 3)
+        store.end(name)
+        assert time.monotonic() - begun_s < 1
+        assert ids(store) == [name]
+        assert "locked" in store.status()["index_problem"]
+        with pytest.raises(UnavailableError, match="cannot note uploads"):
+            store.mark_uploaded([name])
+        other.execute("ROLLBACK")
+        other.close()
+        store._library.mend()
+        assert store.status()["index_problem"] is None
+        store.mark_uploaded([name])
+        assert store.list()[0][0]["uploaded"]
 
 
 def test_a_key_is_found_again_after_a_restart(tmp_path: Path) -> None:
