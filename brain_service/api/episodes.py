@@ -46,7 +46,7 @@ async def create_episode(
     request: Request,
     services: ServicesDep,
     idempotency_key: Annotated[
-        str | None, Header(json_schema_extra={"pattern": IDEMPOTENCY_KEY}, description="1-255 visible characters")
+        str | None, Header(pattern=IDEMPOTENCY_KEY, description="1-255 characters of ASCII")
     ] = None,
 ) -> JsonResponse:
     """Open an episode; the answer's `episode_id` and Location name it.

@@ -26,7 +26,7 @@ _INDEX = {"type": "integer", "minimum": 0, "maximum": 2**63 - 1}
 
 EPISODE_ID = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"
 
-IDEMPOTENCY_KEY = r"^[!-~]{1,255}$"
+IDEMPOTENCY_KEY = r"^[ -~]{1,255}$"
 
 _VALUES: Schema = {
     "type": "object",

@@ -58,7 +58,7 @@ async def _brain_error(request: Request, error: Exception) -> Response:
 async def _invalid_request(_: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
-    field = "/".join(str(part) for part in first["loc"] if part not in ("body", "query", "path"))
+    field = "/".join(str(part) for part in first["loc"] if part not in ("body", "query", "path", "header"))
     malformed = first["type"] == "json_invalid"
     return problem_response(
         {
