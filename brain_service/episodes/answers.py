@@ -1,8 +1,10 @@
-"""What the calls of an episode answer."""
+"""What the calls of an episode answer; structs where one is made for each step, since those are made faster."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
+
+import msgspec
 
 from brain_service.errors import BrainError
 
@@ -11,8 +13,7 @@ __all__ = ["Appended", "EndReason", "Ended", "Ingested", "Taken"]
 EndReason = Literal["terminated", "truncated", "recovered"]
 
 
-@dataclass(frozen=True, slots=True)
-class Appended:
+class Appended(msgspec.Struct, frozen=True):
     """Answer to an append: index of its last step, highest index on the medium (-1: none), steps it held."""
 
     step_index: int
@@ -29,16 +30,14 @@ class Ended:
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class Taken:
+class Taken(msgspec.Struct, frozen=True):
     """An answer for each body that was accepted, in order; `error` is what the body behind them met."""
 
     appended: Sequence[Appended]
     error: BrainError | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Ingested:
+class Ingested(msgspec.Struct, frozen=True):
     """What became of the bodies of one call: the first `consumed` are in the log, `appended` answers the last.
 
     `error` is what body number `consumed` met; the bodies behind it were not looked at.

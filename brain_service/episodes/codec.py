@@ -10,7 +10,6 @@ import operator
 import struct
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -37,8 +36,7 @@ _ROLES = frozenset((None, *CONTROL_ROLES))
 Getter = Callable[[Any], Sequence[Any]]
 
 
-@dataclass(frozen=True, slots=True)
-class Taken:
+class Taken(msgspec.Struct, frozen=True):
     """Steps whose values fit their spec; they have no place in the episode yet."""
 
     steps: Sequence[Any]

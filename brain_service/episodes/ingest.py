@@ -15,9 +15,10 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
 from queue import SimpleQueue
 from typing import Protocol
+
+import msgspec
 
 from brain_service.episodes.answers import Appended, Ingested, Taken
 from brain_service.episodes.durable_mark import WhenDurable
@@ -84,8 +85,7 @@ class _Replies:
                 future.set_exception(found)
 
 
-@dataclass(frozen=True, slots=True)
-class _Call:
+class _Call(msgspec.Struct, frozen=True):
     episode_id: str
     bodies: Sequence[bytes]
     kind: BodyKind
@@ -203,7 +203,7 @@ class Ingest:
                     break
                 call = self._queue.get()
             ended = call is None
-            for run in _runs(calls):
+            for run in _runs(calls) if len(calls) > 1 else [calls] * len(calls):
                 self._do(run)
 
     def _do(self, run: Sequence[_Call]) -> None:
@@ -278,7 +278,7 @@ class Ingest:
             if refused is not None:
                 call.replies.put(call.future, Ingested(None, 0, refused))
                 return
-            durable = replace(last, durable_through=taker.durable_through)
+            durable = Appended(last.step_index, taker.durable_through, last.accepted)
             call.replies.put(call.future, Ingested(durable, len(accepted), error))
 
         self._release(call)

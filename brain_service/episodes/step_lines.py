@@ -2,9 +2,10 @@
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
+import msgspec
 import orjson
 
 from brain_service.episodes.codec import StepCodec
@@ -26,8 +27,7 @@ _JUDGED_CHUNK = 16
 _TEXT_PER_LINE = 2
 
 
-@dataclass(frozen=True, slots=True)
-class Tail:
+class Tail(msgspec.Struct, frozen=True):
     """What the next step follows: the steps before it, their spec (None: it fixes it), whether they are all."""
 
     steps: int
@@ -35,8 +35,7 @@ class Tail:
     is_terminal: bool
 
 
-@dataclass(frozen=True, slots=True)
-class NewLines:
+class NewLines(msgspec.Struct, frozen=True):
     """The lines of one request's new steps, and the tail behind them. `last_index` is that of its last step.
 
     `images` are those that the lines refer to, by reference; they are to be stored before the lines.
@@ -46,7 +45,7 @@ class NewLines:
     tail: Tail
     last_index: int
     accepted: int
-    images: Mapping[str, bytes] = field(default_factory=dict)
+    images: Mapping[str, bytes] = msgspec.field(default_factory=dict)
 
 
 class StepLines:

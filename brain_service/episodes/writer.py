@@ -5,7 +5,6 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -161,7 +160,7 @@ class EpisodeWriter:
         """
         if self.answers_when_durable:
             self._mark.wait(appended.step_index)
-        return replace(appended, durable_through=self.durable_through)
+        return Appended(appended.step_index, self.durable_through, appended.accepted)
 
     def take(self, bodies: Sequence[bytes], kind: BodyKind, *, considerate: bool = False) -> Taken:
         """Append bodies in order, each all or none, and return at once, whatever the durability.
