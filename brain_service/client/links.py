@@ -94,7 +94,7 @@ async def _look(http: httpx.AsyncClient, path: str, feed: Feed) -> None:
     summary = await run_async(http, fetch_json(path))
     if summary["steps"] <= feed.accepted_through:
         raise UnreachableError(f"the daemon came back with {summary['steps']} steps, fewer than it had")
-    feed.acknowledge(summary["steps"] - 1, summary["durable_through"])
+    feed.acknowledge(feed.accepted_through, summary["durable_through"])
 
 
 class StreamLink:

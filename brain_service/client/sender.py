@@ -230,9 +230,12 @@ class Sender:
                 f"the daemon has {steps} steps of episode {self.episode_id}, only {self.outbox.next_index} were "
                 "recorded here: another client writes it; start another one"
             )
-        self.outbox.rewind(steps)
+        # What it has beyond our last acknowledgement is sent again: it takes our own steps for what they are, and
+        # refuses them where another client wrote under their indices.
+        known = min(steps, self.accepted_through + 1)
+        self.outbox.rewind(known)
         self._settled = True
-        self._note(steps - 1, max(self.durable_through, summary["durable_through"]))
+        self._note(known - 1, max(self.durable_through, min(known - 1, summary["durable_through"])))
 
     async def _end(self) -> None:
         try:
@@ -265,8 +268,9 @@ class Sender:
         elif is_passing(error) or self._is_gap(error):
             await self._pause(error)
             self._link = self._preferred  # what came back may carry what its predecessor did not
-        elif isinstance(error, ProblemError) and unaccepted > 1 and self.accepted_through >= self._single_through:
-            # One wrong step refuses its whole batch: first bring those before it home, one by one.
+        elif isinstance(error, ProblemError) and unaccepted > 0 and self.accepted_through >= self._single_through:
+            # One wrong step refuses its whole batch: first bring those before it home, one by one. And an episode
+            # that was ended elsewhere refuses every step: settling anew tells.
             self._single_through = self.outbox.cursor - 1
             if error.status == 413:
                 self._batch_limit = max(1, self._batch_limit // 2)
@@ -336,7 +340,9 @@ class Sender:
         return True
 
     def acknowledge(self, accepted_through: int, durable_through: int) -> None:
-        """Take in what the daemon said."""
+        """Take in what the daemon said, as far as it is about steps that were sent."""
+        accepted_through = min(accepted_through, self.outbox.cursor - 1)
+        durable_through = min(durable_through, accepted_through)
         if self.trouble is not None:
             log.info("episode %s goes on after step %d", self.episode_id, accepted_through)
         self.trouble, self._troubles = None, 0

@@ -272,7 +272,7 @@ def run_controller(url: str, spool: Path, steps: int, then: str) -> tuple[str, i
     return episode_id, count
 
 
-@pytest.mark.parametrize("then", ["die", "end"])
+@pytest.mark.parametrize("then", [pytest.param("die", marks=pytest.mark.long), "end"])
 def test_a_killed_controllers_steps_are_resent_by_the_next_client(tmp_path: Path, then: str) -> None:
     daemon = Daemon(tmp_path / "brain")
     episode_id, count = run_controller(daemon.url, tmp_path / "spool", 300, then)
