@@ -4,6 +4,7 @@ Appends that wait for the medium and arrive while a flush runs share the next on
 at once are flushed side by side: one commit of the file system's journal serves them all.
 """
 
+import logging
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -11,6 +12,7 @@ from typing import Protocol
 
 __all__ = ["Flusher", "Syncable"]
 
+_LOG = logging.getLogger(__name__)
 _SIDE_BY_SIDE = 8
 _RETRY_S = 1.0
 
@@ -67,9 +69,16 @@ class Flusher:
     def _run(self) -> None:
         while targets := self._next():
             if len(targets) == 1:
-                targets[0].sync()
+                self._sync(targets[0])
             else:
-                list(self._helpers.map(lambda target: target.sync(), targets))
+                list(self._helpers.map(self._sync, targets))
+
+    def _sync(self, target: Syncable) -> None:
+        try:
+            target.sync()
+        except Exception:  # noqa: BLE001 - a defect in one episode must not end the flushing of all
+            _LOG.exception("an episode could not be flushed; trying again")
+            self.retry(target)
 
     def _next(self) -> list[Syncable]:
         """Wait for what is due, earliest first; nothing means that the thread should stop."""

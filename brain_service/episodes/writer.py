@@ -234,7 +234,7 @@ class EpisodeWriter:
                 self._note_durable(written)
             else:
                 self._revive()
-        except UnavailableError as error:
+        except BrainError as error:
             self._unsynced_since_s = since_s or time.monotonic()
             self._mark.fail(
                 UnavailableError(

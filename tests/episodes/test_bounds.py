@@ -114,6 +114,27 @@ def test_a_failed_flush_is_tried_again_and_a_closing_flusher_lets_it_be() -> Non
     assert target.tries == 3
 
 
+def test_a_defect_in_one_flush_ends_no_other(caplog: pytest.LogCaptureFixture) -> None:
+    class Defective:
+        def sync(self) -> None:
+            raise ZeroDivisionError
+
+    class Sound:
+        flushed = threading.Event()
+
+        def sync(self) -> None:
+            self.flushed.set()
+
+    flusher = Flusher(0.001)
+    flusher.start()
+    flusher.note(Defective())
+    time.sleep(0.05)
+    flusher.note(Sound())
+    assert Sound.flushed.wait(10)
+    flusher.close()
+    assert "could not be flushed" in caplog.text
+
+
 def test_a_mark_tells_each_who_waits_once() -> None:
     mark = DurableMark(-1)
     told: list[tuple[str, BrainError | None]] = []
