@@ -68,6 +68,7 @@ class Housekeeper:
     def close(self) -> None:
         """Stop soon, even in the middle of a file, and save what was counted."""
         self._stopping.set()
+        self._library.stop()
         if self._thread.ident is not None:
             self._thread.join()
             self._attempt("wear", self.save_wear)
@@ -159,7 +160,8 @@ class Housekeeper:
             return 0
         done = 0
         before_ns = time.time_ns() - round(compress_after_s * 1e9)
-        for row in self._library.ask(lambda index: index.uncompressed(before_ns)):
+        limit = _AT_ONCE + len(self._refused)
+        for row in self._library.ask(lambda index: index.uncompressed(before_ns, limit)):
             key = (row.file, row.mtime_ns)
             if key in self._refused:
                 continue

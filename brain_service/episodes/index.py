@@ -182,10 +182,10 @@ class EpisodeIndex:
         """Return all ended episodes, oldest first."""
         return [_row(row) for row in self._database.read(f"{_SELECT} WHERE state != 'open' ORDER BY created_ns")]
 
-    def uncompressed(self, before_ns: int) -> list[EpisodeRow]:
-        """Return the ended episodes whose log is not compressed and was last changed before then, oldest first."""
-        where = "WHERE state != 'open' AND file NOT LIKE '%.zst' AND mtime_ns <= ? ORDER BY created_ns"
-        return [_row(row) for row in self._database.read(f"{_SELECT} {where}", (before_ns,))]
+    def uncompressed(self, before_ns: int, limit: int) -> list[EpisodeRow]:
+        """Return ended episodes whose log is not compressed and was last changed before then, oldest first."""
+        where = "WHERE state != 'open' AND file NOT LIKE '%.zst' AND mtime_ns <= ? ORDER BY created_ns LIMIT ?"
+        return [_row(row) for row in self._database.read(f"{_SELECT} {where}", (before_ns, limit))]
 
     def without_digest(self) -> list[tuple[str, str]]:
         """Return (id, file) of the ended episodes whose digest is not known."""

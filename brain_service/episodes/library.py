@@ -63,6 +63,7 @@ class Library:
         # The names of the last look; None: there was none yet.
         self._names: set[str] | None = None
         self._seen_ns: int | None = None
+        self._stopping = False
 
     def get(self, episode_id: str) -> dict[str, Any]:
         """Return the summary of an episode.
@@ -221,6 +222,10 @@ class Library:
         with self._lock, contextlib.suppress(UnavailableError):
             self._opened_index()
 
+    def stop(self) -> None:
+        """Have a long look at many files end soon, before `close`."""
+        self._stopping = True
+
     def close(self) -> None:
         """Close the index."""
         with self._lock:
@@ -296,6 +301,8 @@ class Library:
         rows: list[EpisodeRow] = []
         gone: list[str] = []
         for episode_id in look:
+            if self._stopping:
+                break  # the next start looks at every file
             file = next((name for name in _file_names(episode_id) if name in names), None)
             row = None if file is None else self._read_row(episode_id, self._root / file)
             if row is not None:
