@@ -65,6 +65,7 @@ class _Stream:
         self._room = asyncio.Event()
         self._wake = asyncio.Event()
         self._gone = False
+        self._deaf = False
         self._binary = False
         self._step_index = -1
         self._durable_through = -1
@@ -141,8 +142,9 @@ class _Stream:
                     return
         except BrainError as error:
             await self.refuse(error)
-        except OSError:
-            log.debug("a client left its stream", extra={"episode_id": self._episode_id})
+        except Exception:
+            log.exception("unexpected error", extra={"episode_id": self._episode_id})
+            await self.refuse(BrainError("unexpected error; the daemon's log has the details"))
         finally:
             # The reader drops what still comes, and ends with the connection.
             self._gone = True
@@ -200,11 +202,15 @@ class _Stream:
             await self._tell(b'{"step_index":%d,"durable_through":%d}' % (self._step_index, self._durable_through))
 
     async def _tell(self, data: bytes) -> None:
-        if self._gone:
+        if self._deaf:
             return
         message: dict[str, Any] = {"type": "websocket.send"}
         message |= {"bytes": data} if self._binary else {"text": data.decode()}
-        await self._send(message)
+        try:
+            await self._send(message)
+        except OSError:
+            # The client has left: what it sent before is still to be read and recorded.
+            self._deaf = True
 
 
 def _text_kind(body: bytes) -> str:

@@ -190,6 +190,7 @@ def test_a_stream_needs_a_token_in_its_header(guarded: tuple[Daemon, Path]) -> N
     assert httpx.get(f"{daemon.url}/episodes").headers["www-authenticate"] == "Bearer"
 
 
+@pytest.mark.long
 def test_no_token_is_in_the_log_even_at_debug(guarded: tuple[Daemon, Path]) -> None:
     daemon, tokens = guarded
     url = f"ws://127.0.0.1:{daemon.port}/episodes/none/stream"
@@ -214,6 +215,7 @@ def test_no_token_is_in_the_log_even_at_debug(guarded: tuple[Daemon, Path]) -> N
     assert "0123456789" not in log
 
 
+@pytest.mark.long
 def test_a_tokens_file_that_all_can_read_is_a_warning(tmp_path: Path) -> None:
     tokens = tmp_path / "tokens"
     tokens.write_text(f"{READ} read\n")

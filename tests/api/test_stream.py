@@ -231,15 +231,16 @@ def test_a_page_of_another_host_gets_no_stream(daemon: Daemon) -> None:
 def test_what_a_leaving_client_sent_whole_is_recorded(daemon: Daemon) -> None:
     episode = open_episode(daemon)
     with stream(daemon, episode) as connection:
-        for index in range(200):
+        for index in range(1000):
             connection.send(json.dumps(step(index)))
     deadline_s = time.monotonic() + 5
-    while len(stored(daemon, episode)) < 200 and time.monotonic() < deadline_s:
+    while len(stored(daemon, episode)) < 1000 and time.monotonic() < deadline_s:
         time.sleep(0.05)
-    assert len(stored(daemon, episode)) == 200
+    assert len(stored(daemon, episode)) == 1000
     assert '"level": "error"' not in daemon.log_path.read_text()
 
 
+@pytest.mark.long
 def test_a_client_faster_than_the_rate_is_held_back_and_not_refused(tmp_path: Path) -> None:
     env = {"BRAIN_CAPTURE__MAX_STEPS_PER_S": "2000", "BRAIN_CAPTURE__MAX_BATCH_STEPS": "100"}
     text = "x" * 20_000
@@ -259,6 +260,7 @@ def test_a_client_faster_than_the_rate_is_held_back_and_not_refused(tmp_path: Pa
         assert grown < 40e6, "80 MB were sent"
 
 
+@pytest.mark.long
 def test_a_kill_loses_nothing_that_was_acknowledged_and_a_stop_says_1012(tmp_path: Path) -> None:
     daemon = Daemon(tmp_path / "brain").start()
     try:
