@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 DATA   ?= $(or $(BRAIN_DATA_DIR),build/demo/brain)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test quick check bench lock check-wheels clean
+.PHONY: help demo serve test quick soak crash-table check bench lock check-wheels clean
 
 help: ## what each target does
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -18,10 +18,16 @@ serve: $(VENV)/.runtime ## the daemon alone, on what `make demo` learned (or DAT
 
 test: $(VENV)/.dev ## every check and every test
 	$(MAKE) check
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not soak"
 
 quick: $(VENV)/.dev ## the tests that take seconds
-	$(BIN)/python -m pytest -m "not long and not demo and not wheels"
+	$(BIN)/python -m pytest -m "not long and not soak and not demo and not wheels"
+
+soak: $(VENV)/.dev ## hundreds of kills, power cuts and damaged bytes (about ten minutes)
+	$(BIN)/python -m pytest -m soak
+
+crash-table: $(VENV)/.dev ## the same faults, counted: writes docs/crash-table.md
+	$(BIN)/python -m tests.faults
 
 check: $(VENV)/.dev ## format, lint, types, import contracts
 	$(BIN)/ruff format --check .

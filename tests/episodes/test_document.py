@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from brain_service.episodes.document import encode_document, require_whole
@@ -29,7 +30,7 @@ def test_the_logger_writes_it_and_the_reader_checks_it(tmp_path: Path) -> None:
         logger.log_step({"state": [0.25]}, {"command": [0.5]}, 1.0)
         path = logger.end_episode()
     (episode,) = read_episodes(path)
-    assert episode.observation["state"][0].tolist() == [0.25]
+    assert np.asarray(episode.observation["state"]).tolist() == [[0.25]]
     path.write_bytes(path.read_bytes().replace(b"0.25", b"0.75"))
     with pytest.raises(CorruptDataError, match="checksum"):
         list(read_episodes(path))

@@ -1,16 +1,18 @@
 """All changes of files below a folder, in order, with what clients were told in between."""
 
+import errno
+import itertools
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tests.fakes.disk import Call
 
-__all__ = ["Begin", "Change", "Claim", "End", "Event", "Recording", "Tree", "write_tree"]
+__all__ = ["Begin", "Change", "Claim", "End", "Event", "FailingRecording", "Recording", "Tree", "write_tree"]
 
 Tree = dict[str, bytes | None]
 """Content by path below the root; None is a folder."""
@@ -77,7 +79,7 @@ class Recording:
         return {"root": self.root, "before_it": self.before_it, "events": self.events}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(Path(state["root"]))  # type: ignore[misc]
+        Recording.__init__(self, Path(state["root"]))
         self.__dict__.update(state)
 
     def say(self, kind: str, episode_id: str, value: Any = None) -> None:
@@ -136,3 +138,24 @@ def write_tree(root: Path, tree: Tree, age_s: float = 0.0) -> None:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content)
             os.utime(path, (then, then))
+
+
+class FailingRecording(Recording):
+    """A recording of a medium that fails the flushes of files numbered in `fails`, fdatasync and fsync alike."""
+
+    def __init__(self, root: Path, fails: Container[int]) -> None:
+        super().__init__(root)
+        self._fails = fails
+        self._flushes = itertools.count()
+
+    def before(self, call: Call) -> bool:
+        """Keep the beginning of a change; a flush that fails also its end.
+
+        Raises:
+            OSError: the medium refuses.
+        """
+        seen = super().before(call)
+        if call.kind == "sync" and not call.is_folder and next(self._flushes) in self._fails:
+            self.after(call, None)
+            raise OSError(errno.EIO, os.strerror(errno.EIO), call.path)
+        return seen

@@ -1,14 +1,13 @@
 """The model of the medium itself: what flushes make certain, and what stays open without them."""
 
-import errno
 import os
 import random
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.fakes.disk import Call, watched
+from tests.fakes.disk import watched
 from tests.fakes.medium import Medium
-from tests.fakes.recording import Recording, Tree
+from tests.fakes.recording import FailingRecording, Recording, Tree
 from tests.fakes.sectors import Fate
 
 EVERY = [
@@ -113,20 +112,6 @@ def test_a_removed_file_may_come_back_until_the_folder_is_flushed(tmp_path: Path
     assert contents(outcomes(tmp_path, (tmp_path / "a").unlink), "a") == {None, b"old"}
 
 
-class FailedOnce(Recording):
-    """A recording of a medium whose first flush fails."""
-
-    failed = False
-
-    def before(self, call: Call) -> bool:
-        seen = super().before(call)
-        if call.kind == "sync" and not self.failed:
-            self.failed = True
-            self.after(call, None)
-            raise OSError(errno.EIO, "the medium fails")
-        return seen
-
-
 def test_after_a_failed_flush_a_second_one_saves_nothing_but_what_is_written_again(tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / name).write_bytes(b"")
@@ -142,6 +127,8 @@ def test_after_a_failed_flush_a_second_one_saves_nothing_but_what_is_written_aga
             os.fdatasync(fd)
         os.close(fd)
 
-    seen = contents(outcomes(tmp_path, lambda: act("a", False), FailedOnce(tmp_path)), "a")
+    seen = contents(outcomes(tmp_path, lambda: act("a", False), FailingRecording(tmp_path, {0})), "a")
     assert {b"", bytes(600)} <= seen
-    assert contents(outcomes(tmp_path, lambda: act("b", True), FailedOnce(tmp_path)), "b") == {b"x" * 600}
+    assert contents(outcomes(tmp_path, lambda: act("b", True), FailingRecording(tmp_path, {0})), "b") == {
+        b"x" * 600
+    }

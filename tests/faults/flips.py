@@ -127,10 +127,7 @@ def _read(folder: Path) -> Found:
     columns = {**episode.observation, **episode.action}
     rows = [
         (
-            *(
-                column[i] if isinstance(column[i], bytes | str) else column[i].tobytes()
-                for column in columns.values()
-            ),
+            *(_plain(column[i]) for column in columns.values()),
             float(episode.reward[i]),
             int(episode.timestamp_ns[i]),
             bool(episode.is_terminal[i]),
@@ -138,6 +135,10 @@ def _read(folder: Path) -> Found:
         for i in range(len(episode))
     ]
     return episode.end, [(*columns, *row) for row in rows]
+
+
+def _plain(value: Any) -> bytes | str:
+    return value if isinstance(value, bytes | str) else bytes(value.tobytes())
 
 
 def _judge(folder: Path, what: str, expected: Found, kind: str, damage: Damage) -> None:

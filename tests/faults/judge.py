@@ -42,10 +42,14 @@ class Promise:
 
 @dataclass(slots=True)
 class Verdict:
-    """What was found wrong, and how many accepted steps above `durable_through` are gone (that is allowed)."""
+    """What was found wrong.
+
+    `durable` counts the durable steps that were looked for, `accepted_lost` those above that are gone: allowed.
+    """
 
     violations: list[str] = field(default_factory=list)
     accepted_lost: int = 0
+    durable: int = 0
     recoveries: int = 0
     recovery_s: list[float] = field(default_factory=list)
 
@@ -53,6 +57,7 @@ class Verdict:
         """Take another verdict in."""
         self.violations += other.violations
         self.accepted_lost += other.accepted_lost
+        self.durable += other.durable
         self.recoveries += other.recoveries
         self.recovery_s += other.recovery_s
 
@@ -136,6 +141,7 @@ def _judge_count(episode_id: str, steps: int, promise: Promise, verdict: Verdict
         verdict.violations.append(f"{episode_id} has {steps} steps, step {promise.durable} was durable")
     if steps - 1 > promise.sent:
         verdict.violations.append(f"{episode_id} has {steps} steps, {promise.sent + 1} were sent")
+    verdict.durable += promise.durable + 1
     verdict.accepted_lost += max(0, promise.accepted - (steps - 1))
 
 

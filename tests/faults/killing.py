@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import random
+import subprocess
 import sys
 import threading
 import time
@@ -21,7 +22,7 @@ from tests.faults.nursery import Nursery
 from tests.faults.robots import body, differs
 from tests.processes import free_port
 
-__all__ = ["Killed", "kill_again_and_again"]
+__all__ = ["Killed", "kill_again_and_again", "kill_apart"]
 
 _BEFORE_IT_ANSWERS = 0.15  # share of the kills that hit a daemon while it starts and recovers
 _PATIENCE_S = 30.0
@@ -64,6 +65,15 @@ def kill_again_and_again(folder: Path, runs: int, seed: int) -> Killed:
     finally:
         nursery.close()
     return killed
+
+
+def kill_apart(folder: Path, runs: int, seed: int) -> Killed:
+    """Do as `kill_again_and_again` in a process of its own, so that several can go on at once."""
+    done = subprocess.run(
+        [sys.executable, "-m", __name__, str(folder), str(runs), str(seed)], capture_output=True, check=False
+    )
+    assert done.returncode == 0, done.stderr.decode()[-2000:]
+    return Killed(**orjson.loads(done.stdout))
 
 
 def _run(folder: Path, nursery: Nursery, heard: Heard, rng: random.Random, killed: Killed) -> None:

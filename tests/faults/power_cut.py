@@ -8,18 +8,18 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from pathlib import Path
 from typing import Any
 
 from tests.fakes.disk import Call, watched
 from tests.fakes.medium import Medium
-from tests.fakes.recording import Claim, Recording, Tree, write_tree
+from tests.fakes.recording import Claim, FailingRecording, Recording, Tree, write_tree
 from tests.fakes.sectors import Fate
 from tests.faults.judge import Verdict, judge, promises
 from tests.faults.scenarios import go_on_after_a_kill, recover_only
 
-__all__ = ["Scenario", "cut_everywhere", "judged_apart", "record", "record_killed"]
+__all__ = ["Scenario", "cut_everywhere", "judged_apart", "record", "record_failing", "record_killed"]
 
 Scenario = Callable[[Path, Recording, random.Random], None]
 """Lives a robot's life in a folder that does not exist yet, and says what clients are told."""
@@ -38,6 +38,15 @@ def record(
     """
     folder.mkdir(parents=True, exist_ok=True)
     recording = Recording(folder, skips)
+    with watched(folder, recording):
+        scenario(folder / "brain" / "episodes", recording, random.Random(seed))
+    return recording
+
+
+def record_failing(scenario: Scenario, folder: Path, seed: int, fails: Container[int]) -> Recording:
+    """Run a scenario on a medium that fails these flushes of files, by their number in time."""
+    folder.mkdir(parents=True, exist_ok=True)
+    recording = FailingRecording(folder, fails)
     with watched(folder, recording):
         scenario(folder / "brain" / "episodes", recording, random.Random(seed))
     return recording

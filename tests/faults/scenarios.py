@@ -2,6 +2,7 @@
 
 import contextlib
 import random
+import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import msgspec
 from brain_service.episodes.archive import compress_log
 from brain_service.episodes.logger import EpisodeLogger
 from brain_service.episodes.store import EpisodeStore
-from brain_service.errors import BrainError
+from brain_service.errors import BrainError, UnavailableError
 from brain_service.settings import CaptureSettings, RetentionSettings
 from tests.fakes.recording import Recording
 from tests.faults.robots import body
@@ -19,6 +20,7 @@ from tests.faults.robots import body
 __all__ = [
     "Robot",
     "archive_life",
+    "failing_life",
     "go_on_after_a_kill",
     "image_life",
     "logger_life",
@@ -66,6 +68,19 @@ class Robot:
         self.steps += count
         self._heard.say("accepted", self.episode_id, done.step_index)
         self._heard.say("durable", self.episode_id, done.durable_through)
+
+    def insist(self, count: int) -> None:
+        """Append steps one by one, each until it is taken."""
+        give_up_s = time.monotonic() + 20
+        for _ in range(count):
+            while True:
+                try:
+                    self.append(1)
+                    break
+                except UnavailableError:
+                    # Perhaps accepted and not durable: then a step of the same index is a retry.
+                    assert time.monotonic() < give_up_s
+                    time.sleep(0.02)
 
     def ask(self) -> None:
         """Ask how far the episode is durable."""
@@ -174,7 +189,7 @@ def retention_life(root: Path, heard: Recording, rng: random.Random) -> None:
     with _store(root, bounds) as store:
         for number in range(4):
             robot = Robot(store, heard, f"{rng.choice(('camera', 'robot'))}{number}-{rng.randrange(10**6)}")
-            robot.create()
+            robot.create(durability=rng.choice(_DURABILITIES))
             robot.append(3)
             # From here on retention may take it at any moment.
             heard.say("deleting", robot.episode_id)
@@ -182,6 +197,20 @@ def retention_life(root: Path, heard: Recording, rng: random.Random) -> None:
         plan = store.apply_retention()
         for planned in plan.doomed:
             heard.say("deleted", planned.episode_id)
+
+
+def failing_life(root: Path, heard: Recording, rng: random.Random) -> None:
+    """Robots that resend what is refused while flushes fail (see `FailingRecording`), and end once they work."""
+    with _store(root) as store:
+        robots = [Robot(store, heard, f"failing{number}-{rng.randrange(10**6)}") for number in range(2)]
+        for robot, durability in zip(robots, ("interval", "step"), strict=True):
+            robot.create(durability=durability)
+        for count in (1, 3, 1, 1, 2):
+            for robot in robots:
+                robot.insist(count)
+            time.sleep(0.005)
+        for robot in robots:
+            robot.end("truncated")
 
 
 def recover_only(root: Path, heard: Recording, known: Iterable[str]) -> None:

@@ -11,8 +11,8 @@ from brain_service.episodes import recovery
 from brain_service.episodes.log import EpisodeFile
 from brain_service.episodes.writer import EpisodeWriter
 from tests.fakes.disk import Call
-from tests.faults.power_cut import Scenario, cut_everywhere, judged_apart, record, record_killed
-from tests.faults.scenarios import archive_life, image_life, logger_life, retention_life, store_life
+from tests.faults.power_cut import Scenario, cut_everywhere, judged_apart, record, record_failing, record_killed
+from tests.faults.scenarios import archive_life, failing_life, image_life, logger_life, retention_life, store_life
 
 SCENARIOS: list[Scenario] = [store_life, logger_life, image_life, archive_life, retention_life]
 
@@ -42,6 +42,18 @@ def test_a_kill_and_then_a_power_cut_lose_no_durable_step(
     assert verdict.violations == []
 
 
+@pytest.mark.parametrize(
+    "first",
+    [
+        pytest.param(4, marks=pytest.mark.long),
+        *(pytest.param(first, marks=pytest.mark.soak) for first in (2, 3, 5, 6, 7, 8, 9)),
+    ],
+)
+def test_what_a_failed_flush_may_have_dropped_is_not_called_durable(tmp_path: Path, first: int) -> None:
+    recording = record_failing(failing_life, tmp_path, seed=first, fails=range(first, first + 3))
+    assert judged_apart(recording, every=3).violations == []
+
+
 @pytest.mark.soak
 @pytest.mark.parametrize("seed", range(16))
 @pytest.mark.parametrize("scenario", SCENARIOS)
@@ -63,17 +75,17 @@ def is_folder_flush(call: Call) -> bool:
     return call.kind == "sync" and call.is_folder
 
 
-@pytest.mark.parametrize("scenario", [pytest.param(store_life, marks=pytest.mark.long), logger_life])
+@pytest.mark.parametrize("scenario", [pytest.param(store_life, marks=pytest.mark.soak), logger_life])
 def test_flushes_of_files_left_out_are_caught(tmp_path: Path, scenario: Scenario) -> None:
     assert "was durable" in violations(tmp_path, scenario, is_file_flush)
 
 
-@pytest.mark.parametrize("scenario", [pytest.param(store_life, marks=pytest.mark.long), logger_life])
+@pytest.mark.parametrize("scenario", [pytest.param(store_life, marks=pytest.mark.soak), logger_life])
 def test_flushes_of_folders_left_out_are_caught(tmp_path: Path, scenario: Scenario) -> None:
     assert "was created and is gone" in violations(tmp_path, scenario, is_folder_flush)
 
 
-@pytest.mark.long
+@pytest.mark.soak
 def test_flushing_only_the_folder_that_holds_the_logs_is_caught(tmp_path: Path) -> None:
     found = violations(tmp_path, store_life, lambda c: is_folder_flush(c) and not c.path.endswith("/episodes"))
     assert "was created and is gone" in found
@@ -102,7 +114,7 @@ def test_an_end_that_is_answered_before_its_flush_is_caught(
     assert "ended as" in found
 
 
-@pytest.mark.long
+@pytest.mark.soak
 def test_an_end_line_that_vouches_for_unflushed_steps_is_caught(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -130,7 +142,7 @@ def test_an_end_line_that_vouches_for_unflushed_steps_is_caught(
     assert "CorruptDataError" in found
 
 
-@pytest.mark.long
+@pytest.mark.soak
 def test_a_recovery_that_believes_every_line_is_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Zeros and torn lines are cut because they fail their checksums; one that counts newlines keeps them."""
     recording = record(store_life, tmp_path, seed=1)
