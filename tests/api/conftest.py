@@ -1,5 +1,6 @@
 """A daemon that has lived a little: it recorded, trained for a moment, and serves what came out."""
 
+import base64
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 from tests.jobs_http import wait_for_job
+from tests.pictures import picture
 from tests.processes import Daemon, running_daemon
 
 JOINTS = 3
@@ -20,6 +22,11 @@ def observation(step: int) -> dict[str, Any]:
     return {"arm": {"joints": [np.sin(angle), np.cos(angle), 0.5]}, "holding": step % 2 == 0}
 
 
+def camera(step: int) -> str:
+    """Return what its camera sees, a PNG in base64: recorded, and never asked for by a model that sees none."""
+    return base64.b64encode(picture(step)).decode()
+
+
 def record_episodes(url: str, episodes: int, steps: int = 20) -> None:
     """Record a toy robot's episodes over HTTP, whole batches at a time."""
     with httpx.Client(base_url=url, timeout=10) as http:
@@ -28,7 +35,7 @@ def record_episodes(url: str, episodes: int, steps: int = 20) -> None:
             batch = [
                 {
                     "step_index": i,
-                    "observation": observation(i + number),
+                    "observation": observation(i + number) | {"camera": camera(i)},
                     "action": {"command": [float(np.sin(0.1 * (i + number))), -0.25]},
                     "reward": 0.1,
                     "is_terminal": i == steps - 1,

@@ -14,8 +14,8 @@ import pytest
 from brain_service.datasets.dataset import open_dataset
 from brain_service.episodes.images import image_reference
 from brain_service.episodes.reader import read_episode
+from tests.api.conftest import camera, observation
 from tests.api.problems import assert_problem
-from tests.jobs_http import wait_for_job
 from tests.pictures import picture
 from tests.processes import Daemon, running_daemon
 
@@ -179,26 +179,18 @@ def test_a_kill_loses_no_accepted_image(tmp_path: Path) -> None:
                 assert http.get(f"/episodes/{episode}/{reference}").content == picture(index)
 
 
-@pytest.mark.long
-def test_a_robot_with_a_camera_learns_and_is_driven(tmp_path: Path) -> None:
-    with running_daemon(tmp_path / "brain") as daemon, httpx.Client(base_url=daemon.url, timeout=30) as http:
-        for _ in range(3):
-            episode = open_episode(http)
-            batch = [step(index, camera=picture(index)) for index in range(20)]
-            assert post(http, episode, batch).status_code == 200
-            http.post(f"/episodes/{episode}/end", json={"reason": "truncated"}).raise_for_status()
-        asked = http.post("/pipeline", json={"preset": "development", "steps": 4})
-        job = wait_for_job(daemon.url + asked.headers["location"])
-        assert job["state"] == "succeeded", job
-        dataset = open_dataset(daemon.data_dir / "datasets")
-        assert dataset.read("train", 0)["observation/camera"] == [picture(index) for index in range(20)]
+def test_a_robot_with_a_camera_learns_and_is_driven(taught: Daemon) -> None:
+    dataset = open_dataset(taught.data_dir / "datasets")
+    assert dataset.read("train", 0)["observation/camera"] == [picture(index) for index in range(20)]
+    with httpx.Client(base_url=taught.url, timeout=30) as http:
         session = http.post("/sessions", json={}).json()["session_id"]
         recorded = open_episode(http)
-        encoded = base64.b64encode(picture(0)).decode()
-        for index, seen in enumerate(({"state": [0.1]}, {"state": [0.1], "camera": encoded})):
+        # The model sees no images: a controller may send one, to have it recorded, and need not.
+        for index, seen in enumerate((observation(0), observation(1) | {"camera": camera(1)})):
             asked_for = {"session_id": session, "step": index, "observation": seen, "deadline_ms": 5000}
             answer = http.post("/infer", json=asked_for | ({"record": recorded} if index else {}))
             assert answer.status_code == 200, answer.text
-            assert len(answer.json()["action"]["command"]) == 1
+            assert len(answer.json()["action"]["command"]) == 2
+        http.delete(f"/sessions/{session}").raise_for_status()
         http.post(f"/episodes/{recorded}/end", json={"reason": "truncated"}).raise_for_status()
-        assert references(http, recorded) == [image_reference(picture(0))]
+        assert references(http, recorded) == [image_reference(picture(1))]
