@@ -297,6 +297,8 @@ class Library:
             look |= self._files.keys()
         ours = {writer.header.episode_id for writer in self._opened.writers()}
         look -= ours & self._files.keys()
+        # A log may have been seen, and found damaged, before its recovery cut it.
+        look |= ours - self._files.keys()
         look |= {name for name, known in self._files.items() if known[3]} - ours
         rows: list[EpisodeRow] = []
         gone: list[str] = []

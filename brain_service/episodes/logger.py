@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 from pydantic import ValidationError
 
-from brain_service.durable import make_directory
+from brain_service.durable import fsync_directory, make_directory
 from brain_service.episodes.answers import Appended, EndReason
 from brain_service.episodes.catalogue import list_ids, read_end, read_header
 from brain_service.episodes.flusher import Flusher
@@ -169,6 +169,8 @@ class EpisodeLogger:
                     file, found, _ = recover(path)
                     EpisodeWriter(file, found, self._settings, self._flusher).end("recovered")
                 if self._format == "json" and read_end(path) is not None and is_published(path):
+                    # Whoever published the document may have been killed before its name was flushed.
+                    fsync_directory(self._directory)
                     path.unlink()
             except BrainError:
                 # Another process writes it, or it is no log of ours: both are for the daemon to report.

@@ -102,14 +102,19 @@ def _take(found: LogScan, record: Mapping[str, Any], images: ImageStore | None) 
     """Add one record to the scan.
 
     Raises:
-        CorruptDataError: it stands behind the end, is of no known type, its step index does not follow, or an
-            image of it is missing or damaged.
+        CorruptDataError: it stands behind the end, is of no known type or of another episode (a block that a
+            file system gave to this file and never wrote), its step index does not follow, or an image of it is
+            missing or damaged.
         InvalidError: the features it carries are garbled.
         UnavailableError: an image cannot be read or flushed.
     """
     if found.end is not None:
         raise CorruptDataError("a line stands behind the end of the episode")
+    if record.get("episode_id", found.header.episode_id) != found.header.episode_id:
+        raise CorruptDataError(f"the line belongs to episode {record['episode_id']!r}")
     if record.get("type") == "end":
+        if record.get("steps") != len(found.offsets):
+            raise CorruptDataError(f"an end after {record.get('steps')} steps stands behind {len(found.offsets)}")
         if images is not None and found.spec is not None:
             images.verify_all(record.get("final_observation"), found.spec)
         found.end = dict(record)

@@ -69,6 +69,7 @@ class Recording:
         self.root = os.path.realpath(root)
         self.before_it = _read_tree(Path(self.root))
         self.events: list[Event] = []
+        self.unseen: Tree = {}  # files written past the layer, as they stand at the end
         self._skips = skips
         self._left = kill_at
         self._dying = dying
@@ -76,7 +77,8 @@ class Recording:
         self._lock = threading.Lock()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"root": self.root, "before_it": self.before_it, "events": self.events}
+        names = ("root", "before_it", "events", "unseen")
+        return {name: getattr(self, name) for name in names}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         Recording.__init__(self, Path(state["root"]))

@@ -79,17 +79,20 @@ def promises(claims: Iterable[Claim]) -> dict[str, Promise]:
 def judge(root: Path, known: dict[str, Promise]) -> Verdict:
     """Start the real store on `root`, let it recover, and compare; then let the robots go on.
 
+    Its catalogue is `brain.db` beside the folder: one that is there may be of any other time than the files.
     Every episode that was created is there, unless its deletion was asked for; every one that ended has stayed
     ended; no step up to `durable_through` is lost; and whatever is there is as it was sent.
     """
     verdict = Verdict(recoveries=1)
-    store = EpisodeStore(root, CaptureSettings(min_free_bytes=0, sync_interval_s=60, compress_after_s=None))
+    settings = CaptureSettings(min_free_bytes=0, sync_interval_s=60, compress_after_s=None)
+    store = EpisodeStore(root, settings, database=root.parent / "brain.db")
     began_s = time.perf_counter()
     store.start()
     try:
         if not store.wait_recovered(30):
             verdict.violations.append("recovery does not end")
         verdict.recovery_s.append(time.perf_counter() - began_s)
+        _judge_catalogue(store, verdict)
         for episode_id, promise in known.items():
             try:
                 _judge_episode(store, root, episode_id, promise, verdict)
@@ -103,6 +106,19 @@ def judge(root: Path, known: dict[str, Promise]) -> Verdict:
     return verdict
 
 
+def _judge_catalogue(store: EpisodeStore, verdict: Verdict) -> None:
+    """The list must say what the files say, whatever the database held."""
+    items, _ = store.list(1000)
+    for item in items:
+        try:
+            found = store.get(item["episode_id"])
+        except BrainError as error:
+            found = {"error": error.detail}
+        wrong = [name for name in ("state", "steps", "durable_through") if item[name] != found.get(name)]
+        if wrong:
+            verdict.violations.append(f"{item['episode_id']} is listed with another {', '.join(wrong)}: {found}")
+
+
 def _judge_episode(store: EpisodeStore, root: Path, episode_id: str, promise: Promise, verdict: Verdict) -> None:
     if promise.document and (root / f"{episode_id}.json").exists():
         _judge_document(root / f"{episode_id}.json", episode_id, promise, verdict)
@@ -113,6 +129,8 @@ def _judge_episode(store: EpisodeStore, root: Path, episode_id: str, promise: Pr
         if promise.created and not promise.deleting:
             verdict.violations.append(f"{episode_id} was created and is gone")
         return
+    if episode_id not in {item["episode_id"] for item in store.list(1000)[0]}:
+        verdict.violations.append(f"{episode_id} is there and not listed")
     if promise.deleted:
         verdict.violations.append(f"{episode_id} was deleted and is back")
         return

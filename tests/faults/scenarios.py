@@ -35,7 +35,7 @@ _DURABILITIES = ("interval", "step", "episode")
 @contextlib.contextmanager
 def _store(root: Path, retention: RetentionSettings | None = None, **settings: Any) -> Iterator[EpisodeStore]:
     options = {"min_free_bytes": 0, "sync_interval_s": 0.003, "compress_after_s": None, **settings}
-    store = EpisodeStore(root, CaptureSettings(**options), retention=retention)
+    store = EpisodeStore(root, CaptureSettings(**options), retention=retention, database=root.parent / "brain.db")
     store.start()
     try:
         assert store.wait_recovered(30)
@@ -235,3 +235,5 @@ def go_on_after_a_kill(root: Path, heard: Recording) -> None:
             else:
                 robot.append(2, repeat=min(1, robot.steps))
                 robot.ask()
+    with EpisodeLogger(root, format="json", min_free_bytes=0):
+        pass  # tidies up what a logger before it left behind

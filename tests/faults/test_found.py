@@ -1,0 +1,82 @@
+"""What the faults have found, one test a finding, without the chance that found it."""
+
+import random
+from pathlib import Path
+
+import orjson
+
+from brain_service.episodes.log_format import encode_line
+from brain_service.episodes.logger import EpisodeLogger
+from brain_service.episodes.publishing import publish_document
+from brain_service.episodes.recovery import scan
+from tests.episodes.bodies import begin, open_store
+from tests.fakes.disk import watched
+from tests.fakes.medium import Medium
+from tests.fakes.recording import Recording
+from tests.fakes.sectors import Fate
+from tests.faults.robots import body
+
+
+def survivors(recording: Recording) -> list[str]:
+    """Return which files a power cut leaves at the end of a recording that loses every unflushed entry."""
+    medium = Medium(recording)
+    for event in recording.events:
+        medium.play(event)
+    return sorted(medium.survive(Fate("lost", "lost"), random.Random(0)))
+
+
+def test_a_log_that_was_listed_as_damaged_before_its_recovery_is_listed_after_it(tmp_path: Path) -> None:
+    with open_store(tmp_path / "elsewhere") as store:
+        torn = begin(store, 2)
+    log = (tmp_path / "elsewhere" / f"{torn}.jsonl").read_bytes().replace(b'"reward":0.0', b'"reward":9.0')
+    with open_store(tmp_path / "here") as store:
+        (tmp_path / "here" / f"{torn}.jsonl").write_bytes(log)
+        assert store.list()[0] == []
+        store.append_json(torn, orjson.dumps(body(torn, 0)))
+        assert [item["episode_id"] for item in store.list()[0]] == [torn]
+
+
+def test_a_block_of_another_episode_is_cut_although_its_checksums_hold(tmp_path: Path) -> None:
+    """File systems without ordered data (FAT) may show the blocks of deleted files behind the end of a log."""
+    with open_store(tmp_path) as store:
+        ours, theirs = begin(store, 1), begin(store, 3)
+    stale = (tmp_path / f"{theirs}.jsonl").read_bytes().splitlines(keepends=True)[2]
+    with (tmp_path / f"{ours}.jsonl").open("ab") as file:
+        file.write(stale)
+    found = scan(tmp_path / f"{ours}.jsonl")
+    assert len(found.offsets) == 1
+    assert found.problem is not None
+    assert "belongs to episode" in found.problem
+    with open_store(tmp_path) as store:
+        assert store.get(ours)["steps"] == 1
+
+
+def test_an_end_line_that_counts_other_steps_is_no_end(tmp_path: Path) -> None:
+    with open_store(tmp_path) as store:
+        episode = begin(store, 2)
+    path = tmp_path / f"{episode}.jsonl"
+    end = encode_line({"type": "end", "reason": "truncated", "steps": 3, "ended_ns": 1, "episode_id": episode})
+    path.write_bytes(path.read_bytes() + end)
+    found = scan(path)
+    assert found.end is None
+    assert len(found.offsets) == 2
+
+
+def test_a_document_is_on_the_medium_before_the_log_that_it_replaces_is_removed(tmp_path: Path) -> None:
+    """Its writer was killed between giving it its name and flushing that; the next logger tidies up."""
+    root = tmp_path / "episodes"
+    with EpisodeLogger(root, min_free_bytes=0) as logger:
+        logger.start_episode(episode_id="both")
+        logger.log_step({"x": 1}, {"a": 1})
+        log = logger.end_episode()
+    kept = log.read_bytes()
+    document = publish_document(log).read_bytes()
+    (root / "both.json").unlink()
+    log.write_bytes(kept)
+    recording = Recording(tmp_path)
+    with watched(tmp_path, recording):
+        (root / ".new.tmp").write_bytes(document)
+        (root / ".new.tmp").rename(root / "both.json")
+        with EpisodeLogger(root, format="json", min_free_bytes=0):
+            assert not log.exists()
+    assert "episodes/both.json" in survivors(recording)
