@@ -171,6 +171,8 @@ class EpisodeStore:
                 "use a fresh key",
                 field="Idempotency-Key",
             )
+        # An earlier process may have been killed before its header was on the medium.
+        self._open.find(earlier.episode_id)
         return earlier
 
     def _create(self, header: EpisodeHeader) -> EpisodeHeader:

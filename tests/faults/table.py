@@ -85,12 +85,12 @@ _LIVES: dict[str, Scenario] = {
 def power(share: float) -> Iterator[Row]:
     """Power cuts at every change, alone, in the midst of the recovery, and after a kill."""
     for what, scenario in _LIVES.items():
-        seeds = range(max(1, round(4 * share)))
+        seeds = range(max(1, round(3 * share)))
         yield _cuts(f"power cut at every change: {what}", seeds, scenario, _plain, draws=2, every=1)
     for what, scenario in _LIVES.items():
-        seeds = range(max(1, round(6 * share)))
+        seeds = range(max(1, round(4 * share)))
         yield _cuts(f"kill -9, a new start, then a power cut: {what}", seeds, scenario, _killed, draws=1, every=3)
-    seeds = range(2, 2 + max(1, round(6 * share)))
+    seeds = range(2, 2 + max(1, round(4 * share)))
     yield _cuts("flushes fail (EIO), come back, then a power cut", seeds, failing_life, _failing, draws=1, every=2)
 
 

@@ -1,12 +1,15 @@
 """What the faults have found, one test a finding, without the chance that found it."""
 
+import pickle
 import random
 from pathlib import Path
 
 import orjson
+import pytest
 
 from brain_service.episodes.log_format import encode_line
 from brain_service.episodes.logger import EpisodeLogger
+from brain_service.episodes.open_episodes import OpenEpisodes
 from brain_service.episodes.publishing import publish_document
 from brain_service.episodes.recovery import scan
 from tests.episodes.bodies import begin, open_store
@@ -80,3 +83,19 @@ def test_a_document_is_on_the_medium_before_the_log_that_it_replaces_is_removed(
         with EpisodeLogger(root, format="json", min_free_bytes=0):
             assert not log.exists()
     assert "episodes/both.json" in survivors(recording)
+
+
+def test_a_creation_repeated_after_a_kill_is_answered_when_it_is_on_the_medium(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / "episodes"
+    root.mkdir()
+    recording = Recording(tmp_path, skips=lambda call: call.kind == "sync")
+    with watched(tmp_path, recording), open_store(root) as store:
+        store.create({"episode_id": "kept"}, "key")
+    assert "episodes/kept.jsonl" not in survivors(recording)
+    monkeypatch.setattr(OpenEpisodes, "recover_all", lambda *_: None)
+    again = pickle.loads(pickle.dumps(recording))
+    with watched(tmp_path, again, first_handle=1000), open_store(root) as store:
+        assert store.create({"episode_id": "kept"}, "key").episode_id == "kept"
+        assert "episodes/kept.jsonl" in survivors(again)
