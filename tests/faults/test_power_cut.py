@@ -143,6 +143,16 @@ def test_an_end_line_that_vouches_for_unflushed_steps_is_caught(
 
 
 @pytest.mark.soak
+def test_a_failed_flush_that_is_only_tried_again_is_caught(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second fdatasync succeeds and saves nothing: the kernel thinks the pages are clean."""
+    monkeypatch.setattr(EpisodeFile, "_rewrite", lambda file, start, is_whole: file.size_bytes)
+    recording = record_failing(failing_life, tmp_path, seed=4, fails=range(4, 7))
+    assert "was durable" in "\n".join(judged_apart(recording, every=2).violations)
+
+
+@pytest.mark.soak
 def test_a_recovery_that_believes_every_line_is_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Zeros and torn lines are cut because they fail their checksums; one that counts newlines keeps them."""
     recording = record(store_life, tmp_path, seed=1)
