@@ -72,6 +72,7 @@ class ImageStore:
         self.folder = folder
         self.written: Callable[[int], None] = lambda _: None
         self._lock = threading.Lock()
+        self._flushing = threading.Lock()
         self._unsynced: set[str] = set()
         # Flushing these failed: the kernel may have dropped their pages, so they are written anew.
         self._suspect: set[str] = set()
@@ -128,6 +129,11 @@ class ImageStore:
         Raises:
             UnavailableError: the medium refuses; the next call writes and flushes the same files again.
         """
+        # Who comes while another flushes must not return before that is done: it took the names along.
+        with self._flushing:
+            self._sync()
+
+    def _sync(self) -> None:
         with self._lock:
             waiting, self._unsynced = self._unsynced, set()
             suspect = self._suspect & waiting

@@ -18,6 +18,9 @@ Tree = dict[str, bytes | None]
 """Content by path below the root; None is a folder."""
 
 
+_OF_ENTRIES = frozenset(("create", "link", "rename", "unlink", "mkdir", "rmdir"))
+
+
 @dataclass(slots=True, eq=False)
 class Change:
     """A change in the recording. `done` comes later than its beginning, as an event of its own."""
@@ -75,6 +78,7 @@ class Recording:
         self._dying = dying
         self._running: dict[int, Change] = {}
         self._lock = threading.Lock()
+        self._entries = threading.RLock()
 
     def __getstate__(self) -> dict[str, Any]:
         names = ("root", "before_it", "events", "unseen")
@@ -93,10 +97,14 @@ class Recording:
         if self._skips(call):
             return False
         self._die_in_time()
+        # A change of entries takes effect for all before it returns to its thread: no flush may begin between.
+        self._entries.acquire()
         change = Change(call)
         with self._lock:
             self._running[id(call)] = change
             self.events.append(Begin(change))
+        if call.kind not in _OF_ENTRIES:
+            self._entries.release()
         return True
 
     def _die_in_time(self) -> None:
@@ -120,6 +128,8 @@ class Recording:
             if change is not None:
                 change.done, change.failed = done, done is None
                 self.events.append(End(change))
+        if change is not None and call.kind in _OF_ENTRIES:
+            self._entries.release()
 
 
 def _read_tree(root: Path) -> Tree:

@@ -1,12 +1,15 @@
 """What the faults have found, one test a finding, without the chance that found it."""
 
+import os
 import pickle
 import random
+import threading
 from pathlib import Path
 
 import orjson
 import pytest
 
+from brain_service.episodes.images import ImageStore
 from brain_service.episodes.log_format import encode_line
 from brain_service.episodes.logger import EpisodeLogger
 from brain_service.episodes.open_episodes import OpenEpisodes
@@ -18,6 +21,7 @@ from tests.fakes.medium import Medium
 from tests.fakes.recording import Recording
 from tests.fakes.sectors import Fate
 from tests.faults.robots import body
+from tests.pictures import picture
 
 
 def survivors(recording: Recording) -> list[str]:
@@ -99,3 +103,30 @@ def test_a_creation_repeated_after_a_kill_is_answered_when_it_is_on_the_medium(
     with watched(tmp_path, again, first_handle=1000), open_store(root) as store:
         assert store.create({"episode_id": "kept"}, "key").episode_id == "kept"
         assert "episodes/kept.jsonl" in survivors(again)
+
+
+def test_who_flushes_images_while_another_does_waits_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The end of an episode found nothing left to flush, for the flusher was at it, and was answered too early."""
+    images = ImageStore(tmp_path / "e.images")
+    images.put(picture(1))
+    began, gate, done = threading.Event(), threading.Event(), threading.Event()
+    real_fsync = os.fsync
+
+    def slow_fsync(fd: int) -> None:
+        began.set()
+        assert gate.wait(10)
+        real_fsync(fd)
+
+    monkeypatch.setattr(os, "fsync", slow_fsync)
+    first = threading.Thread(target=images.sync)
+    first.start()
+    assert began.wait(10)
+    second = threading.Thread(target=lambda: (images.sync(), done.set()))
+    second.start()
+    assert not done.wait(0.1)
+    gate.set()
+    for thread in (first, second):
+        thread.join()
+    assert done.is_set()
