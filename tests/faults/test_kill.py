@@ -1,10 +1,11 @@
 """The daemon, killed at random instants under load: every step that it answered is there, bit by bit."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from tests.faults.killing import Killed, kill_again_and_again
+from tests.faults.killing import Killed, kill_again_and_again, kill_apart
 
 
 def check(killed: Killed, runs: int) -> None:
@@ -20,7 +21,10 @@ def test_twenty_kills_lose_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("seed", range(6))
-@pytest.mark.timeout(600)
-def test_hundreds_of_kills_lose_nothing(tmp_path: Path, seed: int) -> None:
-    check(kill_again_and_again(tmp_path, 50, seed), 50)
+@pytest.mark.timeout(900)
+def test_three_hundred_kills_lose_nothing(tmp_path: Path) -> None:
+    total = Killed()
+    with ThreadPoolExecutor(2) as pool:
+        for found in pool.map(lambda seed: kill_apart(tmp_path / str(seed), 150, seed), (1, 2)):
+            total.add(found)
+    check(total, 300)

@@ -25,7 +25,7 @@ def test_no_durable_step_is_lost_to_a_power_cut(tmp_path: Path, scenario: Scenar
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("scenario", SCENARIOS)
 def test_no_durable_step_is_lost_at_any_instant(tmp_path: Path, scenario: Scenario, seed: int) -> None:
     verdict = judged_apart(record(scenario, tmp_path, seed), seed, draws=2)
@@ -46,7 +46,7 @@ def test_a_kill_and_then_a_power_cut_lose_no_durable_step(
     "first",
     [
         pytest.param(4, marks=pytest.mark.long),
-        *(pytest.param(first, marks=pytest.mark.soak) for first in (2, 3, 5, 6, 7, 8, 9)),
+        *(pytest.param(first, marks=pytest.mark.soak) for first in (2, 3, 6, 7)),
     ],
 )
 def test_what_a_failed_flush_may_have_dropped_is_not_called_durable(tmp_path: Path, first: int) -> None:
@@ -55,7 +55,7 @@ def test_what_a_failed_flush_may_have_dropped_is_not_called_durable(tmp_path: Pa
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("seed", range(16))
+@pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize("scenario", SCENARIOS)
 def test_kills_and_then_power_cuts_lose_no_durable_step(tmp_path: Path, scenario: Scenario, seed: int) -> None:
     recording = record_killed(scenario, tmp_path, seed, kill_at=random.Random(seed).randrange(3, 110))
