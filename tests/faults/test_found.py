@@ -123,7 +123,12 @@ def test_who_flushes_images_while_another_does_waits_for_it(
     first = threading.Thread(target=images.sync)
     first.start()
     assert began.wait(10)
-    second = threading.Thread(target=lambda: (images.sync(), done.set()))
+
+    def flush_too() -> None:
+        images.sync()
+        done.set()
+
+    second = threading.Thread(target=flush_too)
     second.start()
     assert not done.wait(0.1)
     gate.set()
