@@ -220,7 +220,12 @@ def sweep(root: Path) -> None:
     try:
         for path in root.glob(".*.tmp"):
             # A living creator holds the lock, but for the instant between making the file and locking it.
-            if time.time() - path.stat().st_mtime < _CREATION_S:
+            stat = path.stat()
+            if time.time() - stat.st_mtime < _CREATION_S:
+                continue
+            if stat.st_nlink > 1:
+                # The log has its name too; locking this one would lock out the robot that goes on with it.
+                path.unlink(missing_ok=True)
                 continue
             with contextlib.suppress(ConflictError, NotFoundError):
                 file = EpisodeFile.open(path)

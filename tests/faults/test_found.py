@@ -10,11 +10,12 @@ import orjson
 import pytest
 
 from brain_service.episodes.images import ImageStore
+from brain_service.episodes.log import EpisodeFile
 from brain_service.episodes.log_format import encode_line
 from brain_service.episodes.logger import EpisodeLogger
 from brain_service.episodes.open_episodes import OpenEpisodes
 from brain_service.episodes.publishing import publish_document
-from brain_service.episodes.recovery import scan
+from brain_service.episodes.recovery import scan, sweep
 from tests.episodes.bodies import begin, open_store
 from tests.fakes.disk import watched
 from tests.fakes.medium import Medium
@@ -135,3 +136,18 @@ def test_who_flushes_images_while_another_does_waits_for_it(
     for thread in (first, second):
         thread.join()
     assert done.is_set()
+
+
+def test_clearing_a_new_logs_first_name_away_locks_nobody_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its creator was killed between giving it its name and removing the first one."""
+    with open_store(tmp_path) as store:
+        episode = begin(store, 1)
+    first_name = tmp_path / f".{episode}.jsonl.0a1b2c3d.tmp"
+    first_name.hardlink_to(tmp_path / f"{episode}.jsonl")
+    os.utime(first_name, (1, 1))
+    monkeypatch.setattr(EpisodeFile, "open", None)
+    sweep(tmp_path)
+    assert not first_name.exists()
+    assert (tmp_path / f"{episode}.jsonl").exists()
