@@ -17,8 +17,7 @@ def test_no_damaged_byte_is_silently_accepted(tmp_path: Path, kind: str) -> None
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("kind", ["a compressed log", "an image"])
-def test_no_damaged_byte_of_a_small_file_is_silently_accepted(tmp_path: Path, kind: str) -> None:
-    damage = damage_every_byte(kind, tmp_path, recover_every=50)
+def test_no_damaged_byte_of_a_compressed_log_is_silently_accepted(tmp_path: Path) -> None:
+    damage = damage_every_byte("a compressed log", tmp_path, recover_every=50)
     assert damage.violations == []
     assert damage.refused == damage.cases

@@ -19,9 +19,9 @@ SCENARIOS: list[Scenario] = [store_life, logger_life, image_life, archive_life, 
 
 @pytest.mark.parametrize("scenario", SCENARIOS)
 def test_no_durable_step_is_lost_to_a_power_cut(tmp_path: Path, scenario: Scenario) -> None:
-    verdict = judged_apart(record(scenario, tmp_path, seed=1), every=12)
+    verdict = judged_apart(record(scenario, tmp_path, seed=1), every=24)
     assert verdict.violations == []
-    assert verdict.recoveries > 20
+    assert verdict.recoveries > 8
 
 
 @pytest.mark.soak
@@ -30,7 +30,7 @@ def test_no_durable_step_is_lost_to_a_power_cut(tmp_path: Path, scenario: Scenar
 def test_no_durable_step_is_lost_at_any_instant(tmp_path: Path, scenario: Scenario, seed: int) -> None:
     verdict = judged_apart(record(scenario, tmp_path, seed), seed, draws=2)
     assert verdict.violations == []
-    assert verdict.recoveries > 200
+    assert verdict.recoveries > 80
 
 
 @pytest.mark.parametrize(("scenario", "kill_at"), [(store_life, 20), (store_life, 36), (retention_life, 33)])
@@ -38,7 +38,7 @@ def test_a_kill_and_then_a_power_cut_lose_no_durable_step(
     tmp_path: Path, scenario: Scenario, kill_at: int
 ) -> None:
     """What the killed process had not flushed, the next one must not call durable before it has."""
-    verdict = judged_apart(record_killed(scenario, tmp_path, kill_at, kill_at), every=6)
+    verdict = judged_apart(record_killed(scenario, tmp_path, kill_at, kill_at), every=12)
     assert verdict.violations == []
 
 
