@@ -13,8 +13,8 @@ from typing import Any
 
 import orjson
 
-from brain_service.errors import BrainError, ConflictError, InvalidError, NotFoundError
 from brain_service.database import Database
+from brain_service.errors import BrainError, ConflictError, InvalidError, NotFoundError
 from brain_service.jobs.job import STATES, Activation, EndState, Job, JobPage, StageReport
 from brain_service.jobs.kinds import KINDS, parse_params
 from brain_service.jobs.rows import SCHEMA, VERSION, dump, end, fetch, requeue_row, same_request, to_job
