@@ -74,9 +74,15 @@ def test_an_unknown_setting_is_fatal(tmp_path: Path) -> None:
     assert_refusal(serve("--data-dir", str(tmp_path), BRAIN_PROT="1"), "prot", "port")
 
 
-def test_a_database_that_is_none_is_told(tmp_path: Path) -> None:
-    (tmp_path / "brain.db").write_bytes(b"this is not SQLite at all" * 100)
-    assert_refusal(serve("--data-dir", str(tmp_path), "--port", str(free_port())), "brain.db")
+def test_a_database_that_is_none_is_moved_aside_and_told(tmp_path: Path) -> None:
+    data_dir = tmp_path / "brain"
+    data_dir.mkdir()
+    damaged = b"this is not SQLite at all" * 100
+    (data_dir / "brain.db").write_bytes(damaged)
+    with running_daemon(data_dir) as daemon:
+        assert httpx.post(f"{daemon.url}/episodes", json={}).status_code == 201
+    assert [path.read_bytes() for path in data_dir.glob("brain.db.damaged-*")] == [damaged]
+    assert "brain.db" in daemon.log_path.read_text()
 
 
 def test_it_loads_no_framework_even_after_work(tmp_path: Path) -> None:
