@@ -1,15 +1,15 @@
 """The short way of a step into the log: bytes straight into typed arrays, one check, one line.
 
-A codec is made for the spec of an episode. It takes the steps that a robot sends all day and gives up on
-everything else (`None`): a wrong type, name or shape, huge numbers, members that are rare. What it gives up on
-goes through `check_step`, which decides and words the error. What it takes `check_step` takes too, and the
-line is the same, byte for byte.
+A codec is made for the spec of an episode. It takes the steps that a robot sends all day, or that a recorder in
+its own process gives as float32 arrays, and gives up on everything else (`None`): a wrong type, name or shape,
+huge numbers, members that are rare. What it gives up on goes through `check_step`, which decides and words the
+error. What it takes `check_step` takes too, and the line is the same, byte for byte.
 """
 
 import operator
 import struct
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -19,10 +19,10 @@ import numpy as np
 from brain_service.episodes.header import CONTROL_ROLES, EpisodeHeader
 from brain_service.episodes.leaves import StepTypes, step_types
 from brain_service.episodes.log_format import ROUNDS_TWICE, encode_line
-from brain_service.episodes.schema import Step
+from brain_service.episodes.schema import Step, StepIn
 from brain_service.episodes.wire import BodyKind, Piece
 from brain_service.errors import InvalidError
-from brain_service.spec import EpisodeSpec, Leaf
+from brain_service.spec import EpisodeSpec, Feature, Leaf, unflatten
 
 __all__ = ["StepCodec", "Taken"]
 
@@ -31,6 +31,7 @@ __all__ = ["StepCodec", "Taken"]
 _LARGEST_SQUARES = 1e30
 _ROUNDS_TWICE = tuple(struct.pack("<f", sign * ROUNDS_TWICE) for sign in (1, -1))
 _GAVE_UP = (msgspec.DecodeError, UnicodeDecodeError, RecursionError, ValueError, OverflowError, struct.error)
+_FLOAT32 = np.dtype(np.float32)
 _ROLES = frozenset((None, *CONTROL_ROLES))
 
 Getter = Callable[[Any], Sequence[Any]]
@@ -84,13 +85,28 @@ class StepCodec:
             packed = b"".join([part for step in steps for part in prepared.to_bytes(step)])
         except _GAVE_UP:
             return None
-        if _ROUNDS_TWICE[0] in packed or _ROUNDS_TWICE[1] in packed:
+        return _taken(steps, packed)
+
+    def take_arrays(self, step: StepIn) -> Taken | None:
+        """Take a step that is made of the float32 arrays of its spec and the usual members; None for any other."""
+        prepared = self._prepared
+        if (
+            prepared.others
+            or step.step_metadata is not None
+            or step.executed_action is not None
+            or step.policy is not None
+            or (step.timestamp_ns is not None and not _fits_int64(step.timestamp_ns))
+        ):
             return None
-        flat = np.frombuffer(packed, np.float32)
-        with np.errstate(over="ignore", invalid="ignore"):
-            if not flat.dot(flat) < _LARGEST_SQUARES:
-                return None
-        return Taken(steps, flat.reshape(len(steps), -1))
+        leaves: list[bytes] = []
+        parts = {"observation": step.observation, "action": step.action}
+        if not _gather(prepared.float_tree, parts, leaves):
+            return None
+        try:
+            leaves.append(prepared.pack_reward(step.reward))
+        except _GAVE_UP:
+            return None
+        return _taken([step], b"".join(leaves))
 
     def lines(self, taken: Taken, first_index: int) -> list[bytes] | None:
         """Return the log lines of steps `first_index` and following; None if they need the general path."""
@@ -147,7 +163,8 @@ class _Prepared:
         self.read_others = _getter([types.attributes[leaf.path] for leaf in types.others])
         self._read_floats = _getter([types.attributes[leaf.path] for leaf in types.floats])
         self._packers = [leaf.to_bytes for leaf in types.floats]
-        self._pack_reward = struct.Struct("<f").pack
+        self.pack_reward = struct.Struct("<f").pack
+        self.float_tree = unflatten({"/".join(leaf.path): leaf.feature for leaf in types.floats})
 
     def to_bytes(self, step: Any) -> list[bytes]:
         """Return the float32 leaves of a step and its reward as bytes.
@@ -156,8 +173,38 @@ class _Prepared:
             ValueError, OverflowError, struct.error: a value does not fit its feature.
         """
         parts = [pack(value) for pack, value in zip(self._packers, self._read_floats(step), strict=True)]
-        parts.append(self._pack_reward(step.reward))
+        parts.append(self.pack_reward(step.reward))
         return parts
+
+
+def _taken(steps: Sequence[Any], packed: bytes) -> Taken | None:
+    """Return steps with their packed floats, unless one of these is not to be written as it stands."""
+    if _ROUNDS_TWICE[0] in packed or _ROUNDS_TWICE[1] in packed:
+        return None
+    flat = np.frombuffer(packed, np.float32)
+    with np.errstate(over="ignore", invalid="ignore"):
+        if not flat.dot(flat) < _LARGEST_SQUARES:
+            return None
+    return Taken(steps, flat.reshape(len(steps), -1))
+
+
+def _gather(tree: Mapping[str, Any], values: Any, found: list[bytes]) -> bool:
+    """Append the bytes of each leaf in the order of `tree`; False where `values` are no float32 arrays like it."""
+    if type(values) is not dict or len(values) != len(tree):
+        return False
+    for name, below in tree.items():
+        value = values.get(name)
+        if isinstance(below, Feature):
+            if type(value) is not np.ndarray or value.dtype != _FLOAT32 or value.shape != below.shape:
+                return False
+            found.append(value.tobytes())
+        elif not _gather(below, value, found):
+            return False
+    return True
+
+
+def _fits_int64(value: Any) -> bool:
+    return type(value) is int and -(2**63) <= value < 2**63
 
 
 @lru_cache(maxsize=64)

@@ -1,12 +1,15 @@
 """Group commit: every episode with unflushed steps is flushed, at the latest when it is due.
 
 Appends that wait for the medium and arrive while a flush runs share the next one. Several episodes that are due
-at once are flushed side by side: one commit of the file system's journal serves them all.
+at once are flushed side by side: one commit of the file system's journal serves them all. Who waits for them is
+told by the thread that flushed a share of them, for all of its share at once: answers that come one by one wake
+their clients one by one, who then come back one by one, and no flush is shared any more.
 """
 
 import logging
 import threading
 import time
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
@@ -20,8 +23,8 @@ _RETRY_S = 1.0
 class Syncable(Protocol):
     """Something with unflushed bytes."""
 
-    def sync(self) -> None:
-        """Flush to the medium and tell whoever waits; a failure is kept for them, never raised here."""
+    def flush(self) -> Callable[[], None]:
+        """Flush to the medium and return what tells whoever waits, of a failure too: that is never raised here."""
 
 
 class Flusher:
@@ -69,16 +72,26 @@ class Flusher:
     def _run(self) -> None:
         while targets := self._next():
             if len(targets) == 1:
-                self._sync(targets[0])
+                self._flush(targets)
             else:
-                list(self._helpers.map(self._sync, targets))
+                list(self._helpers.map(self._flush, [targets[n::_SIDE_BY_SIDE] for n in range(_SIDE_BY_SIDE)]))
 
-    def _sync(self, target: Syncable) -> None:
-        try:
-            target.sync()
-        except Exception:  # noqa: BLE001 - a defect in one episode must not end the flushing of all
-            _LOG.exception("an episode could not be flushed; trying again")
-            self.retry(target)
+    def _flush(self, targets: Sequence[Syncable]) -> None:
+        ready = []
+        for target in targets:
+            try:
+                ready.append((target, target.flush()))
+            except Exception:  # noqa: BLE001 - a defect in one episode must not end the flushing of all
+                self._try_again(target)
+        for target, tell in ready:
+            try:
+                tell()
+            except Exception:  # noqa: BLE001 - the same
+                self._try_again(target)
+
+    def _try_again(self, target: Syncable) -> None:
+        _LOG.exception("an episode could not be flushed; trying again")
+        self.retry(target)
 
     def _next(self) -> list[Syncable]:
         """Wait for what is due, earliest first; nothing means that the thread should stop."""

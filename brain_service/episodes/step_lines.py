@@ -13,7 +13,7 @@ from brain_service.episodes.header import EpisodeHeader
 from brain_service.episodes.images import ImageStore
 from brain_service.episodes.log_format import encode_line
 from brain_service.episodes.schema import Step, StepIn, check_step
-from brain_service.episodes.wire import BodyKind, Piece, parse_step, split_steps
+from brain_service.episodes.wire import BodyKind, Piece, is_one_step, parse_step, split_steps
 from brain_service.errors import ConflictError, InvalidError, TooLargeError
 from brain_service.settings import CaptureSettings
 from brain_service.spec import EpisodeSpec
@@ -85,7 +85,7 @@ class StepLines:
         if codec is None:
             return None
         pieces: Sequence[Piece] = (body,)
-        if kind != "json" or not body.startswith(b"{"):
+        if not is_one_step(body, kind):
             pieces, _ = split_steps(body, kind, self._settings.max_batch_steps)
             if not pieces:
                 return None
@@ -100,10 +100,31 @@ class StepLines:
             lines += found
             if considerate:
                 time.sleep(0)
-        if max(map(len, lines)) > self._settings.max_step_bytes:
+        return self._new_lines(lines, tail, is_terminal)
+
+    def quick_each(self, bodies: Sequence[bytes], kind: BodyKind, tail: Tail) -> list[NewLines] | None:
+        """Take the short way with small bodies of one new step each, all at once; None if that takes more care."""
+        if tail.spec is None or tail.is_terminal or not all(is_one_step(body, kind) for body in bodies):
             return None
-        steps = tail.steps + len(lines)
-        return NewLines(lines, Tail(steps, tail.spec, is_terminal), steps - 1, len(lines))
+        codec = self._codec_for(tail.spec)
+        taken = None if codec is None else codec.take(bodies, kind)
+        lines = None if codec is None or taken is None else codec.lines(taken, tail.steps)
+        if taken is None or lines is None or max(map(len, lines)) > self._settings.max_step_bytes:
+            return None
+        last = tail.steps + len(lines)
+        return [
+            NewLines((line,), Tail(n, tail.spec, n == last and taken.is_terminal), n - 1, 1)
+            for n, line in enumerate(lines, start=tail.steps + 1)
+        ]
+
+    def quick_arrays(self, step: StepIn, tail: Tail) -> NewLines | None:
+        """Take the short way with a new step given as arrays; None if it needs `general`."""
+        if tail.spec is None or tail.is_terminal:
+            return None
+        codec = self._codec_for(tail.spec)
+        taken = None if codec is None else codec.take_arrays(step)
+        lines = None if codec is None or taken is None else codec.lines(taken, tail.steps)
+        return None if lines is None else self._new_lines(lines, tail, step.is_terminal)
 
     def judged(self, body: bytes, kind: BodyKind, tail: Tail, considerate: bool) -> NewLines:
         """Check the steps of a body one by one, as `general` does.
@@ -165,6 +186,12 @@ class StepLines:
                 time.sleep(0)
         following = Tail(tail.steps + len(lines), spec, is_terminal)
         return NewLines(lines, following, first + count - 1, count, images)
+
+    def _new_lines(self, lines: Sequence[bytes], tail: Tail, is_terminal: bool) -> NewLines | None:
+        if max(map(len, lines)) > self._settings.max_step_bytes:
+            return None
+        steps = tail.steps + len(lines)
+        return NewLines(lines, Tail(steps, tail.spec, is_terminal), steps - 1, len(lines))
 
     def _parse(self, piece: Piece, kind: BodyKind, prefix: str) -> StepIn:
         """Parse one step, unless its text alone is far longer than its line may be: that would take long."""

@@ -13,7 +13,16 @@ import numpy as np
 from brain_service.episodes.schema import StepIn
 from brain_service.errors import InvalidError, MalformedError, TooLargeError
 
-__all__ = ["BodyKind", "Piece", "body_kind", "invalid_step", "parse_step", "parse_steps", "split_steps"]
+__all__ = [
+    "BodyKind",
+    "Piece",
+    "body_kind",
+    "invalid_step",
+    "is_one_step",
+    "parse_step",
+    "parse_steps",
+    "split_steps",
+]
 
 BodyKind = Literal["json", "ndjson", "msgpack"]
 Piece = bytes | msgspec.Raw
@@ -39,6 +48,14 @@ _LINE = re.compile(rb"[^\n]+")
 def body_kind(content_type: str) -> BodyKind:
     """Return how a body of this media type is read; what is neither NDJSON nor msgpack is JSON."""
     return _KINDS.get(content_type.partition(";")[0].strip().lower(), "json")
+
+
+def is_one_step(body: bytes, kind: BodyKind) -> bool:
+    """Tell by its first byte that a body is one step; False also where that byte does not tell."""
+    first = body[0] if body else 0
+    if kind == "msgpack":
+        return 0x80 <= first <= 0x8F or first in (0xDE, 0xDF)
+    return kind == "json" and first == 0x7B
 
 
 def split_steps(body: bytes, kind: BodyKind, max_steps: int) -> tuple[list[Piece], bool]:

@@ -147,7 +147,8 @@ class EpisodeWriter:
         """
         with self._lock:
             self._require_open()
-            new = self._lines.general(bodies, len(bodies), self._tail, batch=batch)
+            new = self._lines.quick_arrays(bodies[0], self._tail) if len(bodies) == 1 else None
+            new = new or self._lines.general(bodies, len(bodies), self._tail, batch=batch)
             self._rate.take(len(new.lines))
             self._write([new])
         return self.settled(Appended(new.last_index, self.durable_through, new.accepted))
@@ -221,8 +222,8 @@ class EpisodeWriter:
             begin = self._offset(start)
             return begin, self._offset(stop) - begin
 
-    def sync(self) -> None:
-        """Flush what is accepted so far; a failure is told to those who wait, and tried again in a while."""
+    def flush(self) -> Callable[[], None]:
+        """Flush what is accepted so far, return what tells those who wait; a failure is tried again in a while."""
         since_s, self._unsynced_since_s = self._unsynced_since_s, None
         # In this order a step that arrives in between is counted as unflushed, never as flushed.
         written = self._written
@@ -231,21 +232,19 @@ class EpisodeWriter:
             self._images.sync()
             if self._file.failed is None:
                 self._file.sync()
-                self._note_durable(written)
             else:
-                self._revive()
+                written = self._revive()
         except BrainError as error:
             self._unsynced_since_s = since_s or time.monotonic()
-            self._mark.fail(
-                UnavailableError(
-                    f"the step was accepted but {self._file.failed or error.detail}", retry_after_s=1.0
-                )
-            )
             self._flusher.retry(self)
+            refused = f"the step was accepted but {self._file.failed or error.detail}"
+            return lambda: self._mark.fail(UnavailableError(refused, retry_after_s=1.0))
+        self._durable = written
+        return lambda: self._mark.advance(written[0] - 1)
 
     def close(self) -> None:
         """Flush and release the log without ending it; a later store goes on at the next step index."""
-        self.sync()
+        self.flush()()
         with self._lock:
             self._file.close()
 
@@ -255,6 +254,10 @@ class EpisodeWriter:
         error: BrainError | None = None
         try:
             self._require_open()
+            if len(bodies) > 1 and not considerate:
+                each = self._lines.quick_each(bodies, kind, self._tail)
+                if each is not None and self._rate.allows(len(each)):
+                    ready, bodies = each, ()
             for body in bodies:
                 quick = self._lines.quick(body, kind, ready[-1].tail if ready else self._tail, considerate)
                 if quick is not None:
@@ -326,12 +329,15 @@ class EpisodeWriter:
             raise
         self.ended, self._end_line = Ended(self.steps, self.steps - 1, reason), line
         self._unsynced_since_s = None
-        self._note_durable(self._written)
+        self._durable = self._written
+        self._mark.advance(self.steps - 1)
         self._file.close()
         return self.ended
 
-    def _revive(self) -> None:
+    def _revive(self) -> tuple[int, int]:
         """Bring the log back after a failed flush; steps that the kernel lost meanwhile are reported.
+
+        Returns the steps and the size in bytes that are on the medium then.
 
         Raises:
             UnavailableError: the medium still refuses.
@@ -352,8 +358,9 @@ class EpisodeWriter:
             lost_bytes = self._written[1] - self._file.revive(durable_bytes, is_whole)
             if lost_bytes:
                 self._note_lost(steps, lost_bytes, last)
-            self._note_durable(self._written)
+            written = self._written
         _LOG.warning("episode %s takes steps again; the medium took its flush", self.header.episode_id)
+        return written
 
     def _note_lost(self, steps: int, lost_bytes: int, last: Mapping[str, Any] | None) -> None:
         lost = self.steps - steps
@@ -368,10 +375,6 @@ class EpisodeWriter:
         report = RecoveryReport(self.header.episode_id, steps, lost_bytes, lost, reason=reason)
         self.report(report.to_json())
         _LOG.error("episode %s lost its last %d accepted steps: %s", self.header.episode_id, lost, reason)
-
-    def _note_durable(self, written: tuple[int, int]) -> None:
-        self._durable = written
-        self._mark.advance(written[0] - 1)
 
     def _require_open(self) -> None:
         if self.ended is not None:

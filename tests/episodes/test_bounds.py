@@ -2,6 +2,7 @@
 
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -84,8 +85,9 @@ def test_episodes_that_are_due_together_are_flushed_side_by_side() -> None:
     meeting = threading.Barrier(2)
 
     class Met:
-        def sync(self) -> None:
+        def flush(self) -> Callable[[], None]:
             meeting.wait(10)
+            return lambda: None
 
     flusher = Flusher(0.01)
     for _ in range(2):
@@ -100,11 +102,12 @@ def test_a_failed_flush_is_tried_again_and_a_closing_flusher_lets_it_be() -> Non
         tries = 0
         again = threading.Event()
 
-        def sync(self) -> None:
+        def flush(self) -> Callable[[], None]:
             self.tries += 1
             if self.tries == 2:
                 self.again.set()
             flusher.retry(self)
+            return lambda: None
 
     flusher, target = Flusher(0.001), Failing()
     flusher.start()
@@ -114,23 +117,34 @@ def test_a_failed_flush_is_tried_again_and_a_closing_flusher_lets_it_be() -> Non
     assert target.tries == 3
 
 
-def test_a_defect_in_one_flush_ends_no_other(caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("fails", ["flush", "tell"])
+def test_a_defect_in_one_flush_ends_no_other(caplog: pytest.LogCaptureFixture, fails: str) -> None:
+    """More of them than threads, so that each thread has sound ones beside it."""
+
+    def fail() -> None:
+        raise ZeroDivisionError
+
     class Defective:
-        def sync(self) -> None:
-            raise ZeroDivisionError
+        def flush(self) -> Callable[[], None]:
+            if fails == "flush":
+                fail()
+            return fail
 
     class Sound:
-        flushed = threading.Event()
+        def __init__(self) -> None:
+            self.told = threading.Event()
 
-        def sync(self) -> None:
-            self.flushed.set()
+        def flush(self) -> Callable[[], None]:
+            return self.told.set
 
     flusher = Flusher(0.001)
+    sound = [Sound() for _ in range(40)]
+    for target in sound:
+        flusher.note(Defective())
+        flusher.note(target)
     flusher.start()
-    flusher.note(Defective())
-    time.sleep(0.05)
-    flusher.note(Sound())
-    assert Sound.flushed.wait(10)
+    assert all(target.told.wait(10) for target in sound)
+    flusher.note(sound[0])
     flusher.close()
     assert "could not be flushed" in caplog.text
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from brain_service.episodes.codec import StepCodec
 from brain_service.episodes.header import EpisodeHeader
 from brain_service.episodes.log_format import decode_line, encode_line
-from brain_service.episodes.schema import check_step
+from brain_service.episodes.schema import StepIn, StepMetadataIn, check_step
 from brain_service.episodes.wire import BodyKind, parse_step
 from brain_service.spec import EpisodeSpec, Feature, unflatten
 
@@ -209,3 +209,73 @@ def test_what_is_damaged_is_left_to_the_judge(body: bytes) -> None:
 def test_a_spec_with_images_has_no_short_way() -> None:
     spec = EpisodeSpec({"camera": Feature("image", (8, 8, 3))}, {"a": Feature("float32")})
     assert StepCodec.of(HEADER, spec) is None
+
+
+@st.composite
+def given_arrays(draw: Any, spec: EpisodeSpec) -> StepIn:
+    """A step as a recorder in its own process gives it: mostly the arrays of the spec, some a little off."""
+
+    def leaf(feature: Feature) -> Any:
+        numbers = draw(st.lists(NUMBERS, min_size=1, max_size=3))
+        dtype = draw(st.sampled_from(["float32"] * 8 + ["float64", ">f4", "int64"]))
+        with np.errstate(over="ignore", invalid="ignore"):
+            array = np.resize(np.array([float(number) for number in numbers]), feature.shape).astype(dtype)
+        if array.ndim and draw(st.integers(0, 7)) == 0:
+            array = np.asfortranarray(array)[..., ::-1]
+        return array.tolist() if draw(st.integers(0, 9)) == 0 else array
+
+    parts = {
+        part: unflatten({path: leaf(feature) for path, feature in getattr(spec, part).items()})
+        for part in ("observation", "action")
+    }
+    if draw(st.integers(0, 9)) == 0:
+        parts["action"]["another"] = np.zeros(1, np.float32)
+    return StepIn(
+        **parts,
+        step_index=draw(st.sampled_from([None, 7, 8])),
+        reward=draw(st.floats()),
+        is_terminal=draw(st.booleans()),
+        timestamp_ns=draw(st.sampled_from([TIME_NS, -1, 2**63 - 1, 2**63])),
+        control_role=draw(st.sampled_from([None, "policy", "human_teleop", "cat"])),
+        executed_action=draw(st.sampled_from([None, None, parts["action"]])),
+        policy=draw(st.sampled_from([None, None, {"model": "m"}])),
+        step_metadata=draw(st.sampled_from([None, None, StepMetadataIn(control_role="policy")])),
+        episode_id=draw(st.sampled_from([None, HEADER.episode_id, "another"])),
+    )
+
+
+FLOAT_PARTS = st.dictionaries(NAMES, st.builds(Feature, st.just("float32"), SHAPES), min_size=1, max_size=4).map(
+    lambda found: dict(sorted(found.items()))
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.data())
+def test_given_arrays_are_written_as_the_judge_writes_them(data: st.DataObject) -> None:
+    spec = data.draw(st.one_of(st.builds(EpisodeSpec, FLOAT_PARTS, FLOAT_PARTS), SPECS))
+    codec = codec_of(spec)
+    step = data.draw(given_arrays(spec))
+    taken = codec.take_arrays(step)
+    found = None if taken is None else codec.lines(taken, 7)
+    if found is not None:
+        checked, _ = check_step(step, HEADER, spec, 7)
+        assert found == [encode_line(checked.record(HEADER.episode_id))]
+
+
+def test_the_arrays_of_a_spec_take_the_short_way() -> None:
+    spec = EpisodeSpec(
+        {"arm/grip": Feature("float32"), "arm/joints": Feature("float32", (2, 3))},
+        {"go": Feature("float32", (4,))},
+    )
+    joints, go = np.arange(6, dtype=np.float32).reshape(3, 2).T, np.linspace(0, 1, 4, dtype=np.float32)
+    codec = codec_of(spec)
+    taken = codec.take_arrays(
+        StepIn({"arm": {"joints": joints, "grip": np.array(0.1, np.float32)}}, {"go": go}, reward=0.25)
+    )
+    assert taken is not None
+    lines = codec.lines(taken, 3)
+    assert lines is not None
+    record = decode_line(lines[0])
+    assert record["observation"] == {"arm": {"grip": 0.1, "joints": joints.tolist()}}
+    assert (np.float32(record["action"]["go"]) == go).all()
+    assert record["reward"] == 0.25

@@ -11,6 +11,8 @@ from typing import Any
 import msgspec
 import pytest
 from blockbuster import blockbuster_ctx
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from brain_service.episodes.answers import Ingested
 from brain_service.episodes.ingest import Ingest
@@ -107,6 +109,55 @@ def test_an_error_stops_a_call_at_its_body(tmp_path: Path, wrong: bytes, kind: t
 
         drive(use)
         assert indices(store, episode) == [0, 1, 2]
+
+
+ONE_BODY = st.sampled_from(
+    [
+        as_json(step(None)),
+        as_json(step(0)),
+        as_json(step(2)),
+        as_json(step(3, reward=2)),
+        as_json(step(None, is_terminal=True)),
+        as_json([step(None), step(None)]),
+        as_json(step(None, reward="much")),
+        as_json(step(None, executed_action={"command": [0.5]})),
+        b" " + as_json(step(None)),
+        b"{",
+        b"",
+    ]
+)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(ONE_BODY, min_size=2, max_size=6), st.booleans())
+def test_bodies_of_one_call_are_taken_as_calls_of_their_own_are(
+    store: EpisodeStore, bodies: list[bytes], begun: bool
+) -> None:
+    together, alone = begin(store, int(begun)), begin(store, int(begun))
+
+    async def use() -> None:
+        found = await store.ingest(together, bodies)
+        answers = []
+        for body in bodies:
+            answers.append(await store.ingest(alone, [body]))
+            if answers[-1].error is not None:
+                break
+        taken = [answer.appended for answer in answers if answer.appended is not None]
+        assert found.consumed == len(taken)
+        assert (found.appended and found.appended.step_index) == (taken[-1].step_index if taken else None)
+        assert type(found.error) is type(answers[-1].error)
+
+    drive(use)
+
+    def values(episode: str) -> list[Any]:
+        return [
+            (record["observation"], record["action"], record["reward"], record["step_metadata"]["step_index"])
+            for record in store.steps(episode, 0, 100)
+        ]
+
+    assert values(together) == values(alone)
+    for episode in (together, alone):
+        store.end(episode)
 
 
 def test_calls_that_wait_together_are_answered_each_for_itself(store: EpisodeStore) -> None:
