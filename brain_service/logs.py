@@ -4,9 +4,13 @@ import json
 import logging
 import sys
 from datetime import UTC, datetime
-from typing import Literal
+from typing import Any, Literal
 
-__all__ = ["setup_logging"]
+__all__ = ["RepeatFilter", "setup_logging"]
+
+# A robot that posts at 200 Hz to a failing medium is refused 200 times a second; one line says it.
+_REPEAT_S = 10.0
+_MAX_KNOWN = 1000
 
 _PLAIN = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName", "color_message"}
 
@@ -28,6 +32,36 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(document, default=str)
 
 
+class RepeatFilter(logging.Filter):
+    """Lets the same trouble through once in `period_s` seconds; the next line counts what was held, as `repeated`.
+
+    The same is what the same line of code says of the same path, episode and type of problem; only warnings and
+    errors are ever held back.
+    """
+
+    def __init__(self, period_s: float = _REPEAT_S) -> None:
+        super().__init__()
+        self._period_s = period_s
+        self._seen: dict[tuple[Any, ...], tuple[float, int]] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Tell whether the record is to be written."""
+        if record.levelno < logging.WARNING:
+            return True
+        where = (getattr(record, name, None) for name in ("path", "episode_id", "type"))
+        key = (record.pathname, record.lineno, *map(str, where))
+        written_s, held_back = self._seen.get(key, (float("-inf"), 0))
+        if record.created - self._period_s < written_s <= record.created:
+            self._seen[key] = (written_s, held_back + 1)
+            return False
+        if len(self._seen) >= _MAX_KNOWN:
+            self._seen.clear()
+        self._seen[key] = (record.created, 0)
+        if held_back:
+            record.repeated = held_back
+        return True
+
+
 class TextFormatter(logging.Formatter):
     """Formats a record for a person: time of day, level, message, then `key=value` of its extra fields."""
 
@@ -44,6 +78,7 @@ def setup_logging(level: str, style: Literal["auto", "json", "text"] = "auto") -
     text = style == "text" or (style == "auto" and sys.stderr.isatty())
     handler = logging.StreamHandler()
     handler.setFormatter(TextFormatter() if text else JsonFormatter())
+    handler.addFilter(RepeatFilter())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     for name in ("uvicorn", "uvicorn.error", "uvicorn.access"):
         logger = logging.getLogger(name)

@@ -3,7 +3,8 @@
 Order, strongest first: command line, `BRAIN_*` environment variables, the TOML file, defaults. The file is
 `--config`, else `$BRAIN_CONFIG`, else the first of `./brain.toml`, `~/.config/continuon-brain/brain.toml`,
 `/etc/continuon-brain/brain.toml` that exists. Nested settings are `[capture]` tables in TOML and
-`BRAIN_CAPTURE__SYNC_INTERVAL_S` in the environment. An unknown key is fatal everywhere.
+`BRAIN_CAPTURE__SYNC_INTERVAL_S` in the environment. Where a setting may be absent, "none" says so: TOML and the
+environment have no word of their own for it. An unknown key is fatal everywhere.
 """
 
 import difflib
@@ -11,9 +12,9 @@ import os
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from brain_service.errors import ConfigError
 
@@ -38,6 +39,14 @@ CONFIG_PLACES = (
 
 class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _none(cls, value: Any, info: ValidationInfo) -> Any:
+        """Read "none" as None where the field may be None."""
+        field = cls.model_fields[info.field_name or ""]
+        optional = type(None) in get_args(field.annotation)
+        return None if optional and isinstance(value, str) and value.lower() == "none" else value
 
 
 class CaptureSettings(_Frozen):
@@ -128,7 +137,9 @@ class Settings(_Frozen):
                 key = f"{prefix}{name.upper()}"
                 if isinstance(value, Mapping):
                     visit(f"{key}__", value)
-                elif value is not None:
+                elif value is None:
+                    found[key] = "none"
+                else:
                     found[key] = ",".join(value) if isinstance(value, list) else str(value)
 
         visit(PREFIX, self.model_dump(mode="json"))

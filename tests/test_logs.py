@@ -5,7 +5,7 @@ import logging
 
 import pytest
 
-from brain_service.logs import JsonFormatter, TextFormatter, setup_logging
+from brain_service.logs import JsonFormatter, RepeatFilter, TextFormatter, setup_logging
 
 
 def record(exception: bool = False) -> logging.LogRecord:
@@ -41,6 +41,30 @@ def test_text_is_short() -> None:
     assert "wrote 3 steps" in line
     assert "episode_id=e-1" in line
     assert "ValueError: bad value" in TextFormatter().format(record(exception=True)).splitlines()[-1]
+
+
+def refusal(created_s: float, level: int = logging.WARNING, **extra: str) -> logging.LogRecord:
+    made = logging.LogRecord("brain.test", level, "file.py", 1, "request failed", (), None)
+    made.created = created_s
+    made.__dict__.update(extra)
+    return made
+
+
+def test_the_same_trouble_is_written_once_in_a_while_and_counted() -> None:
+    held = RepeatFilter(10.0)
+    written = [second for second in range(25) if held.filter(refusal(1000.0 + second, path="/a"))]
+    assert written == [0, 10, 20]
+    last = refusal(1030.0, path="/a")
+    assert held.filter(last)
+    assert last.__dict__["repeated"] == 4
+    assert held.filter(refusal(1030.0, path="/b"))
+    assert held.filter(refusal(1030.0, path="/a", type="another"))
+    assert held.filter(refusal(500.0, path="/a")), "a clock that was set back silences nothing"
+
+
+def test_what_is_no_trouble_is_never_held_back() -> None:
+    held = RepeatFilter()
+    assert all(held.filter(refusal(1000.0, logging.INFO)) for _ in range(5))
 
 
 def test_off_a_terminal_auto_is_json(capfd: pytest.CaptureFixture[str]) -> None:

@@ -75,11 +75,22 @@ def test_a_list_comes_from_the_environment_as_commas() -> None:
     assert settings.inference.backends == ("cpu", "gpu")
 
 
+def test_none_says_that_a_setting_is_absent(tmp_path: Path) -> None:
+    path = tmp_path / "brain.toml"
+    path.write_text('[retention]\nkeep_free_bytes = "none"\n')
+    settings = load_settings(config=path, environ={"BRAIN_CAPTURE__COMPRESS_AFTER_S": "None"})
+    assert settings.retention.keep_free_bytes is None
+    assert settings.capture.compress_after_s is None
+    with pytest.raises(ConfigError, match="port"):
+        load_settings(environ={"BRAIN_PORT": "none"})
+
+
 def test_a_child_process_loads_the_very_same_settings(toml: Path) -> None:
     given = {
         "port": 9003,
         "tokens_file": "/etc/tokens",
         "inference": {"backends": ["cpu", "gpu"], "deadline_ms": 7},
+        "capture": {"compress_after_s": None},
     }
     settings = load_settings(given, config=toml, environ={})
     assert load_settings(environ=settings.as_environment()) == settings
