@@ -15,7 +15,7 @@ import orjson
 
 from brain_service.errors import CorruptDataError, InvalidError
 
-__all__ = ["ROUNDS_TWICE", "SCHEMA_VERSION", "decode_line", "encode_line", "json_ready"]
+__all__ = ["ROUNDS_TWICE", "SCHEMA_VERSION", "check_line", "decode_line", "encode_line", "json_ready"]
 
 SCHEMA_VERSION = "1.1"
 
@@ -51,6 +51,21 @@ def decode_line(line: bytes) -> dict[str, Any]:
     Raises:
         CorruptDataError: the line is cut short, its checksum does not hold, or it is no JSON object.
     """
+    check_line(line)
+    try:
+        record = orjson.loads(line)
+    except orjson.JSONDecodeError as error:
+        raise CorruptDataError(f"the line is no JSON object: {error}") from error
+    del record["crc32c"]
+    return dict(record)
+
+
+def check_line(line: bytes) -> None:
+    """Hold a line against its checksum, without parsing it.
+
+    Raises:
+        CorruptDataError: it is cut short, or its checksum does not hold.
+    """
     mark = len(line) - _TAIL_BYTES
     if mark < 1 or line[mark : mark + len(_MARK)] != _MARK or not line.endswith(b'"}\n'):
         raise CorruptDataError("the line does not end in its checksum: it was cut short or changed")
@@ -59,12 +74,6 @@ def decode_line(line: bytes) -> dict[str, Any]:
         raise CorruptDataError(
             f"checksum {computed.decode()} where the line says {stored.decode(errors='replace')}"
         )
-    try:
-        record = orjson.loads(line)
-    except orjson.JSONDecodeError as error:
-        raise CorruptDataError(f"the line is no JSON object: {error}") from error
-    del record["crc32c"]
-    return dict(record)
 
 
 def _without_json_form(node: Any, path: str) -> str | None:

@@ -12,13 +12,15 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+import msgspec
 
 from brain_service.durable import fsync_directory, write_atomic
 from brain_service.episodes.header import EpisodeHeader
 from brain_service.episodes.images import ImageStore
 from brain_service.episodes.log import EpisodeFile, io_problem
-from brain_service.episodes.log_format import decode_line
+from brain_service.episodes.log_format import check_line, decode_line
 from brain_service.episodes.offsets import StepOffsets
 from brain_service.errors import (
     BrainError,
@@ -87,8 +89,9 @@ def scan(path: Path, images: ImageStore | None = None) -> LogScan:
         found = LogScan(header, len(line), header.features)
         for line in file:
             try:
-                record = decode_line(line)
-                _take(found, record, images)
+                check_line(line)
+                if not _take_usual(found, line):
+                    _take(found, decode_line(line), images)
             except UnavailableError:
                 raise
             except BrainError as error:
@@ -96,6 +99,37 @@ def scan(path: Path, images: ImageStore | None = None) -> LogScan:
                 break
             found.good_bytes += len(line)
     return found
+
+
+class _Place(msgspec.Struct):
+    step_index: int
+
+
+class _UsualStep(msgspec.Struct):
+    """What the scan wants of a step: its numbers are skipped, which takes a third of the time of parsing them."""
+
+    type: Literal["step"]
+    is_terminal: bool
+    step_metadata: _Place
+    episode_id: str
+
+
+_USUAL_STEP = msgspec.json.Decoder(_UsualStep)
+
+
+def _take_usual(found: LogScan, line: bytes) -> bool:
+    """Add a step whose line holds no surprise, and no image, to the scan; False leaves it to `_take`."""
+    if found.spec is None or found.spec.image_paths or found.end is not None:
+        return False
+    try:
+        step = _USUAL_STEP.decode(line)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return False
+    if step.episode_id != found.header.episode_id or step.step_metadata.step_index != len(found.offsets):
+        return False
+    found.offsets.append(found.good_bytes)
+    found.last_is_terminal = step.is_terminal
+    return True
 
 
 def _take(found: LogScan, record: Mapping[str, Any], images: ImageStore | None) -> None:
