@@ -27,6 +27,7 @@ from brain_service.spec import EpisodeSpec, Feature
 from tests.bench.rows import Row
 
 STEPS = 3000
+DURABLE_STEPS = 9600
 STATE, COMMAND = 128, 32
 CLIENTS = 32
 ROUNDS = 3
@@ -115,7 +116,7 @@ async def _grouped(store: EpisodeStore, episodes: Sequence[str], body: bytes, ea
 
 def _group_commit(folder: Path, body: bytes, count: int) -> float:
     """Return the durable steps a second of all clients, spread over `count` episodes."""
-    each = STEPS // CLIENTS
+    each = DURABLE_STEPS // CLIENTS
     store = EpisodeStore(folder, CaptureSettings(durability="step", max_open_episodes=CLIENTS + 1))
     store.start()
     try:
