@@ -1,16 +1,15 @@
 """Group commit: every episode with unflushed steps is flushed, at the latest when it is due.
 
-Appends that wait for the medium and arrive while a flush runs share the next one. Several episodes that are due
-at once are flushed side by side: one commit of the file system's journal serves them all. Who waits for them is
-told by the thread that flushed a share of them, for all of its share at once: answers that come one by one wake
-their clients one by one, who then come back one by one, and no flush is shared any more.
+Appends that wait for the medium and arrive while a flush of their episode runs share its next one. Episodes are
+flushed side by side, so that none waits for the flush of another: where several run at once, one commit of the
+file system's journal serves them all.
 """
 
+import heapq
+import itertools
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
 __all__ = ["Flusher", "Syncable"]
@@ -23,88 +22,98 @@ _RETRY_S = 1.0
 class Syncable(Protocol):
     """Something with unflushed bytes."""
 
-    def flush(self) -> Callable[[], None]:
-        """Flush to the medium and return what tells whoever waits, of a failure too: that is never raised here."""
+    def sync(self) -> None:
+        """Flush to the medium and tell whoever waits; a failure is kept for them, never raised here."""
 
 
 class Flusher:
-    """The flushing threads of a store or logger; `interval_s` bounds how long a step stays unflushed."""
+    """The flushing threads of a store or logger; `interval_s` bounds how long a step stays unflushed.
 
-    def __init__(self, interval_s: float) -> None:
+    One thread at a time, the leader, waits for the next target that is due; it takes it and makes way for the next
+    leader before it flushes. `side_by_side` is how many targets can be flushed at once.
+    """
+
+    def __init__(self, interval_s: float, side_by_side: int = _SIDE_BY_SIDE) -> None:
         self._interval_s = interval_s
-        self._due_s: dict[Syncable, float] = {}
+        self._leading = threading.Lock()
         self._changed = threading.Condition()
+        self._numbers = itertools.count()
+        # Entries whose time is no longer that in `_due_s` are stale: their target was noted for an earlier time.
+        self._queue: list[tuple[float, int, Syncable]] = []
+        self._due_s: dict[Syncable, float] = {}
+        self._running: set[Syncable] = set()
         self._closing = False
-        self._thread = threading.Thread(target=self._run, name="capture-sync", daemon=True)
-        self._helpers = ThreadPoolExecutor(_SIDE_BY_SIDE, thread_name_prefix="capture-sync")
+        self._threads = [
+            threading.Thread(target=self._run, name=f"capture-sync-{n}", daemon=True) for n in range(side_by_side)
+        ]
 
     def start(self) -> None:
-        """Start the thread."""
-        self._thread.start()
+        """Start the threads."""
+        for thread in self._threads:
+            thread.start()
 
     def note(self, target: Syncable, *, urgent: bool = False) -> None:
         """Have `target` flushed within the interval, or at once if somebody waits for it."""
-        self._enter(target, 0.0 if urgent else self._interval_s)
+        self._enter(target, 0.0 if urgent else time.monotonic() + self._interval_s)
 
     def retry(self, target: Syncable) -> None:
         """Have a target whose flush failed flushed again in a second; not any more once the flusher closes."""
         with self._changed:
             closing = self._closing
         if not closing:
-            self._enter(target, _RETRY_S)
+            self._enter(target, time.monotonic() + _RETRY_S)
 
     def close(self) -> None:
         """Flush what is noted and stop the threads; returns when both are done."""
         with self._changed:
             self._closing = True
             self._changed.notify()
-        if self._thread.ident is not None:
-            self._thread.join()
-        self._helpers.shutdown()
+        for thread in self._threads:
+            if thread.ident is not None:
+                thread.join()
 
-    def _enter(self, target: Syncable, wait_s: float) -> None:
+    def _enter(self, target: Syncable, due_s: float) -> None:
         with self._changed:
-            due_s = time.monotonic() + wait_s
             if due_s < self._due_s.get(target, float("inf")):
                 self._due_s[target] = due_s
-                self._changed.notify()
+                # What runs is entered when it is done.
+                if target not in self._running:
+                    self._push(target)
+
+    def _push(self, target: Syncable) -> None:
+        entry = (self._due_s[target], next(self._numbers), target)
+        heapq.heappush(self._queue, entry)
+        if self._queue[0] is entry:
+            self._changed.notify()
 
     def _run(self) -> None:
-        while targets := self._next():
-            if len(targets) == 1:
-                self._flush(targets)
-            else:
-                list(self._helpers.map(self._flush, [targets[n::_SIDE_BY_SIDE] for n in range(_SIDE_BY_SIDE)]))
-
-    def _flush(self, targets: Sequence[Syncable]) -> None:
-        ready = []
-        for target in targets:
+        while (target := self._next()) is not None:
             try:
-                ready.append((target, target.flush()))
+                target.sync()
             except Exception:  # noqa: BLE001 - a defect in one episode must not end the flushing of all
-                self._try_again(target)
-        for target, tell in ready:
-            try:
-                tell()
-            except Exception:  # noqa: BLE001 - the same
-                self._try_again(target)
+                _LOG.exception("an episode could not be flushed; trying again")
+                self.retry(target)
+            with self._changed:
+                self._running.discard(target)
+                if target in self._due_s:
+                    self._push(target)
 
-    def _try_again(self, target: Syncable) -> None:
-        _LOG.exception("an episode could not be flushed; trying again")
-        self.retry(target)
-
-    def _next(self) -> list[Syncable]:
-        """Wait for what is due, earliest first; nothing means that the thread should stop."""
-        with self._changed:
+    def _next(self) -> Syncable | None:
+        """Wait for the target that is due first; None means that the thread should stop."""
+        with self._leading, self._changed:
             while True:
-                now_s = time.monotonic()
-                due = [
-                    t
-                    for t, due_s in sorted(self._due_s.items(), key=lambda item: item[1])
-                    if self._closing or due_s <= now_s
-                ]
-                if due or self._closing:
-                    for target in due:
-                        del self._due_s[target]
-                    return due
-                self._changed.wait(min(self._due_s.values()) - now_s if self._due_s else None)
+                while self._queue and self._is_stale(self._queue[0]):
+                    heapq.heappop(self._queue)
+                wait_s = self._queue[0][0] - time.monotonic() if self._queue else None
+                if self._queue and (self._closing or (wait_s is not None and wait_s <= 0)):
+                    target = heapq.heappop(self._queue)[2]
+                    del self._due_s[target]
+                    self._running.add(target)
+                    return target
+                if self._closing:
+                    return None
+                self._changed.wait(wait_s)
+
+    def _is_stale(self, entry: tuple[float, int, Syncable]) -> bool:
+        due_s, _, target = entry
+        return self._due_s.get(target) != due_s or target in self._running

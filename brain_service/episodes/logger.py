@@ -69,7 +69,7 @@ class EpisodeLogger:
             make_directory(self._directory)
         except OSError as error:
             raise io_problem(error, f"make {self._directory}") from error
-        self._flusher = Flusher(self._settings.sync_interval_s)
+        self._flusher = Flusher(self._settings.sync_interval_s, side_by_side=1)
         self._flusher.start()
         self._writer: EpisodeWriter | None = None
         self._finish_left_behind()

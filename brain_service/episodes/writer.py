@@ -222,8 +222,8 @@ class EpisodeWriter:
             begin = self._offset(start)
             return begin, self._offset(stop) - begin
 
-    def flush(self) -> Callable[[], None]:
-        """Flush what is accepted so far, return what tells those who wait; a failure is tried again in a while."""
+    def sync(self) -> None:
+        """Flush what is accepted so far; a failure is told to those who wait, and tried again in a while."""
         since_s, self._unsynced_since_s = self._unsynced_since_s, None
         # In this order a step that arrives in between is counted as unflushed, never as flushed.
         written = self._written
@@ -236,15 +236,16 @@ class EpisodeWriter:
                 written = self._revive()
         except BrainError as error:
             self._unsynced_since_s = since_s or time.monotonic()
-            self._flusher.retry(self)
             refused = f"the step was accepted but {self._file.failed or error.detail}"
-            return lambda: self._mark.fail(UnavailableError(refused, retry_after_s=1.0))
+            self._mark.fail(UnavailableError(refused, retry_after_s=1.0))
+            self._flusher.retry(self)
+            return
         self._durable = written
-        return lambda: self._mark.advance(written[0] - 1)
+        self._mark.advance(written[0] - 1)
 
     def close(self) -> None:
         """Flush and release the log without ending it; a later store goes on at the next step index."""
-        self.flush()()
+        self.sync()
         with self._lock:
             self._file.close()
 

@@ -2,7 +2,6 @@
 
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -85,9 +84,8 @@ def test_episodes_that_are_due_together_are_flushed_side_by_side() -> None:
     meeting = threading.Barrier(2)
 
     class Met:
-        def flush(self) -> Callable[[], None]:
+        def sync(self) -> None:
             meeting.wait(10)
-            return lambda: None
 
     flusher = Flusher(0.01)
     for _ in range(2):
@@ -102,12 +100,11 @@ def test_a_failed_flush_is_tried_again_and_a_closing_flusher_lets_it_be() -> Non
         tries = 0
         again = threading.Event()
 
-        def flush(self) -> Callable[[], None]:
+        def sync(self) -> None:
             self.tries += 1
             if self.tries == 2:
                 self.again.set()
             flusher.retry(self)
-            return lambda: None
 
     flusher, target = Flusher(0.001), Failing()
     flusher.start()
@@ -117,25 +114,44 @@ def test_a_failed_flush_is_tried_again_and_a_closing_flusher_lets_it_be() -> Non
     assert target.tries == 3
 
 
-@pytest.mark.parametrize("fails", ["flush", "tell"])
-def test_a_defect_in_one_flush_ends_no_other(caplog: pytest.LogCaptureFixture, fails: str) -> None:
-    """More of them than threads, so that each thread has sound ones beside it."""
+def test_a_slow_flush_holds_up_no_other() -> None:
+    class Slow:
+        began = threading.Event()
+        gate = threading.Event()
 
-    def fail() -> None:
-        raise ZeroDivisionError
+        def sync(self) -> None:
+            self.began.set()
+            self.gate.wait(10)
+
+    class Quick:
+        synced = threading.Event()
+
+        def sync(self) -> None:
+            self.synced.set()
+
+    flusher = Flusher(3600.0)
+    flusher.start()
+    flusher.note(Slow(), urgent=True)
+    assert Slow.began.wait(10)
+    flusher.note(Quick(), urgent=True)
+    assert Quick.synced.wait(5)
+    Slow.gate.set()
+    flusher.close()
+
+
+def test_a_defect_in_one_flush_ends_no_other(caplog: pytest.LogCaptureFixture) -> None:
+    """More defective ones than threads, so that each thread meets one."""
 
     class Defective:
-        def flush(self) -> Callable[[], None]:
-            if fails == "flush":
-                fail()
-            return fail
+        def sync(self) -> None:
+            raise ZeroDivisionError
 
     class Sound:
         def __init__(self) -> None:
-            self.told = threading.Event()
+            self.synced = threading.Event()
 
-        def flush(self) -> Callable[[], None]:
-            return self.told.set
+        def sync(self) -> None:
+            self.synced.set()
 
     flusher = Flusher(0.001)
     sound = [Sound() for _ in range(40)]
@@ -143,8 +159,7 @@ def test_a_defect_in_one_flush_ends_no_other(caplog: pytest.LogCaptureFixture, f
         flusher.note(Defective())
         flusher.note(target)
     flusher.start()
-    assert all(target.told.wait(10) for target in sound)
-    flusher.note(sound[0])
+    assert all(target.synced.wait(10) for target in sound)
     flusher.close()
     assert "could not be flushed" in caplog.text
 

@@ -3,7 +3,6 @@
 import os
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -28,11 +27,10 @@ class Counted:
         self.gate = threading.Event()
         self.gate.set()
 
-    def flush(self) -> Callable[[], None]:
+    def sync(self) -> None:
         self.began.set()
         self.gate.wait(10)
         self.flushes += 1
-        return lambda: None
 
 
 def test_notes_during_a_flush_share_the_next_one() -> None:
