@@ -35,8 +35,8 @@ class JsonFormatter(logging.Formatter):
 class RepeatFilter(logging.Filter):
     """Lets the same trouble through once in `period_s` seconds; the next line counts what was held, as `repeated`.
 
-    The same is what the same line of code says of the same path, episode and type of problem; only warnings and
-    errors are ever held back.
+    The same is the same message about the same path, episode and type of problem; only warnings and errors are
+    ever held back.
     """
 
     def __init__(self, period_s: float = _REPEAT_S) -> None:
@@ -49,7 +49,7 @@ class RepeatFilter(logging.Filter):
         if record.levelno < logging.WARNING:
             return True
         where = (getattr(record, name, None) for name in ("path", "episode_id", "type"))
-        key = (record.pathname, record.lineno, *map(str, where))
+        key = (record.name, record.getMessage(), *map(str, where))
         written_s, held_back = self._seen.get(key, (float("-inf"), 0))
         if record.created - self._period_s < written_s <= record.created:
             self._seen[key] = (written_s, held_back + 1)

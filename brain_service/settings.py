@@ -37,8 +37,12 @@ CONFIG_PLACES = (
 )
 
 
+# Beyond it a time in ns would not fit its 64 bits.
+_CENTURY_S = 100 * 365 * 86_400.0
+
+
 class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
 
     @field_validator("*", mode="before")
     @classmethod
@@ -63,7 +67,7 @@ class CaptureSettings(_Frozen):
     max_image_bytes: int = Field(default=2 * 1024**2, gt=0)
     max_queued_bytes: int = Field(default=64 * 1024**2, gt=0)
     max_steps_per_s: float = Field(default=50_000, gt=0)
-    compress_after_s: float | None = Field(default=600.0, ge=0)
+    compress_after_s: float | None = Field(default=600.0, ge=0, le=_CENTURY_S)
 
 
 class RetentionSettings(_Frozen):
@@ -72,7 +76,7 @@ class RetentionSettings(_Frozen):
     Unless allowed below, an episode stays until a dataset holds it and it was uploaded.
     """
 
-    max_age_days: float | None = Field(default=None, gt=0)
+    max_age_days: float | None = Field(default=None, gt=0, le=_CENTURY_S / 86_400)
     max_total_bytes: int | None = Field(default=None, gt=0)
     keep_free_bytes: int | None = Field(default=1024**3, gt=0)
     delete_unconverted: bool = False

@@ -174,12 +174,14 @@ def _parse_part(document: Any, field: str) -> FeatureSpec:
     for name, child in document.items():
         visit(child, _join("", name, field))
     _reject_folders(found, f"features/{field}")
+    _require_few_numbers(found, f"features/{field}")
+    return dict(sorted(found.items()))
+
+
+def _require_few_numbers(found: FeatureSpec, field: str) -> None:
     numbers = vector_size(found)
     if numbers > _MAX_NUMBERS:
-        raise InvalidError(
-            f"features/{field}: {numbers} numbers a step, the limit is {_MAX_NUMBERS}", field=f"features/{field}"
-        )
-    return dict(sorted(found.items()))
+        raise InvalidError(f"{field}: {numbers} numbers a step, the limit is {_MAX_NUMBERS}", field=field)
 
 
 def _join(path: str, name: Any, field: str) -> str:
@@ -258,10 +260,15 @@ def infer_spec(flat: Mapping[str, Any], field: str) -> FeatureSpec:
 
     Raises:
         InvalidError: a value is ragged, empty, mixed or of no known kind, bytes that are no whole PNG or JPEG, or
-            also a folder of others.
+            also a folder of others; or it is larger than what may be declared.
     """
     _reject_folders(flat, field)
-    return {path: _infer(value, f"{field}/{path}") for path, value in flat.items()}
+    found = {path: _infer(value, f"{field}/{path}") for path, value in flat.items()}
+    for path, feature in found.items():
+        # A log whose features cannot be declared could be written, and never be read again.
+        Feature.from_json(feature.to_json(), f"{field}/{path}")
+    _require_few_numbers(found, field)
+    return found
 
 
 def _infer(value: Any, field: str) -> Feature:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -251,3 +251,27 @@ def test_an_action_holds_no_image() -> None:
     with pytest.raises(InvalidError, match="images belong into the observation") as refused:
         EpisodeSpec.from_json({"observation": {"camera": image}, "action": {"picture": image}})
     assert refused.value.field == "action/picture"
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.data())
+def test_what_is_inferred_can_be_declared(data: st.DataObject) -> None:
+    """A log whose first step fixes features that no reader accepts would be lost at the next start."""
+    shapes = st.lists(st.integers(1, 2), max_size=10)
+    values = {
+        name: np.zeros(data.draw(shapes), data.draw(st.sampled_from(["float32", "int64", "bool", "uint8"])))
+        for name in data.draw(st.sets(st.sampled_from(["a", "b/c", "d"]), min_size=1))
+    }
+    try:
+        spec = EpisodeSpec(infer_spec(values, "observation"), {"x": Feature("float32")})
+    except InvalidError as error:
+        assert any(value.ndim > 8 for value in values.values()), error
+    else:
+        assert EpisodeSpec.from_json(spec.to_json()) == spec
+
+
+def test_more_numbers_than_may_be_declared_are_not_inferred() -> None:
+    half = np.zeros(2**21, np.uint8)
+    infer_spec({"a": half, "b": half}, "observation")
+    with pytest.raises(InvalidError, match="observation: 4194305 numbers"):
+        infer_spec({"a": half, "b": half, "c": half[:1]}, "observation")

@@ -131,7 +131,7 @@ class CaptureTransport:
                 f"{named.decode('latin-1')[:100]!r}"
             )
         if kind == MULTIPART:
-            body, kind = await parse_multipart(content_type.decode("latin-1"), body), MSGPACK
+            body, kind = await self._parse_form(content_type, body), MSGPACK
         done = await self._store.ingest(episode_id, (body,), kind)
         if done.error is not None:
             raise done.error
@@ -140,6 +140,20 @@ class CaptureTransport:
             done.appended.step_index,
             done.appended.durable_through,
         )
+
+    async def _parse_form(self, content_type: bytes, body: bytes) -> bytes:
+        """Return the msgpack body of a form, whose bytes count as arriving while it is read: it is copied.
+
+        Raises:
+            UnavailableError: too many of them are read already.
+            BrainError: as `parse_multipart`.
+        """
+        self._arriving_bytes += len(body)
+        try:
+            self._require_room(len(body))
+            return await parse_multipart(content_type.decode("latin-1"), body)
+        finally:
+            self._arriving_bytes -= len(body)
 
 
 def _between(path: str, ending: str) -> str:

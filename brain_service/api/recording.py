@@ -9,14 +9,15 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
 from brain_service.episodes.schema import StepIn
 from brain_service.episodes.store import EpisodeStore
-from brain_service.errors import BrainError
+from brain_service.errors import BrainError, UnavailableError
 from brain_service.inference.calls import InferReply, InferRequest
 
 __all__ = ["Recorder"]
@@ -26,6 +27,8 @@ log = logging.getLogger(__name__)
 # A medium that stalls for so long loses recordings, not the daemon's memory.
 MAX_WAITING_STEPS = 4096
 MAX_WAITING_BYTES = 64 * 1024**2
+# Appended at once: under durability `step` a flush is shared by all that arrived during the one before.
+_TOGETHER = 64
 _NUMBER_BYTES = 32
 
 
@@ -60,6 +63,8 @@ class Recorder:
         self._held: dict[str, _Held] = {}
         self._queue: asyncio.Queue[tuple[str, StepIn, int]] = asyncio.Queue(MAX_WAITING_STEPS)
         self._waiting_bytes = 0
+        self._unsettled: Counter[str] = Counter()
+        self._settled = asyncio.Condition()
         self._task: asyncio.Task[None] | None = None
         self.failed_steps = 0
         self.last_error = ""
@@ -73,7 +78,7 @@ class Recorder:
     ) -> None:
         for session_id in list(self._held):
             self.release(session_id)
-        await self._queue.join()
+        await self._wait_settled()
         assert self._task is not None
         self._task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
@@ -106,7 +111,7 @@ class Recorder:
         for session_id, held in list(self._held.items()):
             if held.episode_id == episode_id:
                 self.release(session_id)
-        await self._queue.join()
+        await self._wait_settled(episode_id)
 
     def _enqueue(self, episode_id: str, step: StepIn) -> None:
         size_bytes = _size_bytes(step.observation)
@@ -115,6 +120,7 @@ class Recorder:
             self._fail(episode_id, f"{waiting} wait for the medium already")
             return
         self._waiting_bytes += size_bytes
+        self._unsettled[episode_id] += 1
         self._queue.put_nowait((episode_id, step, size_bytes))
 
     def _fail(self, episode_id: str, reason: str) -> None:
@@ -122,16 +128,46 @@ class Recorder:
         self.last_error = reason
         log.warning("step not recorded", extra={"episode_id": episode_id, "reason": reason})
 
+    async def _wait_settled(self, episode_id: str | None = None) -> None:
+        """Wait until nothing of an episode, or of any, waits to be written."""
+        async with self._settled:
+            await self._settled.wait_for(
+                lambda: not (self._unsettled if episode_id is None else self._unsettled[episode_id])
+            )
+
     async def _append_all(self) -> None:
         while True:
-            episode_id, step, size_bytes = await self._queue.get()
-            try:
-                await self._store.run(self._store.append, episode_id, [step])
-            except BrainError as error:
-                self._fail(episode_id, error.detail)
-            finally:
-                self._waiting_bytes -= size_bytes
-                self._queue.task_done()
+            taken = [await self._queue.get()]
+            while len(taken) < _TOGETHER and not self._queue.empty():
+                taken.append(self._queue.get_nowait())
+            by_episode: dict[str, list[StepIn]] = {}
+            for episode_id, step, _ in taken:
+                by_episode.setdefault(episode_id, []).append(step)
+            await asyncio.gather(*(self._append(episode_id, steps) for episode_id, steps in by_episode.items()))
+            self._waiting_bytes -= sum(size_bytes for _, _, size_bytes in taken)
+            async with self._settled:
+                for episode_id, steps in by_episode.items():
+                    self._unsettled[episode_id] -= len(steps)
+                    if not self._unsettled[episode_id]:
+                        del self._unsettled[episode_id]
+                self._settled.notify_all()
+
+    async def _append(self, episode_id: str, steps: Sequence[StepIn]) -> None:
+        """Append steps of one episode; where one of them is refused, each by itself."""
+        try:
+            await self._store.run(self._store.append, episode_id, steps)
+        except BrainError as error:
+            if len(steps) == 1 or isinstance(error, UnavailableError):
+                for _ in steps:
+                    self._fail(episode_id, error.detail)
+                return
+            for step in steps:
+                await self._append(episode_id, [step])
+        except Exception as error:
+            # A defect met by one step must not end the recording of all.
+            log.exception("unexpected error", extra={"episode_id": episode_id})
+            for _ in steps:
+                self._fail(episode_id, str(error))
 
 
 def _size_bytes(tree: Any) -> int:

@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 AUTHORISED = "brain_service.authorised"
 """Scope member that the guard sets: a function that tells whether the token of this connection still holds."""
 
+MESSAGE_BYTES = 512  # what a message costs beside its bytes
 MAX_WAITING_BYTES = 1024**2  # received and not yet accepted; beyond it nothing more is read from the socket
 MAX_TAKEN_BYTES = 128 * 1024  # handed to the store at once, so that one stream never holds up the others
 CLOSE_BASE = 4000
@@ -123,7 +124,7 @@ class _Stream:
             text = message.get("text")
             body = message["bytes"] if text is None else text.encode()
             self._waiting.append((MSGPACK if text is None else _text_kind(body), bytes(body)))
-            self._waiting_bytes += len(body)
+            self._waiting_bytes += len(body) + MESSAGE_BYTES
             self._wake.set()
             while self._waiting_bytes > MAX_WAITING_BYTES and not self._gone:
                 self._room.clear()
@@ -166,7 +167,7 @@ class _Stream:
             await self._acknowledge()
         if isinstance(done.error, TooManyError) and "retry_after_s" in done.error.members and not self._gone:
             self._waiting.extendleft((kind, body) for body in reversed(bodies[done.consumed :]))
-            self._waiting_bytes += sum(map(len, bodies[done.consumed :]))
+            self._waiting_bytes += sum(len(body) + MESSAGE_BYTES for body in bodies[done.consumed :])
             await asyncio.sleep(done.error.members["retry_after_s"])
         elif done.error is not None:
             raise done.error
@@ -178,7 +179,7 @@ class _Stream:
         taken_bytes = 0
         while self._waiting and self._waiting[0][0] == kind and taken_bytes < MAX_TAKEN_BYTES:
             body = self._waiting.popleft()[1]
-            taken_bytes += len(body)
+            taken_bytes += len(body) + MESSAGE_BYTES
             bodies.append(body)
         self._waiting_bytes -= taken_bytes
         if self._waiting_bytes <= MAX_WAITING_BYTES:
@@ -194,6 +195,8 @@ class _Stream:
         self._wake.set()
 
     async def _acknowledge(self) -> None:
+        if not self._authorised():
+            raise UnauthorizedError("the token of this connection was withdrawn")
         self._told_durable = self._durable_through
         if self._binary:
             document = {"step_index": self._step_index, "durable_through": self._durable_through}

@@ -27,10 +27,13 @@ from brain_service.errors import BrainError, UnavailableError
 
 __all__ = ["Ingest", "Ingested", "Taker"]
 
-_SMALL_BYTES = 256 * 1024
+_SMALL_BYTES = 64 * 1024
 _SLOW_THREADS = 4
-# How many calls are looked at together: no more than a few milliseconds of steps.
+# How much is looked at together: no more than a few milliseconds of steps.
 _TOGETHER = 64
+_TOGETHER_BYTES = 256 * 1024
+# Of the room for what waits, as much as one episode may take, so that one robot shuts out no other.
+_SHARE = 0.5
 # What a waiting body costs beside its bytes.
 _BODY_BYTES = 512
 _RETRY_AFTER_S = 0.25
@@ -85,7 +88,7 @@ class _Replies:
                 future.set_exception(found)
 
 
-class _Call(msgspec.Struct, frozen=True):
+class _Call(msgspec.Struct):
     episode_id: str
     bodies: Sequence[bytes]
     kind: BodyKind
@@ -125,6 +128,7 @@ class Ingest:
         self._queue: SimpleQueue[_Call | None] = SimpleQueue()
         self._lock = threading.Lock()
         self._queued_bytes = 0
+        self._queued_of: dict[str, int] = {}
         self._slow: dict[str, deque[_Call]] = {}
         self._replies: dict[asyncio.AbstractEventLoop, _Replies] = {}
         self._closing = False
@@ -156,9 +160,10 @@ class Ingest:
         size_bytes = sum(map(len, bodies))
         cost_bytes = size_bytes + _BODY_BYTES * (len(bodies) + 1)
         with self._lock:
-            refusal = self._refusal(cost_bytes)
+            refusal = self._refusal(episode_id, cost_bytes)
             if refusal is None:
                 self._queued_bytes += cost_bytes
+                self._queued_of[episode_id] = self._queued_of.get(episode_id, 0) + cost_bytes
                 call = _Call(
                     episode_id,
                     bodies,
@@ -174,13 +179,14 @@ class Ingest:
             future.set_result(Ingested(None, 0, refusal))
         return future
 
-    def _refusal(self, cost_bytes: int) -> UnavailableError | None:
+    def _refusal(self, episode_id: str, cost_bytes: int) -> UnavailableError | None:
         if self._closing:
             return UnavailableError("the daemon is shutting down; resend to the next one", retry_after_s=1.0)
-        if self._queued_bytes + cost_bytes > self._max_queued_bytes:
+        mine, limit = self._queued_of.get(episode_id, 0), self._max_queued_bytes
+        if self._queued_bytes + cost_bytes > limit or (mine and mine + cost_bytes > _SHARE * limit):
             return UnavailableError(
-                f"{self._queued_bytes} bytes of steps wait for the medium already, the limit is "
-                f"max_queued_bytes = {self._max_queued_bytes}; resend later",
+                f"{self._queued_bytes} bytes of steps wait for the medium already, {mine} of this episode; the "
+                f"limit is max_queued_bytes = {limit}, for one episode half of it; resend later",
                 retry_after_s=_RETRY_AFTER_S,
             )
         return None
@@ -197,9 +203,11 @@ class Ingest:
         while not ended:
             call = self._queue.get()
             calls = []
+            room_bytes = _TOGETHER_BYTES
             while call is not None:
                 calls.append(call)
-                if len(calls) == _TOGETHER or self._queue.empty():
+                room_bytes -= call.size_bytes
+                if len(calls) == _TOGETHER or room_bytes <= 0 or self._queue.empty():
                     break
                 call = self._queue.get()
             ended = call is None
@@ -292,8 +300,15 @@ class Ingest:
         call.replies.put(call.future, found)
 
     def _release(self, call: _Call) -> None:
+        """Give back the room of a call, once: a defect behind its answer settles it again."""
         with self._lock:
-            self._queued_bytes -= call.cost_bytes
+            cost_bytes, call.cost_bytes = call.cost_bytes, 0
+            self._queued_bytes -= cost_bytes
+            left_bytes = self._queued_of.get(call.episode_id, 0) - cost_bytes
+            if left_bytes > 0:
+                self._queued_of[call.episode_id] = left_bytes
+            else:
+                self._queued_of.pop(call.episode_id, None)
 
 
 def _runs(calls: Iterable[_Call]) -> list[list[_Call]]:

@@ -52,9 +52,20 @@ class StepIn(msgspec.Struct, forbid_unknown_fields=True):
     episode_id: str | None = None
 
     def index(self) -> int | None:
-        """Return the step index from either place, or None if it was omitted."""
-        if self.step_index is None and self.step_metadata is not None:
-            return self.step_metadata.step_index
+        """Return the step index from either place, or None if it was omitted.
+
+        Raises:
+            InvalidError: it is given in both places, and they differ.
+        """
+        nested = None if self.step_metadata is None else self.step_metadata.step_index
+        if self.step_index is None:
+            return nested
+        if nested not in (None, self.step_index):
+            raise InvalidError(
+                f"step_index {self.step_index} and step_metadata/step_index {nested} contradict each other; "
+                "give one of them",
+                field="step_metadata/step_index",
+            )
         return self.step_index
 
     def time_ns(self) -> int | None:

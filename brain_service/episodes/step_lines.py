@@ -13,7 +13,7 @@ from brain_service.episodes.header import EpisodeHeader
 from brain_service.episodes.images import ImageStore
 from brain_service.episodes.log_format import encode_line
 from brain_service.episodes.schema import Step, StepIn, check_step
-from brain_service.episodes.wire import BodyKind, Piece, is_one_step, parse_step, split_steps
+from brain_service.episodes.wire import BodyKind, Piece, is_one_step, parse_step, plain_bytes, split_steps
 from brain_service.errors import ConflictError, InvalidError, TooLargeError
 from brain_service.settings import CaptureSettings
 from brain_service.spec import EpisodeSpec
@@ -106,6 +106,8 @@ class StepLines:
         """Take the short way with small bodies of one new step each, all at once; None if that takes more care."""
         if tail.spec is None or tail.is_terminal or not all(is_one_step(body, kind) for body in bodies):
             return None
+        if max(map(len, bodies)) > self._settings.max_body_bytes:
+            return None
         codec = self._codec_for(tail.spec)
         taken = None if codec is None else codec.take(bodies, kind)
         lines = None if codec is None or taken is None else codec.lines(taken, tail.steps)
@@ -194,11 +196,19 @@ class StepLines:
         return NewLines(lines, Tail(steps, tail.spec, is_terminal), steps - 1, len(lines))
 
     def _parse(self, piece: Piece, kind: BodyKind, prefix: str) -> StepIn:
-        """Parse one step, unless its text alone is far longer than its line may be: that would take long."""
-        size_bytes, limit = memoryview(piece).nbytes, _TEXT_PER_LINE * self._settings.max_step_bytes
-        if kind != "msgpack" and size_bytes > limit:
+        """Parse one step, unless it alone is far longer than its line may be: that would take long."""
+        limit = self._settings.max_step_bytes
+        if kind == "msgpack":
+            # The shortest number of an array has one byte, and two in its line.
+            limit //= 2
+            size_bytes = plain_bytes(piece, limit)
+        else:
+            limit *= _TEXT_PER_LINE
+            size_bytes = memoryview(piece).nbytes
+        if size_bytes > limit:
+            what = "msgpack outside binary values" if kind == "msgpack" else "JSON"
             raise TooLargeError(
-                f"a step has {size_bytes} bytes of JSON, the limit is {limit}", field=prefix or None
+                f"a step has {size_bytes} bytes of {what}, the limit is {limit}", field=prefix or None
             )
         return parse_step(piece, kind, prefix)
 
@@ -252,10 +262,17 @@ class StepLines:
         again = orjson.loads(orjson.dumps(step.record(self._header.episode_id), option=orjson.OPT_SERIALIZE_NUMPY))
         if time_was_omitted:
             again["step_metadata"]["timestamp_ns"] = stored["step_metadata"]["timestamp_ns"]
-        if again != stored:
-            wrong = sorted(name for name in again.keys() | stored.keys() if again.get(name) != stored.get(name))
+        wrong = sorted(
+            name for name in again.keys() | stored.keys() if _text(again.get(name)) != _text(stored.get(name))
+        )
+        if wrong:
             raise ConflictError(
                 f"step {step.step_index} is stored with another {', '.join(wrong)}; a retry must repeat its body",
                 field=f"{prefix}{wrong[0]}",
                 next_step_index=following,
             )
+
+
+def _text(value: Any) -> bytes:
+    """Return a value as one text: to Python 0.0 equals -0.0, and 1 equals true."""
+    return orjson.dumps(value, option=orjson.OPT_SORT_KEYS)

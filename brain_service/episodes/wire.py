@@ -20,7 +20,7 @@ __all__ = [
     "invalid_step",
     "is_one_step",
     "parse_step",
-    "parse_steps",
+    "plain_bytes",
     "split_steps",
 ]
 
@@ -40,6 +40,11 @@ _JSON_PIECES = msgspec.json.Decoder(list[msgspec.Raw])
 _MSGPACK_PIECES = msgspec.msgpack.Decoder(list[msgspec.Raw])
 # Below it even an array of single digits takes no more than a few megabytes as pieces.
 _COUNTED_FROM_BYTES = 256 * 1024
+
+_DTYPE = re.compile(r"[<>=|]?(b1|f[248]|[iu][1248])|bool|float(16|32|64)|u?int(8|16|32|64)")
+# Nested deeper, a map is counted as a whole: no feature lies that deep.
+_WALKED_DEPTH = 16
+_MAP = msgspec.msgpack.Decoder(dict[str, msgspec.Raw])
 
 _WHERE = re.compile(r" - at `(?:key in )?\$(?P<path>[^`]*)`$")
 _LINE = re.compile(rb"[^\n]+")
@@ -103,22 +108,6 @@ def parse_step(piece: Piece, kind: BodyKind, prefix: str = "") -> StepIn:
         raise MalformedError(f"{where}the body is no JSON: {error}", field=prefix or None) from error
 
 
-def parse_steps(body: bytes, content_type: str, max_steps: int) -> tuple[list[StepIn], bool]:
-    """Return the steps and whether they came as a batch (array or NDJSON).
-
-    `application/x-ndjson` is a step a line, `application/msgpack` and everything else (JSON) a step or an
-    array.
-
-    Raises:
-        MalformedError: the bytes are no JSON, NDJSON or msgpack; an error in a batch names the step.
-        InvalidError: a member is unknown, missing or of a wrong type; the error names it.
-        TooLargeError: more than `max_steps` steps.
-    """
-    kind = body_kind(content_type)
-    pieces, batch = split_steps(body, kind, max_steps)
-    return [parse_step(piece, kind, f"steps/{n}" if batch else "") for n, piece in enumerate(pieces)], batch
-
-
 def invalid_step(error: msgspec.ValidationError, prefix: str) -> InvalidError:
     """Return msgspec's error as ours: `... - at `$.reward`` below `prefix` "steps/3" names `steps/3/reward`."""
     text = str(error)
@@ -161,11 +150,16 @@ def _split_lines(body: bytes, max_steps: int) -> list[Piece]:
 
 def _msgpack_count(body: bytes) -> int | None:
     """Return the length of the array that a body claims to be, or None if it is none."""
-    first = body[0] if body else 0
-    if 0x90 <= first <= 0x9F:
+    return _msgpack_length(memoryview(body), 0x90, 0xDC)
+
+
+def _msgpack_length(view: memoryview, short: int, long: int) -> int | None:
+    """Return the length that an array (0x90, 0xdc) or map (0x80, 0xde) begins with; None for anything else."""
+    first = view[0] if view else 0
+    if short <= first <= short + 0x0F:
         return first & 0x0F
-    size = {0xDC: 2, 0xDD: 4}.get(first)
-    return None if size is None else int.from_bytes(body[1 : 1 + size], "big")
+    size = {long: 2, long + 1: 4}.get(first)
+    return None if size is None else int.from_bytes(view[1 : 1 + size], "big")
 
 
 def _count_first(body: bytes, max_steps: int) -> None:
@@ -191,6 +185,36 @@ def _count_first(body: bytes, max_steps: int) -> None:
         raise MalformedError(f"steps: the body is no JSON: {error}", field="steps") from error
 
 
+def plain_bytes(piece: Piece, limit: int, depth: int = 0) -> int:
+    """Return how many bytes of a msgpack value are no binary data: those that become Python objects, one by one.
+
+    Maps are opened and binary values, which hold images and typed arrays, skipped. Beyond `limit` any number
+    above it may come back.
+
+    Raises:
+        MalformedError: a map is no msgpack, or has other keys than text.
+    """
+    view = memoryview(piece)
+    first = view[0] if view else 0
+    if 0xC4 <= first <= 0xC6:
+        return 0
+    entries = _msgpack_length(view, 0x80, 0xDE)
+    if entries is None or depth == _WALKED_DEPTH:
+        return view.nbytes
+    if entries > limit:
+        return entries
+    try:
+        found = _MAP.decode(piece)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise MalformedError(f"the body is no msgpack step: {error}") from error
+    total = 0
+    for name, value in found.items():
+        total += len(name) + plain_bytes(value, limit - total, depth + 1)
+        if total > limit:
+            break
+    return total
+
+
 def _read_msgpack(piece: Piece) -> Any:
     try:
         return _typed(msgspec.msgpack.decode(piece))
@@ -206,7 +230,7 @@ def _typed(node: Any) -> Any:
         return node
     if "__ndarray__" not in node:
         return {name: _typed(item) for name, item in node.items()}
-    dtype = np.dtype(node["dtype"])
-    if dtype.kind not in "bfiu":
-        raise ValueError(f"dtype {node['dtype']!r} is not numeric")
-    return np.frombuffer(node["data"], dtype).reshape(node["shape"])
+    # NumPy reads strings such as "f4,(2" as a small language of their own.
+    if not isinstance(node["dtype"], str) or not _DTYPE.fullmatch(node["dtype"]):
+        raise ValueError(f"dtype {node['dtype']!r} is not numeric: give one such as '<f4', '|b1' or 'int64'")
+    return np.frombuffer(node["data"], np.dtype(node["dtype"])).reshape(node["shape"])

@@ -1,11 +1,13 @@
 """The recorder alone, on a real store: order, what is held back, what is not recorded and why."""
 
 import asyncio
+import threading
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from brain_service.api.recording import Recorder
 from brain_service.episodes.store import EpisodeStore
@@ -90,6 +92,70 @@ def test_what_cannot_be_recorded_is_counted_and_said(tmp_path: Path) -> None:
     assert len(steps) == 1
     assert recorder.failed_steps == 2
     assert "ended" in recorder.last_error
+
+
+def test_a_step_that_is_refused_takes_no_other_along(tmp_path: Path) -> None:
+    async def scenario(_: EpisodeStore, recorder: Recorder, episode_id: str) -> None:
+        for step in range(6):
+            request = InferRequest("s", {"state": [1.0] * (2 if step == 3 else 1)}, step)
+            reply = InferReply(
+                {"command": np.ones(1, np.float32)}, step, "m", "b", step, {}, chunk=np.ones((1, 1))
+            )
+            recorder.answered(episode_id, request, reply)
+
+    steps, recorder = run(tmp_path, scenario)
+    assert len(steps) == 5
+    assert recorder.failed_steps == 1
+    assert "state" in recorder.last_error
+
+
+def test_a_defect_in_one_append_ends_no_recording(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    append = EpisodeStore.append
+    met: list[Any] = []
+
+    def fails_once(*args: Any) -> Any:
+        if not met:
+            met.append(args)
+            raise OSError("transport endpoint is not connected")
+        return append(*args)
+
+    monkeypatch.setattr(EpisodeStore, "append", fails_once)
+
+    async def scenario(_: EpisodeStore, recorder: Recorder, episode_id: str) -> None:
+        for step in range(3):
+            answer(recorder, episode_id, step)
+            async with asyncio.timeout(10):
+                await recorder.finish(episode_id)
+
+    steps, recorder = run(tmp_path, scenario)
+    assert (len(steps), recorder.failed_steps, recorder.last_error) == (
+        2,
+        1,
+        "transport endpoint is not connected",
+    )
+
+
+def test_an_end_waits_for_its_own_steps_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gate = threading.Event()
+    append = EpisodeStore.append
+
+    def stalls(store: EpisodeStore, episode_id: str, steps: Any) -> Any:
+        if store.get(episode_id)["metadata"].get("robot_id") == "stalled":
+            assert gate.wait(10)
+        return append(store, episode_id, steps)
+
+    monkeypatch.setattr(EpisodeStore, "append", stalls)
+
+    async def scenario(store: EpisodeStore, recorder: Recorder, episode_id: str) -> None:
+        stalled = store.create({"robot_id": "stalled"}).episode_id
+        answer(recorder, stalled, 0, session="other")
+        recorder.release("other")
+        await asyncio.sleep(0.05)
+        async with asyncio.timeout(5):
+            await recorder.finish(episode_id)
+        gate.set()
+
+    run(tmp_path, scenario)
 
 
 def test_what_waits_for_a_stalled_medium_is_bounded_in_bytes(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from brain_service.client import EncodeError
 from brain_service.client.wire import as_arrays, encode_step, join_steps, to_json
-from brain_service.episodes.wire import parse_steps
+from tests.episodes.bodies import parse_steps
 
 MSGPACK = "application/msgpack"
 ARRAYS = st.tuples(

@@ -7,7 +7,9 @@ from typing import Any
 
 import orjson
 
+from brain_service.episodes.schema import StepIn
 from brain_service.episodes.store import EpisodeStore
+from brain_service.episodes.wire import body_kind, parse_step, split_steps
 from brain_service.settings import CaptureSettings
 
 JSON = "application/json"
@@ -35,6 +37,13 @@ def step(index: int | None = None, **changes: Any) -> dict[str, Any]:
 def as_json(body: Any) -> bytes:
     """Return the request body."""
     return orjson.dumps(body)
+
+
+def parse_steps(body: bytes, content_type: str, max_steps: int) -> tuple[list[StepIn], bool]:
+    """Return the steps of a request body, and whether they came as a batch."""
+    kind = body_kind(content_type)
+    pieces, batch = split_steps(body, kind, max_steps)
+    return [parse_step(piece, kind, f"steps/{n}" if batch else "") for n, piece in enumerate(pieces)], batch
 
 
 @contextlib.contextmanager

@@ -84,6 +84,24 @@ def test_another_body_under_a_stored_index_conflicts(
     assert raised.value.members == {"next_step_index": 3}
 
 
+def test_a_retry_is_held_against_the_sign_of_zero_and_the_kind_of_a_number(store: EpisodeStore) -> None:
+    """Python calls 0.0 and -0.0 equal, and 1 and true."""
+    episode = begin(store)
+    sent = step(0, reward=0.0, policy={"greedy": True})
+    store.append_json(episode, as_json(sent), JSON)
+    store.append_json(episode, as_json(sent), JSON)
+    for change in ({"reward": -0.0}, {"policy": {"greedy": 1}}):
+        with pytest.raises(ConflictError, match="stored with another"):
+            store.append_json(episode, as_json(sent | change), JSON)
+
+
+def test_two_places_for_one_index_must_agree(store: EpisodeStore) -> None:
+    episode = begin(store)
+    store.append_json(episode, as_json(step(0, step_metadata={"step_index": 0})), JSON)
+    with pytest.raises(InvalidError, match="contradict"):
+        store.append_json(episode, as_json(step(1, step_metadata={"step_index": 5})), JSON)
+
+
 @pytest.mark.parametrize(("body", "expected"), [(step(4), 3), ([step(4)], 3), ([step(3), step(5)], 3)])
 def test_a_gap_conflicts_and_names_the_next_index(store: EpisodeStore, body: Any, expected: int) -> None:
     episode = begin(store, 3)

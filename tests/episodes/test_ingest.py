@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from blockbuster import blockbuster_ctx
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from brain_service.episodes.answers import Ingested
+from brain_service.episodes.answers import Appended, Ingested, Taken
 from brain_service.episodes.ingest import Ingest
 from brain_service.episodes.store import EpisodeStore
 from brain_service.errors import (
@@ -366,6 +366,54 @@ def test_a_defect_in_one_call_ends_neither_lane() -> None:
 
     drive(use)
     ingest.close()
+
+
+@pytest.mark.parametrize("episode", ["known", "found"])
+def test_a_defect_behind_an_answer_gives_its_room_back_once(episode: str) -> None:
+    class Defective:
+        answers_when_durable = True
+        durable_through = -1
+
+        def take(self, bodies: Sequence[bytes], *_: Any, considerate: bool = False) -> Taken:
+            return Taken([Appended(n, -1, 1) for n in range(len(bodies))])
+
+        take_now = take
+
+        def when_durable(self, *_: Any) -> None:
+            raise ZeroDivisionError
+
+    ingest = Ingest({"known": Defective()}.get, lambda _: Defective(), lambda _: None, 10_000)
+    ingest.start()
+
+    async def use() -> None:
+        calls = [ingest.submit(episode, [b"{}"], JSON) for _ in range(3)]
+        for call in calls:
+            with pytest.raises(ZeroDivisionError):
+                await call
+        assert ingest.queued_bytes == 0
+
+    drive(use)
+    ingest.close()
+
+
+def test_one_episode_leaves_room_for_the_others(tmp_path: Path) -> None:
+    body = as_json(step())
+    with open_store(tmp_path, max_queued_bytes=8 * (len(body) + 1024)) as store:
+        greedy, modest = begin(store), begin(store)
+
+        async def use() -> None:
+            with busy(store, greedy), busy(store, modest):
+                many = [store.ingest(greedy, [body]) for _ in range(8)]
+                few = [store.ingest(modest, [body]) for _ in range(3)]
+                await until(lambda: sum(call.done() for call in many) == 4)
+            refused = [(await call).error for call in many]
+            assert [error is None for error in refused] == [True] * 4 + [False] * 4
+            assert isinstance(refused[-1], UnavailableError)
+            assert "for one episode half of it" in refused[-1].detail
+            assert [(await call).error for call in few] == [None] * 3
+            assert (await store.ingest(greedy, [body])).error is None
+
+        drive(use)
 
 
 def test_threads_and_loops_mix(store: EpisodeStore) -> None:

@@ -1,13 +1,18 @@
 """Request bodies: the four forms, and errors that name the member."""
 
+import contextlib
+import tracemalloc
+
 import msgspec
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from brain_service.episodes.schema import StepIn
-from brain_service.episodes.wire import parse_steps
+from brain_service.episodes.wire import plain_bytes
 from brain_service.errors import InvalidError, MalformedError, TooLargeError
-from tests.episodes.bodies import JSON, NDJSON, as_json, step
+from tests.episodes.bodies import JSON, NDJSON, as_json, parse_steps, step
 
 
 def parse(body: bytes, content_type: str = JSON) -> tuple[list[StepIn], bool]:
@@ -95,3 +100,56 @@ def test_a_number_out_of_range_names_its_part() -> None:
     with pytest.raises(InvalidError) as raised:
         parse(b'{"observation": {"s": [1e400]}, "action": {"c": 1}}')
     assert raised.value.field == "observation"
+
+
+@pytest.mark.parametrize("dtype", ["f4,(2", "<f4,<f4", "O", "V8", "S3", "object", 4, None, "datetime64[ns]"])
+def test_a_dtype_is_one_of_the_known_ones(dtype: object) -> None:
+    """NumPy reads a string as a small language: `f4,(2` is a syntax error there, and `O` would be objects."""
+    typed = {"__ndarray__": True, "dtype": dtype, "shape": [1], "data": bytes(8)}
+    body = msgspec.msgpack.encode({"observation": {"x": typed}, "action": {"a": [1]}})
+    with pytest.raises(MalformedError, match="dtype"):
+        parse(body, "application/msgpack")
+
+
+MSGPACK_TREES = st.recursive(
+    st.one_of(st.integers(-5, 2**40), st.floats(), st.text(max_size=5), st.binary(max_size=300), st.none()),
+    lambda below: st.one_of(st.lists(below, max_size=4), st.dictionaries(st.text(max_size=5), below, max_size=4)),
+    max_leaves=15,
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(MSGPACK_TREES)
+def test_plain_bytes_are_those_that_become_objects(tree: object) -> None:
+    def objects(node: object) -> int:
+        if isinstance(node, dict):
+            return sum(objects(child) for child in node.values())
+        if isinstance(node, list):
+            return 1 + sum(objects(child) for child in node)
+        return 0 if isinstance(node, bytes) else 1
+
+    packed = msgspec.msgpack.encode(tree)
+    found = plain_bytes(packed, 10**6)
+    assert objects(tree) <= found <= len(packed)
+    if not isinstance(tree, list):
+        assert plain_bytes(packed, 3) > 3 or found <= 3
+
+
+@pytest.mark.parametrize(
+    "bomb",
+    [
+        b"\xdd" + (10**6).to_bytes(4, "big") + b"\x90" * 10**6,
+        b"\xdf" + (10**6).to_bytes(4, "big"),
+        b"\x81\xa1a" * 10 + b"\xdd" + (10**6).to_bytes(4, "big") + b"\x01" * 10**6,
+        b"\x81\xa1a" * 10**5 + b"\x01",
+    ],
+)
+def test_a_value_of_countless_parts_is_known_before_it_is_built(bomb: bytes) -> None:
+    body = b"\x82\xabobservation\x81\xa1x" + bomb + b"\xa6action\x81\xa1a\x01"
+    tracemalloc.start()
+    try:
+        with contextlib.suppress(MalformedError):
+            assert plain_bytes(body, 50_000) > 50_000
+        assert tracemalloc.get_traced_memory()[1] < 1_000_000
+    finally:
+        tracemalloc.stop()
