@@ -72,7 +72,6 @@ class _Stream:
         self._durable_through = -1
         self._told_durable = -1
         self._unwatch: Callable[[], None] = lambda: None
-        self._accepted = False
 
     async def open(self) -> None:
         """Check that the episode takes steps.
@@ -89,7 +88,7 @@ class _Stream:
             )
         self._step_index = summary["steps"] - 1
         self._told_durable = summary["durable_through"]
-        self._watch()
+        self._unwatch = self._store.watch_durable(self._episode_id, self._note_durable)
 
     async def run(self) -> None:
         """Serve until the client leaves or an error ends the stream."""
@@ -160,10 +159,6 @@ class _Stream:
         if done.appended is not None:
             self._step_index = done.appended.step_index
             self._durable_through = max(self._durable_through, done.appended.durable_through)
-            if not self._accepted:
-                # A log that waited for its recovery could not be watched before its first step.
-                self._accepted = True
-                self._watch()
             await self._acknowledge()
         if isinstance(done.error, TooManyError) and "retry_after_s" in done.error.members and not self._gone:
             self._waiting.extendleft((kind, body) for body in reversed(bodies[done.consumed :]))
@@ -185,10 +180,6 @@ class _Stream:
         if self._waiting_bytes <= MAX_WAITING_BYTES:
             self._room.set()
         return kind, bodies
-
-    def _watch(self) -> None:
-        self._unwatch()
-        self._unwatch = self._store.watch_durable(self._episode_id, self._note_durable)
 
     def _note_durable(self, durable_through: int) -> None:
         self._durable_through = max(self._durable_through, durable_through)
