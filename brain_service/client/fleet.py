@@ -12,7 +12,7 @@ import httpx
 from brain_service.client.endpoint import Endpoint
 from brain_service.client.errors import ClientError, SpoolError, TimedOutError
 from brain_service.client.outbox import Outbox
-from brain_service.client.recorder import BufferLimits
+from brain_service.client.recorder import BufferLimits, fill_outbox
 from brain_service.client.sender import Ended, Sender, Transport
 from brain_service.client.spool import Spool, waiting_spools
 from brain_service.client.wire import JsonObject, to_json
@@ -74,7 +74,7 @@ class Fleet:
         except SpoolError as error:
             return Resent(path.name, None, error)
         end_body = await asyncio.to_thread(spool.end_body)
-        sender = self.launch(spool.create_body, Outbox(self._limits.max_buffer_bytes, spool), resumed=True)
+        sender = self.launch(spool.create_body, fill_outbox(spool.create_body, self._limits, spool), resumed=True)
         problem: ClientError | None = None
         for body in (end_body or {}, {}):  # an end that the daemon refuses is no reason to leave the steps behind
             sender.finish(to_json(body))

@@ -129,6 +129,8 @@ class Outbox:
             self._move_to(max(self.cursor, durable_through + 1))
             while self._sent and self.first_index <= durable_through:
                 self._forget_first()
+            if self._unread is not None:
+                self._make_room(1)  # else steps on disk would wait for room that no further `put` makes
 
     @property
     def untidy(self) -> bool:

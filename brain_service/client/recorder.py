@@ -50,6 +50,11 @@ def open_outbox(create_body: JsonObject, limits: BufferLimits) -> Outbox:
     spool = None
     if limits.spool_dir is not None:
         spool = Spool.create(limits.spool_dir, create_body, limits.max_spool_bytes)
+    return fill_outbox(create_body, limits, spool)
+
+
+def fill_outbox(create_body: JsonObject, limits: BufferLimits, spool: Spool | None) -> Outbox:
+    """Return the outbox of an episode, with what its spool holds."""
     return Outbox(limits.max_buffer_bytes, spool, forgetful=create_body.get("durability") == "episode")
 
 

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -328,6 +329,36 @@ def test_a_spool_for_an_episode_that_has_ended_is_set_aside(shared_daemon: Daemo
         assert client.resend_spool() == []
     with pytest.raises(SpoolError, match="spool_dir"), BrainClient(shared_daemon.url) as client:
         client.resend_spool()
+
+
+def spool_offline(spool_dir: Path, count: int, **fields: Any) -> str:
+    """Record while there is no daemon, close the client, and return the episode."""
+    with BrainClient("http://127.0.0.1:9", spool_dir=spool_dir, max_buffer_bytes=20_000) as client:
+        episode = client.record(**fields)
+        for index in range(count):
+            episode.log_step(observation(index), action(index), index)
+        client.close(0)
+    return episode.episode_id
+
+
+def test_a_spool_larger_than_memory_comes_home_though_nothing_is_durable_before_the_end(
+    shared_daemon: Daemon, tmp_path: Path
+) -> None:
+    episode_id = spool_offline(tmp_path, 500, durability="episode")
+    with BrainClient(shared_daemon.url, spool_dir=tmp_path, max_buffer_bytes=20_000) as client:
+        (resent,) = client.resend_spool(20)
+        assert resent.error is None
+        assert_recorded(client, episode_id, 500)
+
+
+def test_memory_full_of_accepted_steps_makes_room_for_those_on_disk(wire: Wire, tmp_path: Path) -> None:
+    wire.proxy.refuse = True
+    with BrainClient(wire.url, spool_dir=tmp_path, max_buffer_bytes=20_000) as client:
+        with client.record(durability="episode") as episode:
+            for index in range(500):
+                episode.log_step(observation(index), action(index), index)
+            wire.proxy.refuse = False
+        assert_recorded(client, episode.episode_id, 500)
 
 
 @pytest.mark.long
