@@ -97,10 +97,10 @@ class Fleet:
         await asyncio.gather(*waiting)
         lost: list[str] = []
         for sender in list(self._running):
+            await self._stop(sender)  # before the count: a thread may still record
             count = sender.outbox.next_index - 1 - sender.durable_through
             if count and sender.outbox.spool is None:
                 lost.append(f"{count} steps of {sender.episode_id} ({sender.trouble or 'slow'})")
-            await self._stop(sender)
         await self._http.aclose()
         if lost:
             raise TimedOutError(

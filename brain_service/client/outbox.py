@@ -4,7 +4,7 @@ import threading
 from collections import deque
 from collections.abc import Callable
 
-from brain_service.client.errors import BufferFullError
+from brain_service.client.errors import BufferFullError, ClientError
 from brain_service.client.spool import Place, Spool
 
 __all__ = ["Outbox"]
@@ -33,6 +33,7 @@ class Outbox:
         self._unsent: deque[bytes] = deque()
         self._unread: Place | None = None  # the first step that is on disk only
         self._skip_to = 0
+        self._closed: ClientError | None = None
         self._lock = threading.Lock()
         if spool is not None and spool.next_index:
             self.first_index, self.next_index = spool.first_index, spool.next_index
@@ -63,9 +64,11 @@ class Outbox:
 
         Raises:
             BufferFullError: there is no room; the index stays free.
-            ClientError: whatever `encode` or the spool raises; the index stays free.
+            ClientError: what `encode` or the spool raises, or once closed `close`'s reason; the index stays free.
         """
         with self._lock:
+            if self._closed is not None:
+                raise self._closed
             index = self.next_index
             step = encode(index)
             cost = len(step) + STEP_OVERHEAD_BYTES
@@ -146,6 +149,16 @@ class Outbox:
         if self.spool is not None:
             with self._lock:
                 self.spool.tidy(self.first_index - 1)
+
+    def close(self, reason: ClientError, leave: Callable[[Spool], None] = Spool.close) -> None:
+        """Take no more steps, and leave the spool in the way that `leave` says; blocks on the medium.
+
+        A `put` in another thread is over before the spool is touched, and every later one raises `reason`.
+        """
+        with self._lock:
+            self._closed = reason
+        if self.spool is not None:
+            leave(self.spool)
 
     def _move_to(self, index: int) -> None:
         while self._sent and self.cursor > index:

@@ -26,6 +26,7 @@ from brain_service.client.errors import (
 )
 from brain_service.client.links import Link, NoStreamError, PostLink, StreamLink
 from brain_service.client.outbox import Outbox
+from brain_service.client.spool import Spool
 from brain_service.client.wire import JsonObject, to_json
 
 __all__ = ["Ended", "Sender", "Transport"]
@@ -122,9 +123,8 @@ class Sender:
     def stop(self) -> None:
         """Take note that nobody sends any more, once `run` was cancelled; what is on disk stays."""
         if self.failure is None and self.ended is None:
-            self.failure = EndedError(f"the client of episode {self.episode_id} is closed")
-            if self.outbox.spool is not None:
-                self.outbox.spool.close()
+            self.failure = EndedError(f"the client of episode {self.episode_id} is closed; the step was not taken")
+            self.outbox.close(self.failure)
         self._notify()
 
     async def until_ended(self, timeout_s: float | None, what: str) -> Ended:
@@ -184,8 +184,9 @@ class Sender:
         if self.ended is None:
             await self._link.deliver(self)
             await self._end()
-        if self.ended is not None and self.outbox.spool is not None:
-            await asyncio.to_thread(self.outbox.spool.remove)
+        if self.ended is not None:
+            reason = EndedError(f"episode {self.episode_id} has ended; the step was not taken")
+            await asyncio.to_thread(self.outbox.close, reason, Spool.remove)
 
     async def _create(self) -> None:
         call = Call(
@@ -299,9 +300,8 @@ class Sender:
             with contextlib.suppress(ClientError):
                 await run_async(self._http, ask(Call("POST", f"{self._path}/end", b"{}")))
         self.failure = error
-        if self.outbox.spool is not None:
-            for_good = isinstance(error, RejectedError | ConflictError | EndedError | LostStepsError)
-            await asyncio.to_thread(self.outbox.spool.set_aside if for_good else self.outbox.spool.close)
+        for_good = isinstance(error, RejectedError | ConflictError | EndedError | LostStepsError)
+        await asyncio.to_thread(self.outbox.close, error, Spool.set_aside if for_good else Spool.close)
 
     # --- the link's side (Feed)
 

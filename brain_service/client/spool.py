@@ -52,13 +52,13 @@ class Place:
 class Spool:
     """The steps of one episode on disk. `append` belongs to the recording thread, the rest to the sender."""
 
-    def __init__(self, path: Path, document: JsonObject, max_bytes: int, lock_fd: int | None) -> None:
+    def __init__(self, path: Path, document: JsonObject, max_bytes: int, lock_fd: int) -> None:
         self.path = path
         self.episode_id: str = document["episode_id"]
         self.create_body: JsonObject = document
         self.size_bytes = 0
         self._max_bytes = max_bytes
-        self._lock_fd = lock_fd
+        self._lock_fd: int | None = lock_fd
         self._segments: list[_Segment] = []
         self._fd: int | None = None
 
@@ -134,8 +134,10 @@ class Spool:
 
         Raises:
             BufferFullError: the buffer or the medium is full; nothing was added.
-            SpoolError: the medium refuses otherwise; nothing was added.
+            SpoolError: it is closed, or the medium refuses otherwise; nothing was added.
         """
+        if self._lock_fd is None:
+            raise SpoolError(f"the offline buffer {self.path} is closed; step {index} was not taken")
         record = RECORD.pack(len(step), zlib.crc32(step)) + step
         if self.size_bytes + len(record) > self._max_bytes:
             raise BufferFullError(

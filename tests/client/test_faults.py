@@ -14,8 +14,9 @@ from typing import Any
 
 import pytest
 
-from brain_service.client import BrainClient, EndedError, LostStepsError, SpoolError
+from brain_service.client import BrainClient, EndedError, EpisodeRecorder, LostStepsError, SpoolError
 from brain_service.client.sender import Transport
+from brain_service.client.spool import Spool, waiting_spools
 from tests.client.conftest import Wire
 from tests.client.robot import action, assert_recorded, observation
 from tests.fakes.proxy import Proxy
@@ -359,6 +360,36 @@ def test_memory_full_of_accepted_steps_makes_room_for_those_on_disk(wire: Wire, 
                 episode.log_step(observation(index), action(index), index)
             wire.proxy.refuse = False
         assert_recorded(client, episode.episode_id, 500)
+
+
+def test_a_thread_that_records_while_the_client_closes_is_told_and_what_it_was_promised_is_there(
+    tmp_path: Path,
+) -> None:
+    counts: dict[str, int] = {}
+    surprises: list[BaseException] = []
+
+    def record(episode: EpisodeRecorder) -> None:
+        try:
+            while True:
+                counts[episode.episode_id] = episode.log_step({"x": 1.0}, {"y": 1.0}) + 1
+        except EndedError:
+            pass
+        except BaseException as error:
+            surprises.append(error)
+
+    for _ in range(10):
+        client = BrainClient("http://127.0.0.1:9", spool_dir=tmp_path)
+        threads = [threading.Thread(target=record, args=(client.record(),)) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        client.close(0)
+        for thread in threads:
+            thread.join()
+    assert surprises == []
+    for path in waiting_spools(tmp_path):
+        spool = Spool.resume(path, 10**9)
+        assert spool.next_index == counts.get(path.name, 0)
+        spool.close()
 
 
 @pytest.mark.long

@@ -1,5 +1,6 @@
 """The offline buffer: nothing leaves it before it is durable, nothing comes twice, and its bound holds."""
 
+import threading
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from brain_service.client.errors import BufferFullError, SpoolError
+from brain_service.client.errors import BufferFullError, EndedError, SpoolError
 from brain_service.client.outbox import STEP_OVERHEAD_BYTES, Outbox
 from brain_service.client.spool import SEGMENT_BYTES, Spool, waiting_spools
 
@@ -169,3 +170,26 @@ def test_a_spool_has_one_owner(tmp_path: Path) -> None:
     again.set_aside()
     assert waiting_spools(tmp_path) == []
     assert waiting_spools(tmp_path / "none") == []
+
+
+def test_closing_waits_for_the_step_that_is_being_taken_and_refuses_the_next(tmp_path: Path) -> None:
+    spool = Spool.create(tmp_path, BODY, 10**9)
+    outbox = Outbox(10_000, spool)
+    outbox.put(text)
+    closing = threading.Thread(target=outbox.close, args=(EndedError("closed"),))
+
+    def encode(index: int) -> bytes:
+        closing.start()
+        closing.join(0.2)
+        assert closing.is_alive()
+        return text(index)
+
+    assert outbox.put(encode) == 1
+    closing.join()
+    with pytest.raises(EndedError, match="closed"):
+        outbox.put(text)
+    with pytest.raises(SpoolError, match="closed"):
+        spool.append(2, text(2))
+    again = Spool.resume(spool.path, 10**9)
+    assert drain(Outbox(10_000, again)) == [text(0), text(1)]
+    again.close()
