@@ -65,27 +65,30 @@ class Fleet:
         for path in await asyncio.to_thread(waiting_spools, root):
             if path.name not in {sender.episode_id for sender in self._running}:
                 left_s = None if give_up_s is None else max(0.0, give_up_s - time.monotonic())
-                found.append(await self._resend(path, left_s))
+                found += await self._resend(path, left_s)
         return found
 
-    async def _resend(self, path: Path, timeout_s: float | None) -> Resent:
+    async def _resend(self, path: Path, timeout_s: float | None) -> list[Resent]:
+        """Bring one home; nothing to tell where another client was faster."""
         try:
             spool = await asyncio.to_thread(Spool.resume, path, self._limits.max_spool_bytes)
         except SpoolError as error:
-            return Resent(path.name, None, error)
+            return [Resent(path.name, None, error)]
+        if spool is None:
+            return []
         end_body = await asyncio.to_thread(spool.end_body)
         sender = self.launch(spool.create_body, fill_outbox(spool.create_body, self._limits, spool), resumed=True)
         problem: ClientError | None = None
         for body in (end_body or {}, {}):  # an end that the daemon refuses is no reason to leave the steps behind
             sender.finish(to_json(body))
             try:
-                return Resent(path.name, await sender.until_ended(timeout_s, "resending"))
+                return [Resent(path.name, await sender.until_ended(timeout_s, "resending"))]
             except ClientError as error:
                 problem = error
             if sender.refused_end is None:
                 break
         await self._stop(sender)
-        return Resent(path.name, None, problem)
+        return [Resent(path.name, None, problem)]
 
     async def close(self, timeout_s: float) -> None:
         """Wait for what is on its way, then stop.

@@ -81,18 +81,37 @@ class Spool:
         return cls(path, create_body, max_bytes, lock_fd)
 
     @classmethod
-    def resume(cls, path: Path, max_bytes: int) -> "Spool":
+    def resume(cls, path: Path, max_bytes: int) -> "Spool | None":
         """Take over what a recorder that is gone has left; a torn last record (its kill) is cut off.
 
+        None if there is nothing any more: whoever had it brought it home meanwhile. One that is no spool of ours
+        is set aside.
+
         Raises:
-            SpoolError: a living process uses it, or it cannot be read.
+            SpoolError: a living process uses it, it cannot be read, or it is damaged.
         """
         try:
             lock_fd = _lock(path)
-            spool = cls(path, msgspec.json.decode((path / "episode.json").read_bytes()), max_bytes, lock_fd)
-            spool._scan()
-        except (OSError, msgspec.DecodeError) as error:
-            raise SpoolError(f"cannot read the offline buffer {path}: {error}") from error
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise SpoolError(f"cannot take over the offline buffer {path}: {error.strerror}; in use?") from error
+        with contextlib.ExitStack() as undo:
+            undo.callback(os.close, lock_fd)
+            try:
+                spool = cls(path, _episode(path), max_bytes, lock_fd)
+                spool._scan()
+            except FileNotFoundError:
+                with contextlib.suppress(OSError):  # amid its removal we may have made the lock file anew
+                    (path / "lock").unlink()
+                    path.rmdir()
+                return None
+            except OSError as error:
+                raise SpoolError(f"cannot read the offline buffer {path}: {error.strerror}") from error
+            except ValueError as error:
+                _set_aside(path)
+                raise SpoolError(f"{path} holds no episode ({error}); it is {path.name}{SET_ASIDE} now") from error
+            undo.pop_all()
         return spool
 
     @property
@@ -113,10 +132,9 @@ class Spool:
     def end_body(self) -> JsonObject | None:
         """Return what `keep_end` kept, None if the episode was not asked to end."""
         try:
-            body = msgspec.json.decode((self.path / "end.json").read_bytes())
-        except (OSError, msgspec.DecodeError):
+            return _object(self.path / "end.json")
+        except (OSError, ValueError):
             return None
-        return body if isinstance(body, dict) else None
 
     def keep_end(self, body: bytes) -> None:
         """Note that the episode is to end with this JSON body.
@@ -214,15 +232,16 @@ class Spool:
             self.size_bytes -= segment.size_bytes
 
     def remove(self) -> None:
-        """Delete the folder: all is durable and the episode has ended."""
-        self.close()
+        """Delete the folder: all is durable and the episode has ended. Nobody can take it over meanwhile."""
+        with contextlib.suppress(OSError):
+            (self.path / "episode.json").unlink()  # first: without it, what is left after a kill is no episode
         shutil.rmtree(self.path, ignore_errors=True)
+        self.close()
 
     def set_aside(self) -> None:
         """Rename the folder to `<id>.rejected`: the daemon will not take it, and a person may want to look."""
+        _set_aside(self.path)
         self.close()
-        with contextlib.suppress(OSError):
-            self.path.rename(self.path.with_name(self.path.name + SET_ASIDE))
 
     def close(self) -> None:
         """Release files and lock; what is on disk stays for `resume`."""
@@ -259,6 +278,8 @@ class Spool:
 
     def _scan(self) -> None:
         for path in sorted(self.path.glob("*.steps")):
+            if not path.stem.isdecimal():
+                continue  # somebody's notes
             first = int(path.stem)
             if self._segments and first != self.next_index:
                 break  # the segment before it was cut: nothing after a gap can be sent
@@ -284,6 +305,31 @@ def _records(data: bytes) -> tuple[list[bytes], int]:
     return steps, place
 
 
+def _object(path: Path) -> JsonObject:
+    """Return the JSON object in a file.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is no JSON object.
+    """
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=JsonObject)
+    except RecursionError as error:
+        raise ValueError(f"{path.name}: {error}") from error
+
+
+def _episode(path: Path) -> JsonObject:
+    document = _object(path / "episode.json")
+    if not isinstance(document.get("episode_id"), str):
+        raise ValueError("episode.json has no episode_id")
+    return document
+
+
+def _set_aside(path: Path) -> None:
+    with contextlib.suppress(OSError):
+        path.rename(path.with_name(path.name + SET_ASIDE))
+
+
 def _lock(path: Path) -> int:
     fd = os.open(path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
     try:
@@ -295,8 +341,18 @@ def _lock(path: Path) -> int:
 
 
 def waiting_spools(root: Path) -> list[Path]:
-    """Return the folders under `root` that hold an episode to be resent, oldest first."""
-    if not root.is_dir():
-        return []
-    found = [p for p in root.iterdir() if (p / "episode.json").is_file() and p.suffix != SET_ASIDE]
-    return sorted(found, key=lambda path: (path.stat().st_mtime_ns, path.name))
+    """Return the folders under `root` that hold an episode to be resent, oldest first.
+
+    Raises:
+        SpoolError: they cannot be read.
+    """
+    found: list[tuple[int, str, Path]] = []
+    try:
+        for path in root.iterdir() if root.is_dir() else ():
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError, PermissionError):
+                # The suppressed are no spools of ours, or were brought home just now.
+                if path.suffix != SET_ASIDE:
+                    found.append(((path / "episode.json").stat().st_mtime_ns, path.name, path))
+    except OSError as error:
+        raise SpoolError(f"cannot list the offline buffers in {root}: {error.strerror}; see spool_dir") from error
+    return [path for _, _, path in sorted(found)]

@@ -362,6 +362,19 @@ def test_memory_full_of_accepted_steps_makes_room_for_those_on_disk(wire: Wire, 
         assert_recorded(client, episode.episode_id, 500)
 
 
+def test_a_damaged_spool_is_told_and_set_aside_and_the_others_come_home(
+    shared_daemon: Daemon, tmp_path: Path
+) -> None:
+    bad, good = spool_offline(tmp_path, 5), spool_offline(tmp_path, 5)
+    (tmp_path / bad / "episode.json").write_bytes(b"[1]")
+    with BrainClient(shared_daemon.url, spool_dir=tmp_path) as client:
+        errors = {resent.episode_id: resent.error for resent in client.resend_spool(20)}
+        assert isinstance(errors[bad], SpoolError)
+        assert errors[good] is None
+        assert_recorded(client, good, 5)
+        assert [path.name for path in tmp_path.iterdir()] == [f"{bad}.rejected"]
+
+
 def test_a_thread_that_records_while_the_client_closes_is_told_and_what_it_was_promised_is_there(
     tmp_path: Path,
 ) -> None:
@@ -374,7 +387,7 @@ def test_a_thread_that_records_while_the_client_closes_is_told_and_what_it_was_p
                 counts[episode.episode_id] = episode.log_step({"x": 1.0}, {"y": 1.0}) + 1
         except EndedError:
             pass
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001  (whatever it is, it is told below)
             surprises.append(error)
 
     for _ in range(10):
@@ -388,6 +401,7 @@ def test_a_thread_that_records_while_the_client_closes_is_told_and_what_it_was_p
     assert surprises == []
     for path in waiting_spools(tmp_path):
         spool = Spool.resume(path, 10**9)
+        assert spool is not None
         assert spool.next_index == counts.get(path.name, 0)
         spool.close()
 

@@ -93,6 +93,12 @@ def test_a_forgetful_outbox_drops_accepted_steps_only() -> None:
         outbox.put(lambda index: b"x" * 100)
 
 
+def resumed(path: Path) -> Spool:
+    spool = Spool.resume(path, 10**9)
+    assert spool is not None
+    return spool
+
+
 def drain(outbox: Outbox) -> list[bytes]:
     found: list[bytes] = []
     while True:
@@ -152,7 +158,7 @@ def test_a_torn_or_flipped_spool_gives_the_steps_before_it(
     good = min(len(data), flip if flip < len(data) else len(data))
     expected = sum(end <= good for end in ends) - 1
     (path,) = waiting_spools(root)
-    again = Spool.resume(path, 10**9)
+    again = resumed(path)
     assert drain(Outbox(100, again)) == [text(i) for i in range(expected)]
     again.close()
 
@@ -165,7 +171,7 @@ def test_a_spool_has_one_owner(tmp_path: Path) -> None:
     with pytest.raises(SpoolError):
         Spool.create(tmp_path, BODY, 10**9)
     spool.close()
-    again = Spool.resume(spool.path, 10**9)
+    again = resumed(spool.path)
     assert (again.first_index, again.next_index) == (0, 1)
     again.set_aside()
     assert waiting_spools(tmp_path) == []
@@ -190,6 +196,74 @@ def test_closing_waits_for_the_step_that_is_being_taken_and_refuses_the_next(tmp
         outbox.put(text)
     with pytest.raises(SpoolError, match="closed"):
         spool.append(2, text(2))
-    again = Spool.resume(spool.path, 10**9)
+    again = resumed(spool.path)
     assert drain(Outbox(10_000, again)) == [text(0), text(1)]
     again.close()
+
+
+@pytest.mark.parametrize("document", [b"{", b"[1]", b"{}", b'{"episode_id": 7}', b"\xff", b"[" * 100_000])
+def test_a_folder_without_an_episode_is_set_aside_and_its_lock_let_go(tmp_path: Path, document: bytes) -> None:
+    spool = Spool.create(tmp_path, BODY, 10**9)
+    spool.append(0, text(0))
+    spool.close()
+    (spool.path / "episode.json").write_bytes(document)
+    with pytest.raises(SpoolError, match="holds no episode"):
+        Spool.resume(spool.path, 10**9)
+    assert waiting_spools(tmp_path) == []
+    aside = tmp_path / "e1.rejected"
+    assert len(list(aside.glob("*.steps"))) == 1
+    (aside / "episode.json").write_bytes(b'{"episode_id": "e1"}')
+    again = resumed(aside)
+    assert again.next_index == 1, "nobody holds its lock"
+    again.close()
+
+
+def test_a_medium_that_cannot_be_read_keeps_no_lock(tmp_path: Path) -> None:
+    spool = Spool.create(tmp_path, BODY, 10**9)
+    spool.append(0, text(0))
+    spool.close()
+    (bad := spool.path / "000000000001.steps").mkdir()
+    with pytest.raises(SpoolError, match="cannot read"):
+        Spool.resume(spool.path, 10**9)
+    bad.rmdir()
+    resumed(spool.path).close()
+
+
+def test_a_stray_file_is_no_segment(tmp_path: Path) -> None:
+    spool = Spool.create(tmp_path, BODY, 10**9)
+    spool.append(0, text(0))
+    spool.close()
+    (spool.path / "notes.steps").write_bytes(b"mine")
+    again = resumed(spool.path)
+    assert drain(Outbox(100, again)) == [text(0)]
+    again.close()
+
+
+def test_of_two_clients_on_one_folder_one_has_each_spool(tmp_path: Path) -> None:
+    done = threading.Event()
+    found: list[str] = []
+
+    def look() -> None:
+        while not done.is_set():
+            for path in waiting_spools(tmp_path):
+                try:
+                    spool = Spool.resume(path, 10**9)
+                except SpoolError:
+                    continue
+                if spool is not None:
+                    found.append(path.name)
+                    spool.close()
+
+    threads = [threading.Thread(target=look) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for number in range(150):
+        spool = Spool.create(tmp_path, {"episode_id": f"e{number}"}, 10**9)
+        spool.append(0, text(0))
+        spool.remove()
+        assert not spool.path.exists() or not (spool.path / "episode.json").exists()
+    done.set()
+    for thread in threads:
+        thread.join()
+    assert found == [], "a spool was taken over from its living owner"
+    assert list(tmp_path.iterdir()) == []
