@@ -77,7 +77,7 @@ class AsyncBrainClient:
         """
         body = create_body(fields)
         outbox = await asyncio.to_thread(open_outbox, body, self._limits)
-        return AsyncEpisodeRecorder(body["episode_id"], outbox, self._start().launch(body, outbox))
+        return AsyncEpisodeRecorder(outbox, self._start().launch(body, outbox))
 
     async def resend_spool(self, timeout_s: float | None = RESEND_TIMEOUT_S) -> list[Resent]:
         """Bring home what earlier processes left in `spool_dir`, as `BrainClient.resend_spool`.

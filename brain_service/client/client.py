@@ -111,7 +111,7 @@ class BrainClient:
         async def launch() -> Sender:
             return fleet.launch(body, outbox)
 
-        return EpisodeRecorder(body["episode_id"], outbox, loop.run(launch()), loop)
+        return EpisodeRecorder(outbox, loop.run(launch()), loop)
 
     def resend_spool(self, timeout_s: float | None = RESEND_TIMEOUT_S) -> list[Resent]:
         """Bring home what earlier processes left in `spool_dir` and end those episodes, as they had asked for.

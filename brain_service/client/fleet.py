@@ -12,8 +12,9 @@ import httpx
 from brain_service.client.endpoint import Endpoint
 from brain_service.client.errors import ClientError, SpoolError, TimedOutError
 from brain_service.client.outbox import Outbox
+from brain_service.client.parts import Ended
 from brain_service.client.recorder import BufferLimits, fill_outbox
-from brain_service.client.sender import Ended, Sender, Transport
+from brain_service.client.sender import Sender, Transport
 from brain_service.client.spool import Spool, waiting_spools
 from brain_service.client.wire import JsonObject, to_json
 
@@ -24,7 +25,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Resent:
-    """What became of an episode that an earlier process left in the spool: `ended`, or `error` says why not."""
+    """What became of an episode that an earlier process left in the spool: `ended`, or `error` says why not.
+
+    `ended.episode_ids` tells the episodes that hold its steps.
+    """
 
     episode_id: str
     ended: Ended | None
@@ -63,7 +67,7 @@ class Fleet:
         give_up_s = None if timeout_s is None else time.monotonic() + timeout_s
         found: list[Resent] = []
         for path in await asyncio.to_thread(waiting_spools, root):
-            if path.name not in {sender.episode_id for sender in self._running}:
+            if path.name not in {sender.episode_ids[0] for sender in self._running}:
                 left_s = None if give_up_s is None else max(0.0, give_up_s - time.monotonic())
                 found += await self._resend(path, left_s)
         return found

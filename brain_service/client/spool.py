@@ -2,6 +2,7 @@
 
     <spool_dir>/<episode_id>/episode.json          the body that creates the episode
                              000000000000.steps    records: length, CRC-32 (both uint32, little-endian), step
+                             continued.json        the first steps of the episodes that followed it, see `parts`
                              end.json              the body that ends it, once that was asked for
                              lock                  held (flock) by the process that records
 
@@ -56,6 +57,7 @@ class Spool:
         self.path = path
         self.episode_id: str = document["episode_id"]
         self.create_body: JsonObject = document
+        self.continued_at: list[int] = []
         self.size_bytes = 0
         self._max_bytes = max_bytes
         self._lock_fd: int | None = lock_fd
@@ -100,6 +102,7 @@ class Spool:
             undo.callback(os.close, lock_fd)
             try:
                 spool = cls(path, _episode(path), max_bytes, lock_fd)
+                spool.continued_at = _continued(path)
                 spool._scan()
             except FileNotFoundError:
                 with contextlib.suppress(OSError):  # amid its removal we may have made the lock file anew
@@ -146,6 +149,18 @@ class Spool:
             write_atomic(self.path / "end.json", body)
         except OSError as error:
             raise SpoolError(f"cannot note the end in {self.path}: {error.strerror}") from error
+
+    def keep_continued(self, first_indices: list[int]) -> None:
+        """Note the steps with which the recording's second and later episodes begin.
+
+        Raises:
+            SpoolError: the medium refuses.
+        """
+        try:
+            write_atomic(self.path / "continued.json", msgspec.json.encode(first_indices))
+        except OSError as error:
+            raise SpoolError(f"cannot note the next episode in {self.path}: {error.strerror}") from error
+        self.continued_at = first_indices
 
     def append(self, index: int, step: bytes) -> Place:
         """Add one step and return its place.
@@ -323,6 +338,13 @@ def _episode(path: Path) -> JsonObject:
     if not isinstance(document.get("episode_id"), str):
         raise ValueError("episode.json has no episode_id")
     return document
+
+
+def _continued(path: Path) -> list[int]:
+    try:
+        return msgspec.json.decode((path / "continued.json").read_bytes(), type=list[int])
+    except FileNotFoundError:
+        return []
 
 
 def _set_aside(path: Path) -> None:
