@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from brain_service.client.wire import JsonObject
 
-__all__ = ["Ended", "part_body", "part_id"]
+__all__ = ["Ended", "part_body", "part_id", "part_ids"]
 
 STEM_CHARS = 100  # the daemon takes ids of up to 128
 
@@ -37,6 +37,11 @@ def part_id(first_id: str, number: int) -> str:
     if len(stem) > STEM_CHARS:
         stem = f"{stem[: STEM_CHARS - 17]}-{hashlib.sha256(stem.encode()).hexdigest()[:16]}"
     return f"{stem}-part{number}"
+
+
+def part_ids(first_id: str, count: int) -> tuple[str, ...]:
+    """Return the ids of a recording's first `count` parts."""
+    return tuple(part_id(first_id, number) for number in range(1, count + 1))
 
 
 def part_body(first_body: JsonObject, number: int) -> JsonObject:

@@ -25,7 +25,7 @@ from brain_service.client.errors import (
 )
 from brain_service.client.links import Link, NoStreamError, PostLink, StreamLink
 from brain_service.client.outbox import Outbox
-from brain_service.client.parts import Ended, part_body, part_id
+from brain_service.client.parts import Ended, part_body, part_ids
 from brain_service.client.spool import Spool
 from brain_service.client.wire import JsonObject, renumber, to_json
 
@@ -65,7 +65,8 @@ class Sender:
     ) -> None:
         self.outbox = outbox
         self.accepted_through = self.durable_through = outbox.first_index - 1
-        self.ended: Ended | None = None
+        self._done: Ended | None = None
+        self.ended: Ended | None = None  # the same, once the spool is gone too
         self.failure: ClientError | None = None
         self.trouble: ClientError | None = None
         self.refused_end: ProblemError | None = None
@@ -87,8 +88,8 @@ class Sender:
     def _begin_part(self, first_indices: list[int]) -> None:
         """Turn to the recording's latest episode, given the first step of each."""
         self._first_indices, self._base = first_indices, first_indices[-1]
-        count, first_id = len(first_indices), self._first_body["episode_id"]
-        self.episode_ids = tuple(part_id(first_id, number + 1) for number in range(count))
+        count = len(first_indices)
+        self.episode_ids = part_ids(self._first_body["episode_id"], count)
         self.episode_id = self.episode_ids[-1]
         self._path = episode_path(self.episode_id)
         self._create_body = to_json(part_body(self._first_body, count))
@@ -120,6 +121,7 @@ class Sender:
 
     def stop(self) -> None:
         """Take note that nobody sends any more, once `run` was cancelled; what is on disk stays."""
+        self.ended = self._done
         if self.failure is None and self.ended is None:
             self.failure = EndedError(f"the client of episode {self.episode_id} is closed; the step was not taken")
             self.outbox.close(self.failure)
@@ -179,20 +181,17 @@ class Sender:
             await self._create()
         if not self._settled:
             await self._settle()
-        if self._settled and self.ended is None:
+        if self._settled:
             await self._link.deliver(self)
             await self._end()
-        if self.ended is not None:
+        if self._done is not None:
             reason = EndedError(f"episode {self.episode_id} has ended; the step was not taken")
             await asyncio.to_thread(self.outbox.close, reason, Spool.remove)
+            self.ended = self._done
 
     async def _create(self) -> None:
-        call = Call(
-            "POST",
-            "/episodes",
-            self._create_body,
-            headers={"Content-Type": "application/json", "Idempotency-Key": self.episode_id},
-        )
+        headers = {"Content-Type": "application/json", "Idempotency-Key": self.episode_id}
+        call = Call("POST", "/episodes", self._create_body, headers=headers)
         try:
             await run_async(self._http, ask(call))
         except ConflictError:
@@ -218,11 +217,11 @@ class Sender:
         elif state != "open":
             if steps < self.outbox.next_index or self._end_body is None:
                 raise EndedError(
-                    f"episode {self.episode_id} has ended as {state} with {steps} steps; "
-                    f"{self.outbox.next_index} were recorded. Start another one"
+                    f"episode {self.episode_id} has ended as {state} with {steps} steps; {self.outbox.next_index} "
+                    "were recorded. Start another one"
                 )
             self._note(steps - 1, steps - 1)
-            self.ended = Ended(steps, steps - 1, state, self.episode_ids)
+            self._done = Ended(steps, steps - 1, state, self.episode_ids)
         else:
             # What it has beyond our last acknowledgement is sent again: it takes our own steps for what they are,
             # and refuses them where another client wrote under their indices.
@@ -252,7 +251,7 @@ class Sender:
         while steps >= self.outbox.next_index and not self.ending:
             await self.wait()
         if steps >= self.outbox.next_index:
-            self.ended = Ended(steps, steps - 1, "recovered", self.episode_ids)
+            self._done = Ended(steps, steps - 1, "recovered", self.episode_ids)
             return
         first_indices = [*self._first_indices, steps]
         if self.outbox.spool is not None:
@@ -278,9 +277,8 @@ class Sender:
                 "computer lost the rest before it was durable"
             )
         summary = await run_async(self._http, fetch_json(self._path))
-        durable_through = self._base + answer["durable_through"]
-        self._note(steps - 1, durable_through)
-        self.ended = Ended(steps, durable_through, summary["state"], self.episode_ids)
+        self._note(steps - 1, self._base + answer["durable_through"])
+        self._done = Ended(steps, self.durable_through, summary["state"], self.episode_ids)
 
     async def _consider(self, error: ClientError) -> None:
         """Wait and go on where an error passes; otherwise give up."""
