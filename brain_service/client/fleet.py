@@ -15,7 +15,8 @@ from brain_service.client.outbox import Outbox
 from brain_service.client.parts import Ended
 from brain_service.client.recorder import BufferLimits, fill_outbox
 from brain_service.client.sender import Sender, Transport
-from brain_service.client.spool import Spool, waiting_spools
+from brain_service.client.spool import Spool
+from brain_service.client.spool_folder import waiting_spools
 from brain_service.client.wire import JsonObject, to_json
 
 __all__ = ["Fleet", "Resent"]
@@ -50,10 +51,36 @@ class Fleet:
         sender = Sender(
             self._endpoint, self._http, create_body, outbox, transport=self._transport, resumed=resumed
         )
-        task = asyncio.get_running_loop().create_task(sender.run())
+        task = asyncio.get_running_loop().create_task(self._run(sender))
         self._running[sender] = task
         task.add_done_callback(lambda _: self._running.pop(sender, None))
         return sender
+
+    async def _run(self, sender: Sender) -> None:
+        syncing = asyncio.create_task(self._keep_synced(sender.outbox))
+        try:
+            await sender.run()
+        finally:
+            syncing.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await syncing
+
+    async def _keep_synced(self, outbox: Outbox) -> None:
+        interval_s = self._limits.spool_sync_interval_s
+        if interval_s is None or outbox.spool is None:
+            return
+        try:
+            while True:
+                await asyncio.sleep(interval_s)
+                if outbox.unsynced:
+                    await asyncio.to_thread(outbox.sync)
+        except SpoolError as error:
+            log.error(
+                "episode %s is spooled no further than step %d: %s",
+                outbox.spool.episode_id,
+                outbox.synced_through,
+                error.detail,
+            )
 
     async def resend(self, timeout_s: float | None) -> list[Resent]:
         """Bring home what earlier processes left in the spool, one episode after the other, and end each.
@@ -130,4 +157,7 @@ class Fleet:
             task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await task
+        if self._limits.spool_sync_interval_s is not None and sender.outbox.unsynced:
+            with contextlib.suppress(SpoolError):
+                await asyncio.to_thread(sender.outbox.sync)
         sender.stop()

@@ -27,6 +27,7 @@ class Outbox:
         self.spool = spool
         self._max_bytes = max_bytes
         self.forgetful = forgetful
+        self.synced_through = -1
         self._accepted_through = -1
         self._bytes = 0
         self._sent: deque[bytes] = deque()
@@ -134,6 +135,26 @@ class Outbox:
                 self._forget_first()
             if self._unread is not None:
                 self._make_room(1)  # else steps on disk would wait for room that no further `put` makes
+
+    @property
+    def unsynced(self) -> bool:
+        """Whether the disk has steps that a power cut may take."""
+        return self.spool is not None and self.synced_through < self.next_index - 1
+
+    def sync(self) -> None:
+        """Flush the spool to its medium: `synced_through` is the last step that is there; blocks on the medium.
+
+        Raises:
+            SpoolError: the medium refuses.
+        """
+        if self.spool is not None:
+            with self._lock:
+                through = self.next_index - 1
+                segments = self.spool.segments_from(self.synced_through + 1)
+            self.spool.sync(segments)
+            with self._lock:
+                if self._closed is None:  # else the files may have gone elsewhere meanwhile
+                    self.synced_through = through
 
     @property
     def untidy(self) -> bool:

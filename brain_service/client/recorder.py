@@ -29,11 +29,24 @@ FLUSH_TIMEOUT_S = 10.0
 
 @dataclass(frozen=True, slots=True)
 class BufferLimits:
-    """Bounds of the offline buffer: bytes in memory, and with a `spool_dir` bytes an episode on disk."""
+    """Bounds of the offline buffer: bytes in memory, and with a `spool_dir` bytes an episode on disk.
+
+    What is on disk is flushed to its medium every `spool_sync_interval_s` seconds; None: whenever the kernel does.
+    """
 
     max_buffer_bytes: int = MAX_BUFFER_BYTES
     spool_dir: Path | None = None
     max_spool_bytes: int = MAX_SPOOL_BYTES
+    spool_sync_interval_s: float | None = None
+
+    def __post_init__(self) -> None:
+        """Check the interval.
+
+        Raises:
+            ValueError: it is not positive.
+        """
+        if self.spool_sync_interval_s is not None and not self.spool_sync_interval_s > 0:
+            raise ValueError(f"spool_sync_interval_s is {self.spool_sync_interval_s}; give seconds > 0, or None")
 
 
 def new_episode_id() -> str:
@@ -97,6 +110,14 @@ class _Recorder:
     def durable_through(self) -> int:
         """Highest step index that a power cut no longer loses; -1: none."""
         return self._sender.durable_through
+
+    @property
+    def spooled_through(self) -> int:
+        """Highest step index that a power cut of this computer no longer loses; -1: none.
+
+        Those up to `durable_through` are at the daemon; with `spool_sync_interval_s` the others are in the spool.
+        """
+        return max(self._outbox.synced_through, self._sender.durable_through)
 
     @property
     def pending(self) -> int:

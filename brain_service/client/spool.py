@@ -6,16 +6,15 @@
                              end.json              the body that ends it, once that was asked for
                              lock                  held (flock) by the process that records
 
-A step is in the page cache when `append` returns: it survives this process, not a power cut of this computer.
+A step is in the page cache when `append` returns: it survives this process, and once `sync` has covered it a power
+cut of this computer too.
 Segments are small and short-lived, so that most are gone before the kernel would write them to the card.
 """
 
 import contextlib
 import errno
-import fcntl
 import os
 import shutil
-import struct
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,15 +22,23 @@ from pathlib import Path
 import msgspec
 
 from brain_service.client.errors import BufferFullError, SpoolError
+from brain_service.client.spool_folder import (
+    RECORD,
+    SET_ASIDE,
+    read_continued,
+    read_episode,
+    read_object,
+    read_records,
+    set_folder_aside,
+    take_lock,
+)
 from brain_service.client.wire import JsonObject, to_json
-from brain_service.durable import write_atomic
+from brain_service.durable import fsync_directory, make_directory, write_atomic
 
-__all__ = ["Place", "Spool", "waiting_spools"]
+__all__ = ["Place", "Spool"]
 
 SEGMENT_BYTES = 1024 * 1024
 TIDY_BYTES = 256 * 1024  # a segment of which every step is durable is dropped from this size on
-RECORD = struct.Struct("<II")
-SET_ASIDE = ".rejected"
 
 
 @dataclass(slots=True)
@@ -74,12 +81,20 @@ class Spool:
         """
         document = to_json(create_body)
         path = root / create_body["episode_id"]
-        try:
-            path.mkdir(parents=True)
-            lock_fd = _lock(path)
-            write_atomic(path / "episode.json", document)
-        except OSError as error:
-            raise SpoolError(f"cannot make the offline buffer {path}: {error.strerror}; see spool_dir") from error
+        with contextlib.ExitStack() as undo:
+            try:
+                make_directory(root)
+                path.mkdir()
+                undo.callback(shutil.rmtree, path, ignore_errors=True)
+                lock_fd = take_lock(path)
+                undo.callback(os.close, lock_fd)
+                write_atomic(path / "episode.json", document)
+                fsync_directory(root)
+            except OSError as error:
+                raise SpoolError(
+                    f"cannot make the offline buffer {path}: {error.strerror}; see spool_dir"
+                ) from error
+            undo.pop_all()
         return cls(path, create_body, max_bytes, lock_fd)
 
     @classmethod
@@ -93,7 +108,7 @@ class Spool:
             SpoolError: a living process uses it, it cannot be read, or it is damaged.
         """
         try:
-            lock_fd = _lock(path)
+            lock_fd = take_lock(path)
         except FileNotFoundError:
             return None
         except OSError as error:
@@ -101,8 +116,8 @@ class Spool:
         with contextlib.ExitStack() as undo:
             undo.callback(os.close, lock_fd)
             try:
-                spool = cls(path, _episode(path), max_bytes, lock_fd)
-                spool.continued_at = _continued(path)
+                spool = cls(path, read_episode(path), max_bytes, lock_fd)
+                spool.continued_at = read_continued(path)
                 spool._scan()
             except FileNotFoundError:
                 with contextlib.suppress(OSError):  # amid its removal we may have made the lock file anew
@@ -112,7 +127,7 @@ class Spool:
             except OSError as error:
                 raise SpoolError(f"cannot read the offline buffer {path}: {error.strerror}") from error
             except ValueError as error:
-                _set_aside(path)
+                set_folder_aside(path)
                 raise SpoolError(f"{path} holds no episode ({error}); it is {path.name}{SET_ASIDE} now") from error
             undo.pop_all()
         return spool
@@ -135,7 +150,7 @@ class Spool:
     def end_body(self) -> JsonObject | None:
         """Return what `keep_end` kept, None if the episode was not asked to end."""
         try:
-            return _object(self.path / "end.json")
+            return read_object(self.path / "end.json")
         except (OSError, ValueError):
             return None
 
@@ -197,6 +212,29 @@ class Spool:
         self.size_bytes += len(record)
         return place
 
+    def segments_from(self, index: int) -> list[Path]:
+        """Return the files of the steps from `index` on."""
+        return [segment.path for segment in self._segments if segment.end_index > index]
+
+    def sync(self, segments: list[Path]) -> None:
+        """Flush these files and their entries to the medium; one that is gone was tidied away.
+
+        Raises:
+            SpoolError: the medium refuses. What it then holds is unknown, and another try would not tell.
+        """
+        try:
+            for path in segments:
+                with contextlib.suppress(FileNotFoundError):
+                    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+                    try:
+                        os.fdatasync(fd)
+                    finally:
+                        os.close(fd)
+            with contextlib.suppress(FileNotFoundError):
+                fsync_directory(self.path)
+        except OSError as error:
+            raise SpoolError(f"cannot flush {self.path} to its medium: {error.strerror}") from error
+
     def read(self, place: Place, max_bytes: int) -> tuple[list[bytes], Place]:
         """Return steps from `place` on, about `max_bytes` of them or to the end of a segment, and the next place.
 
@@ -211,10 +249,10 @@ class Spool:
         try:
             with segment.path.open("rb") as file:
                 file.seek(place.offset)
-                steps, used = _records(file.read(min(max_bytes, size_bytes - place.offset)))
+                steps, used = read_records(file.read(min(max_bytes, size_bytes - place.offset)))
                 if not steps:  # one step larger than `max_bytes`
                     file.seek(place.offset)
-                    steps, used = _records(file.read(size_bytes - place.offset))
+                    steps, used = read_records(file.read(size_bytes - place.offset))
         except OSError as error:
             raise SpoolError(f"cannot read {segment.path}: {error.strerror}") from error
         if not steps:
@@ -255,7 +293,7 @@ class Spool:
 
     def set_aside(self) -> None:
         """Rename the folder to `<id>.rejected`: the daemon will not take it, and a person may want to look."""
-        _set_aside(self.path)
+        set_folder_aside(self.path)
         self.close()
 
     def close(self) -> None:
@@ -299,82 +337,8 @@ class Spool:
             if self._segments and first != self.next_index:
                 break  # the segment before it was cut: nothing after a gap can be sent
             data = path.read_bytes()
-            steps, used = _records(data)
+            steps, used = read_records(data)
             if used < len(data):
                 os.truncate(path, used)
             self._segments.append(_Segment(path, first, first + len(steps), used))
             self.size_bytes += used
-
-
-def _records(data: bytes) -> tuple[list[bytes], int]:
-    """Return the whole, undamaged records at the start of `data`, and how many bytes they take."""
-    steps: list[bytes] = []
-    place = 0
-    while place + RECORD.size <= len(data):
-        length, crc = RECORD.unpack_from(data, place)
-        step = data[place + RECORD.size : place + RECORD.size + length]
-        if len(step) < length or zlib.crc32(step) != crc:
-            break
-        steps.append(step)
-        place += RECORD.size + length
-    return steps, place
-
-
-def _object(path: Path) -> JsonObject:
-    """Return the JSON object in a file.
-
-    Raises:
-        OSError: it cannot be read.
-        ValueError: it is no JSON object.
-    """
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=JsonObject)
-    except RecursionError as error:
-        raise ValueError(f"{path.name}: {error}") from error
-
-
-def _episode(path: Path) -> JsonObject:
-    document = _object(path / "episode.json")
-    if not isinstance(document.get("episode_id"), str):
-        raise ValueError("episode.json has no episode_id")
-    return document
-
-
-def _continued(path: Path) -> list[int]:
-    try:
-        return msgspec.json.decode((path / "continued.json").read_bytes(), type=list[int])
-    except FileNotFoundError:
-        return []
-
-
-def _set_aside(path: Path) -> None:
-    with contextlib.suppress(OSError):
-        path.rename(path.with_name(path.name + SET_ASIDE))
-
-
-def _lock(path: Path) -> int:
-    fd = os.open(path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(fd)
-        raise
-    return fd
-
-
-def waiting_spools(root: Path) -> list[Path]:
-    """Return the folders under `root` that hold an episode to be resent, oldest first.
-
-    Raises:
-        SpoolError: they cannot be read.
-    """
-    found: list[tuple[int, str, Path]] = []
-    try:
-        for path in root.iterdir() if root.is_dir() else ():
-            with contextlib.suppress(FileNotFoundError, NotADirectoryError, PermissionError):
-                # The suppressed are no spools of ours, or were brought home just now.
-                if path.suffix != SET_ASIDE:
-                    found.append(((path / "episode.json").stat().st_mtime_ns, path.name, path))
-    except OSError as error:
-        raise SpoolError(f"cannot list the offline buffers in {root}: {error.strerror}; see spool_dir") from error
-    return [path for _, _, path in sorted(found)]

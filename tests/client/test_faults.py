@@ -16,7 +16,8 @@ import pytest
 
 from brain_service.client import BrainClient, EndedError, EpisodeRecorder, LostStepsError, SpoolError
 from brain_service.client.sender import Transport
-from brain_service.client.spool import Spool, waiting_spools
+from brain_service.client.spool import Spool
+from brain_service.client.spool_folder import waiting_spools
 from tests.client.conftest import Wire
 from tests.client.robot import action, assert_recorded, observation
 from tests.fakes.proxy import Proxy
@@ -360,6 +361,25 @@ def test_memory_full_of_accepted_steps_makes_room_for_those_on_disk(wire: Wire, 
                 episode.log_step(observation(index), action(index), index)
             wire.proxy.refuse = False
         assert_recorded(client, episode.episode_id, 500)
+
+
+def test_a_spool_is_flushed_to_its_medium_off_the_callers_thread(tmp_path: Path) -> None:
+    with BrainClient("http://127.0.0.1:9", spool_dir=tmp_path, spool_sync_interval_s=0.05) as client:
+        episode = client.record()
+        assert episode.spooled_through == -1
+        for count in (10, 20):
+            while episode.log_step({"x": 1.0}, {"y": 1.0}) < count - 1:
+                pass
+            give_up = time.monotonic() + 10
+            while episode.spooled_through < count - 1:
+                assert time.monotonic() < give_up
+                time.sleep(0.01)
+        assert (episode.spooled_through, episode.durable_through) == (19, -1)
+        episode.log_step({"x": 1.0}, {"y": 1.0})
+        client.close(0)
+        assert episode.spooled_through == 20
+    with pytest.raises(ValueError, match="spool_sync_interval_s is 0"):
+        BrainClient(spool_sync_interval_s=0)
 
 
 def test_a_damaged_spool_is_told_and_set_aside_and_the_others_come_home(

@@ -1,5 +1,6 @@
 """The offline buffer: nothing leaves it before it is durable, nothing comes twice, and its bound holds."""
 
+import random
 import threading
 from pathlib import Path
 
@@ -10,7 +11,12 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from brain_service.client.errors import BufferFullError, EndedError, SpoolError
 from brain_service.client.outbox import STEP_OVERHEAD_BYTES, Outbox
-from brain_service.client.spool import SEGMENT_BYTES, Spool, waiting_spools
+from brain_service.client.spool import SEGMENT_BYTES, Spool
+from brain_service.client.spool_folder import waiting_spools
+from tests.fakes.disk import watched
+from tests.fakes.medium import Medium
+from tests.fakes.recording import Claim, Recording, write_tree
+from tests.fakes.sectors import Fate
 
 BODY = {"episode_id": "e1"}
 
@@ -267,3 +273,35 @@ def test_of_two_clients_on_one_folder_one_has_each_spool(tmp_path: Path) -> None
         thread.join()
     assert found == [], "a spool was taken over from its living owner"
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_called_spooled_survives_a_power_cut_of_this_computer(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    root.mkdir()
+    recording = Recording(root)
+    with watched(root, recording):
+        outbox = Outbox(10_000, Spool.create(root / "spool", BODY, 10**9))
+        for index in range(60):
+            outbox.put(lambda index: b"%06d" % index + b"x" * 50_000)
+            if index % 7 == 6:
+                outbox.sync()
+                assert not outbox.unsynced
+                recording.say("spooled", "e1", outbox.synced_through)
+        outbox.close(EndedError("closed"))
+    medium = Medium(recording)
+    through, looks = -1, 0
+    rng = random.Random(1)
+    for number, event in enumerate(recording.events):
+        medium.play(event)
+        if isinstance(event, Claim):
+            through = event.value
+        if through >= 0 and number % 5 == 0:
+            for fate in (Fate("lost", "lost"), Fate("mixed", "mixed"), Fate("torn", "kept")):
+                looks += 1
+                after = tmp_path / f"after{looks}"
+                write_tree(after, medium.survive(fate, rng))
+                spool = resumed(after / "spool" / "e1")
+                assert spool.next_index > through
+                assert drain(Outbox(10_000, spool))[through].startswith(b"%06d" % through)
+                spool.close()
+    assert looks > 50
