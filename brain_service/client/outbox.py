@@ -4,7 +4,7 @@ import threading
 from collections import deque
 from collections.abc import Callable
 
-from brain_service.client.errors import BufferFullError, ClientError
+from brain_service.client.errors import BufferFullError, ClientError, SpoolError
 from brain_service.client.spool import Place, Spool
 
 __all__ = ["Outbox"]
@@ -28,6 +28,7 @@ class Outbox:
         self._max_bytes = max_bytes
         self.forgetful = forgetful
         self.synced_through = -1
+        self._may_sync = True
         self._accepted_through = -1
         self._bytes = 0
         self._sent: deque[bytes] = deque()
@@ -138,8 +139,8 @@ class Outbox:
 
     @property
     def unsynced(self) -> bool:
-        """Whether the disk has steps that a power cut may take."""
-        return self.spool is not None and self.synced_through < self.next_index - 1
+        """Whether the disk has steps that a flush would keep from a power cut; none after one that failed."""
+        return self.spool is not None and self._may_sync and self.synced_through < self.next_index - 1
 
     def sync(self) -> None:
         """Flush the spool to its medium: `synced_through` is the last step that is there; blocks on the medium.
@@ -151,10 +152,14 @@ class Outbox:
             with self._lock:
                 through = self.next_index - 1
                 segments = self.spool.segments_from(self.synced_through + 1)
-            self.spool.sync(segments)
+            try:
+                self.spool.sync(segments)
+            except SpoolError:
+                self._may_sync = False  # the kernel may call clean what it could not write
+                raise
             with self._lock:
                 if self._closed is None:  # else the files may have gone elsewhere meanwhile
-                    self.synced_through = through
+                    self.synced_through = max(self.synced_through, through)
 
     @property
     def untidy(self) -> bool:

@@ -1,5 +1,7 @@
 """The offline buffer: nothing leaves it before it is durable, nothing comes twice, and its bound holds."""
 
+import errno
+import os
 import random
 import threading
 from pathlib import Path
@@ -13,7 +15,7 @@ from brain_service.client.errors import BufferFullError, EndedError, SpoolError
 from brain_service.client.outbox import STEP_OVERHEAD_BYTES, Outbox
 from brain_service.client.spool import SEGMENT_BYTES, Spool
 from brain_service.client.spool_folder import waiting_spools
-from tests.fakes.disk import watched
+from tests.fakes.disk import Call, watched
 from tests.fakes.medium import Medium
 from tests.fakes.recording import Claim, Recording, write_tree
 from tests.fakes.sectors import Fate
@@ -305,3 +307,27 @@ def test_what_is_called_spooled_survives_a_power_cut_of_this_computer(tmp_path: 
                 assert drain(Outbox(10_000, spool))[through].startswith(b"%06d" % through)
                 spool.close()
     assert looks > 50
+
+
+class NoFlush(Recording):
+    """A medium that refuses to flush files while `refuses`."""
+
+    refuses = True
+
+    def before(self, call: Call) -> bool:
+        if call.kind == "sync" and call.data_only and self.refuses:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return super().before(call)
+
+
+def test_after_a_flush_that_failed_nothing_more_is_called_spooled(tmp_path: Path) -> None:
+    medium = NoFlush(tmp_path)
+    with watched(tmp_path, medium):
+        outbox = Outbox(10_000, Spool.create(tmp_path, BODY, 10**9))
+        outbox.put(text)
+        with pytest.raises(SpoolError, match="Input/output error"):
+            outbox.sync()
+        medium.refuses = False
+        assert outbox.put(text) == 1, "the page cache still takes it"
+        assert (outbox.unsynced, outbox.synced_through) == (False, -1)
+        outbox.close(EndedError("closed"))
