@@ -23,8 +23,8 @@ from brain_service.client.errors import (
     UnreachableError,
 )
 from brain_service.client.fleet import Resent
+from brain_service.client.parts import Ended
 from brain_service.client.recorder import AsyncEpisodeRecorder, EpisodeRecorder
-from brain_service.client.sender import Ended
 from brain_service.client.sessions import Action, AsyncSession, Session
 
 __all__ = [

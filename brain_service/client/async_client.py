@@ -45,12 +45,12 @@ class AsyncBrainClient:
         max_buffer_bytes: int = MAX_BUFFER_BYTES,
         spool_dir: str | Path | None = None,
         max_spool_bytes: int = MAX_SPOOL_BYTES,
+        spool_sync_interval_s: float | None = None,
         transport: Transport = "stream",
     ) -> None:
         self._endpoint = Endpoint(base_url, None if uds is None else Path(uds), token, timeout_s)
-        self._limits = BufferLimits(
-            max_buffer_bytes, None if spool_dir is None else Path(spool_dir), max_spool_bytes
-        )
+        spool = None if spool_dir is None else Path(spool_dir)
+        self._limits = BufferLimits(max_buffer_bytes, spool, max_spool_bytes, spool_sync_interval_s)
         self._transport: Transport = transport
         self._http = self._endpoint.async_http()
         self._fleet: Fleet | None = None
@@ -77,7 +77,7 @@ class AsyncBrainClient:
         """
         body = create_body(fields)
         outbox = await asyncio.to_thread(open_outbox, body, self._limits)
-        return AsyncEpisodeRecorder(body["episode_id"], outbox, self._start().launch(body, outbox))
+        return AsyncEpisodeRecorder(outbox, self._start().launch(body, outbox))
 
     async def resend_spool(self, timeout_s: float | None = RESEND_TIMEOUT_S) -> list[Resent]:
         """Bring home what earlier processes left in `spool_dir`, as `BrainClient.resend_spool`.

@@ -66,7 +66,9 @@ class BrainClient:
     `token` goes into every request and into no log or repr. `timeout_s` bounds each wait for the network. Steps
     wait in at most `max_buffer_bytes` of memory an episode while the daemon is away; with a `spool_dir` they stand
     on disk too (at most `max_spool_bytes` an episode) and survive this process: `resend_spool` of the next client
-    brings them home. `transport` is `stream` (a WebSocket; where there is none, POST) or `post`.
+    brings them home. Every `spool_sync_interval_s` they are flushed to that medium, off the caller's thread, and
+    then survive a power cut of this computer (None: whenever the kernel does it). `transport` is `stream` (a
+    WebSocket; where there is none, POST) or `post`.
     """
 
     def __init__(
@@ -79,12 +81,12 @@ class BrainClient:
         max_buffer_bytes: int = MAX_BUFFER_BYTES,
         spool_dir: str | Path | None = None,
         max_spool_bytes: int = MAX_SPOOL_BYTES,
+        spool_sync_interval_s: float | None = None,
         transport: Transport = "stream",
     ) -> None:
         self._endpoint = Endpoint(base_url, None if uds is None else Path(uds), token, timeout_s)
-        self._limits = BufferLimits(
-            max_buffer_bytes, None if spool_dir is None else Path(spool_dir), max_spool_bytes
-        )
+        spool = None if spool_dir is None else Path(spool_dir)
+        self._limits = BufferLimits(max_buffer_bytes, spool, max_spool_bytes, spool_sync_interval_s)
         self._transport: Transport = transport
         self._http = self._endpoint.http()
         self._lock = threading.Lock()
@@ -111,7 +113,7 @@ class BrainClient:
         async def launch() -> Sender:
             return fleet.launch(body, outbox)
 
-        return EpisodeRecorder(body["episode_id"], outbox, loop.run(launch()), loop)
+        return EpisodeRecorder(outbox, loop.run(launch()), loop)
 
     def resend_spool(self, timeout_s: float | None = RESEND_TIMEOUT_S) -> list[Resent]:
         """Bring home what earlier processes left in `spool_dir` and end those episodes, as they had asked for.

@@ -23,9 +23,11 @@ SPEAKING_S = 1.0  # how long a stream that breaks may take to say why
 
 
 class Feed(Protocol):
-    """What a link asks of the sender. All of it happens on one event loop."""
+    """What a link asks of the sender. All of it happens on one event loop, and indices are the episode's own."""
 
-    accepted_through: int
+    @property
+    def accepted_steps(self) -> int:
+        """How many steps of the episode the daemon has accepted."""
 
     async def take(self) -> tuple[int, list[bytes]]:
         """Return the index of the last of the next steps to send, and the steps; none: nothing to send now."""
@@ -92,9 +94,9 @@ async def _look(http: httpx.AsyncClient, path: str, feed: Feed) -> None:
         UnreachableError: it is not there, or came back from a power cut.
     """
     summary = await run_async(http, fetch_json(path))
-    if summary["steps"] <= feed.accepted_through:
+    if summary["steps"] < feed.accepted_steps:
         raise UnreachableError(f"the daemon came back with {summary['steps']} steps, fewer than it had")
-    feed.acknowledge(feed.accepted_through, summary["durable_through"])
+    feed.acknowledge(feed.accepted_steps - 1, summary["durable_through"])
 
 
 class StreamLink:

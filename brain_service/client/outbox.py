@@ -4,7 +4,7 @@ import threading
 from collections import deque
 from collections.abc import Callable
 
-from brain_service.client.errors import BufferFullError
+from brain_service.client.errors import BufferFullError, ClientError, SpoolError
 from brain_service.client.spool import Place, Spool
 
 __all__ = ["Outbox"]
@@ -27,12 +27,15 @@ class Outbox:
         self.spool = spool
         self._max_bytes = max_bytes
         self.forgetful = forgetful
+        self.synced_through = -1
+        self._may_sync = True
         self._accepted_through = -1
         self._bytes = 0
         self._sent: deque[bytes] = deque()
         self._unsent: deque[bytes] = deque()
         self._unread: Place | None = None  # the first step that is on disk only
         self._skip_to = 0
+        self._closed: ClientError | None = None
         self._lock = threading.Lock()
         if spool is not None and spool.next_index:
             self.first_index, self.next_index = spool.first_index, spool.next_index
@@ -63,9 +66,11 @@ class Outbox:
 
         Raises:
             BufferFullError: there is no room; the index stays free.
-            ClientError: whatever `encode` or the spool raises; the index stays free.
+            ClientError: what `encode` or the spool raises, or once closed `close`'s reason; the index stays free.
         """
         with self._lock:
+            if self._closed is not None:
+                raise self._closed
             index = self.next_index
             step = encode(index)
             cost = len(step) + STEP_OVERHEAD_BYTES
@@ -129,6 +134,32 @@ class Outbox:
             self._move_to(max(self.cursor, durable_through + 1))
             while self._sent and self.first_index <= durable_through:
                 self._forget_first()
+            if self._unread is not None:
+                self._make_room(1)  # else steps on disk would wait for room that no further `put` makes
+
+    @property
+    def unsynced(self) -> bool:
+        """Whether the disk has steps that a flush would keep from a power cut; none after one that failed."""
+        return self.spool is not None and self._may_sync and self.synced_through < self.next_index - 1
+
+    def sync(self) -> None:
+        """Flush the spool to its medium: `synced_through` is the last step that is there; blocks on the medium.
+
+        Raises:
+            SpoolError: the medium refuses.
+        """
+        if self.spool is not None:
+            with self._lock:
+                through = self.next_index - 1
+                segments = self.spool.segments_from(self.synced_through + 1)
+            try:
+                self.spool.sync(segments)
+            except SpoolError:
+                self._may_sync = False  # the kernel may call clean what it could not write
+                raise
+            with self._lock:
+                if self._closed is None:  # else the files may have gone elsewhere meanwhile
+                    self.synced_through = max(self.synced_through, through)
 
     @property
     def untidy(self) -> bool:
@@ -144,6 +175,16 @@ class Outbox:
         if self.spool is not None:
             with self._lock:
                 self.spool.tidy(self.first_index - 1)
+
+    def close(self, reason: ClientError, leave: Callable[[Spool], None] = Spool.close) -> None:
+        """Take no more steps, and leave the spool in the way that `leave` says; blocks on the medium.
+
+        A `put` in another thread is over before the spool is touched, and every later one raises `reason`.
+        """
+        with self._lock:
+            self._closed = reason
+        if self.spool is not None:
+            leave(self.spool)
 
     def _move_to(self, index: int) -> None:
         while self._sent and self.cursor > index:

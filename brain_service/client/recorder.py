@@ -11,7 +11,8 @@ from typing import Any, Literal, Protocol, TypeVar
 
 from brain_service.client.errors import BufferFullError, ClientError, EndedError, ProblemError
 from brain_service.client.outbox import Outbox
-from brain_service.client.sender import Ended, Sender
+from brain_service.client.parts import Ended
+from brain_service.client.sender import Sender
 from brain_service.client.spool import Spool
 from brain_service.client.wire import JsonObject, encode_step, to_json
 
@@ -28,11 +29,24 @@ FLUSH_TIMEOUT_S = 10.0
 
 @dataclass(frozen=True, slots=True)
 class BufferLimits:
-    """Bounds of the offline buffer: bytes in memory, and with a `spool_dir` bytes an episode on disk."""
+    """Bounds of the offline buffer: bytes in memory, and with a `spool_dir` bytes an episode on disk.
+
+    What is on disk is flushed to its medium every `spool_sync_interval_s` seconds; None: whenever the kernel does.
+    """
 
     max_buffer_bytes: int = MAX_BUFFER_BYTES
     spool_dir: Path | None = None
     max_spool_bytes: int = MAX_SPOOL_BYTES
+    spool_sync_interval_s: float | None = None
+
+    def __post_init__(self) -> None:
+        """Check the interval.
+
+        Raises:
+            ValueError: it is not positive.
+        """
+        if self.spool_sync_interval_s is not None and not self.spool_sync_interval_s > 0:
+            raise ValueError(f"spool_sync_interval_s is {self.spool_sync_interval_s}; give seconds > 0, or None")
 
 
 def new_episode_id() -> str:
@@ -50,28 +64,42 @@ def open_outbox(create_body: JsonObject, limits: BufferLimits) -> Outbox:
     spool = None
     if limits.spool_dir is not None:
         spool = Spool.create(limits.spool_dir, create_body, limits.max_spool_bytes)
+    return fill_outbox(create_body, limits, spool)
+
+
+def fill_outbox(create_body: JsonObject, limits: BufferLimits, spool: Spool | None) -> Outbox:
+    """Return the outbox of an episode, with what its spool holds."""
     return Outbox(limits.max_buffer_bytes, spool, forgetful=create_body.get("durability") == "episode")
 
 
 class _Recorder:
     """What both recorders share: everything that does not wait."""
 
-    def __init__(self, episode_id: str, outbox: Outbox, sender: Sender) -> None:
-        self._episode_id = episode_id
+    def __init__(self, outbox: Outbox, sender: Sender) -> None:
         self._outbox = outbox
         self._sender = sender
         self._ending = False
 
     def __repr__(self) -> str:
         return (
-            f"<{type(self).__name__} {self._episode_id}: {self._outbox.next_index} steps, "
+            f"<{type(self).__name__} {self.episode_id}: {self._outbox.next_index} steps, "
             f"accepted through {self.accepted_through}, durable through {self.durable_through}>"
         )
 
     @property
     def episode_id(self) -> str:
-        """The episode's id, at the daemon too."""
-        return self._episode_id
+        """The id of the episode that takes steps now, at the daemon too.
+
+        It changes where the daemon closed the episode as `recovered` while it was out of reach: the recording then
+        goes on in another, which names this one under `continues` in its metadata. Indices here go on too: those
+        of `log_step`, `accepted_through` and `durable_through` count the recording's steps, from its first.
+        """
+        return self._sender.episode_ids[-1]
+
+    @property
+    def earlier_episode_ids(self) -> tuple[str, ...]:
+        """The ids of the episodes that the daemon closed amid the recording, oldest first; mostly none."""
+        return self._sender.episode_ids[:-1]
 
     @property
     def accepted_through(self) -> int:
@@ -82,6 +110,14 @@ class _Recorder:
     def durable_through(self) -> int:
         """Highest step index that a power cut no longer loses; -1: none."""
         return self._sender.durable_through
+
+    @property
+    def spooled_through(self) -> int:
+        """Highest step index that a power cut of this computer no longer loses; -1: none.
+
+        Those up to `durable_through` are at the daemon; with `spool_sync_interval_s` the others are in the spool.
+        """
+        return max(self._outbox.synced_through, self._sender.durable_through)
 
     @property
     def pending(self) -> int:
@@ -128,7 +164,7 @@ class _Recorder:
         if sender.failure is not None:
             raise sender.failure
         if self._ending:
-            raise EndedError(f"episode {self._episode_id} has ended here; client.record() starts another")
+            raise EndedError(f"episode {self.episode_id} has ended here; client.record() starts another")
         time_ns = time.time_ns() if timestamp_ns is None else timestamp_ns
         extra = {"control_role": control_role, "executed_action": executed_action, "policy": policy}
         step: JsonObject = {
@@ -201,8 +237,8 @@ class EpisodeRecorder(_Recorder):
     `log_step` may be called from any thread.
     """
 
-    def __init__(self, episode_id: str, outbox: Outbox, sender: Sender, loop: LoopRunner) -> None:
-        super().__init__(episode_id, outbox, sender)
+    def __init__(self, outbox: Outbox, sender: Sender, loop: LoopRunner) -> None:
+        super().__init__(outbox, sender)
         self._loop = loop
 
     def flush(self, timeout_s: float | None = FLUSH_TIMEOUT_S, *, durable: bool = True) -> None:

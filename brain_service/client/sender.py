@@ -6,7 +6,6 @@ import logging
 import math
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Literal
 
 import httpx
@@ -26,9 +25,11 @@ from brain_service.client.errors import (
 )
 from brain_service.client.links import Link, NoStreamError, PostLink, StreamLink
 from brain_service.client.outbox import Outbox
-from brain_service.client.wire import JsonObject, to_json
+from brain_service.client.parts import Ended, part_body, part_ids
+from brain_service.client.spool import Spool
+from brain_service.client.wire import JsonObject, renumber, to_json
 
-__all__ = ["Ended", "Sender", "Transport"]
+__all__ = ["Sender", "Transport"]
 
 log = logging.getLogger(__name__)
 
@@ -42,25 +43,14 @@ FIRST_BACKOFF_S = 0.05
 MAX_BACKOFF_S = 1.0
 
 
-@dataclass(frozen=True, slots=True)
-class Ended:
-    """How an episode ended at the daemon: its steps, all on the medium, and `terminated` or `truncated`.
-
-    `recovered` is how the daemon ends an episode that nobody went on with after its restart.
-    """
-
-    steps: int
-    durable_through: int
-    reason: str
-
-
 class Sender:
-    """One episode's way to the daemon. `wake` may be called from any thread, the rest on the loop of `run`.
+    """One recording's way to the daemon. `wake` may be called from any thread, the rest on the loop of `run`.
 
     `accepted_through` and `durable_through` are the highest step indices that the daemon accepted and has on its
     medium (-1: none); a power cut of the daemon's computer can lower the first, never the second. `failure` is the
     error that made it give up, `trouble` what last went wrong and may pass, `refused_end` why the daemon did not
-    end the episode in the way that `finish` asked for.
+    end the episode in the way that `finish` asked for. `episode_ids` are the recording's episodes, the last of
+    them takes steps; all indices here are the recording's.
     """
 
     def __init__(
@@ -73,33 +63,43 @@ class Sender:
         transport: Transport = "stream",
         resumed: bool = False,
     ) -> None:
-        self.episode_id: str = create_body["episode_id"]
         self.outbox = outbox
         self.accepted_through = self.durable_through = outbox.first_index - 1
-        self.ended: Ended | None = None
+        self._done: Ended | None = None
+        self.ended: Ended | None = None  # the same, once the spool is gone too
         self.failure: ClientError | None = None
         self.trouble: ClientError | None = None
         self.refused_end: ProblemError | None = None
-        self._create_body = to_json(create_body)
+        self._first_body = create_body
+        self._endpoint = endpoint
         self._http = http
-        self._path = episode_path(self.episode_id)
-        self._posting = PostLink(http, self.episode_id)
-        streaming = StreamLink(endpoint, http, self.episode_id)
-        self._preferred: Link = streaming if transport == "stream" else self._posting
-        self._link: Link = self._preferred
+        self._transport = transport
         self._resumed = resumed
-        self._created = False
-        self._may_exist = resumed
-        self._settled = False
+        self._begin_part([0] if outbox.spool is None else [0, *outbox.spool.continued_at])
         self._end_body: bytes | None = None
         self._troubles = 0
         self._batch_limit = MAX_BATCH_STEPS
-        self._single_through = -1
         self._loop = asyncio.get_running_loop()
         self._more = asyncio.Event()
         self._pulse = asyncio.Event()
         self._idle = False
         self._last_taken_s = 0.0
+
+    def _begin_part(self, first_indices: list[int]) -> None:
+        """Turn to the recording's latest episode, given the first step of each."""
+        self._first_indices, self._base = first_indices, first_indices[-1]
+        count = len(first_indices)
+        self.episode_ids = part_ids(self._first_body["episode_id"], count)
+        self.episode_id = self.episode_ids[-1]
+        self._path = episode_path(self.episode_id)
+        self._create_body = to_json(part_body(self._first_body, count))
+        self._posting = PostLink(self._http, self.episode_id)
+        streaming = StreamLink(self._endpoint, self._http, self.episode_id)
+        self._preferred: Link = streaming if self._transport == "stream" else self._posting
+        self._link: Link = self._preferred
+        self._created = self._settled = False
+        self._may_exist = self._resumed or count > 1
+        self._single_through = -1
 
     # --- the recorder's side
 
@@ -121,10 +121,10 @@ class Sender:
 
     def stop(self) -> None:
         """Take note that nobody sends any more, once `run` was cancelled; what is on disk stays."""
+        self.ended = self._done
         if self.failure is None and self.ended is None:
-            self.failure = EndedError(f"the client of episode {self.episode_id} is closed")
-            if self.outbox.spool is not None:
-                self.outbox.spool.close()
+            self.failure = EndedError(f"the client of episode {self.episode_id} is closed; the step was not taken")
+            self.outbox.close(self.failure)
         self._notify()
 
     async def until_ended(self, timeout_s: float | None, what: str) -> Ended:
@@ -181,19 +181,17 @@ class Sender:
             await self._create()
         if not self._settled:
             await self._settle()
-        if self.ended is None:
+        if self._settled:
             await self._link.deliver(self)
             await self._end()
-        if self.ended is not None and self.outbox.spool is not None:
-            await asyncio.to_thread(self.outbox.spool.remove)
+        if self._done is not None:
+            reason = EndedError(f"episode {self.episode_id} has ended; the step was not taken")
+            await asyncio.to_thread(self.outbox.close, reason, Spool.remove)
+            self.ended = self._done
 
     async def _create(self) -> None:
-        call = Call(
-            "POST",
-            "/episodes",
-            self._create_body,
-            headers={"Content-Type": "application/json", "Idempotency-Key": self.episode_id},
-        )
+        headers = {"Content-Type": "application/json", "Idempotency-Key": self.episode_id}
+        call = Call("POST", "/episodes", self._create_body, headers=headers)
         try:
             await run_async(self._http, ask(call))
         except ConflictError:
@@ -210,16 +208,30 @@ class Sender:
     async def _settle(self) -> None:
         """Ask the daemon what it has, and go on from there."""
         summary = await run_async(self._http, fetch_json(self._path))
-        steps: int = summary["steps"]
-        if summary["state"] != "open":
+        steps: int = self._base + summary["steps"]
+        state: str = summary["state"]
+        if state in ("open", "recovered"):
+            self._check_nothing_is_lost(steps)
+        if state == "recovered":
+            await self._go_on_elsewhere(steps)
+        elif state != "open":
             if steps < self.outbox.next_index or self._end_body is None:
                 raise EndedError(
-                    f"episode {self.episode_id} has ended as {summary['state']} with {steps} steps; "
-                    f"{self.outbox.next_index} were recorded. Start another one"
+                    f"episode {self.episode_id} has ended as {state} with {steps} steps; {self.outbox.next_index} "
+                    "were recorded. Start another one"
                 )
             self._note(steps - 1, steps - 1)
-            self.ended = Ended(steps, steps - 1, summary["state"])
-            return
+            self._done = Ended(steps, steps - 1, state, self.episode_ids)
+        else:
+            # What it has beyond our last acknowledgement is sent again: it takes our own steps for what they are,
+            # and refuses them where another client wrote under their indices.
+            known = max(self._base, min(steps, self.accepted_through + 1))
+            self.outbox.rewind(known)
+            self._settled = True
+            durable_through = min(known - 1, self._base + summary["durable_through"])
+            self._note(known - 1, max(self.durable_through, durable_through))
+
+    def _check_nothing_is_lost(self, steps: int) -> None:
         if steps <= self.durable_through or steps < self.outbox.first_index:
             raise LostStepsError(
                 f"the daemon has {steps} steps of episode {self.episode_id}, but called "
@@ -230,12 +242,22 @@ class Sender:
                 f"the daemon has {steps} steps of episode {self.episode_id}, only {self.outbox.next_index} were "
                 "recorded here: another client writes it; start another one"
             )
-        # What it has beyond our last acknowledgement is sent again: it takes our own steps for what they are, and
-        # refuses them where another client wrote under their indices.
-        known = min(steps, self.accepted_through + 1)
-        self.outbox.rewind(known)
-        self._settled = True
-        self._note(known - 1, max(self.durable_through, min(known - 1, summary["durable_through"])))
+
+    async def _go_on_elsewhere(self, steps: int) -> None:
+        """Go on in another episode with what follows these steps: the daemon closed this one meanwhile."""
+        self.outbox.rewind(steps)
+        self.trouble, self._troubles = None, 0
+        self._note(steps - 1, steps - 1)
+        while steps >= self.outbox.next_index and not self.ending:
+            await self.wait()
+        if steps >= self.outbox.next_index:
+            self._done = Ended(steps, steps - 1, "recovered", self.episode_ids)
+            return
+        first_indices = [*self._first_indices, steps]
+        if self.outbox.spool is not None:
+            await asyncio.to_thread(self.outbox.spool.keep_continued, first_indices[1:])
+        log.warning("the daemon closed episode %s; another one goes on from step %d", self.episode_id, steps)
+        self._begin_part(first_indices)
 
     async def _end(self) -> None:
         try:
@@ -248,15 +270,15 @@ class Sender:
             self._notify()
             return
         answer = read_object(response)
-        steps: int = answer["steps"]
+        steps: int = self._base + answer["steps"]
         if steps < self.outbox.next_index:
             raise LostStepsError(
                 f"episode {self.episode_id} ended with {steps} of {self.outbox.next_index} steps: the daemon's "
                 "computer lost the rest before it was durable"
             )
         summary = await run_async(self._http, fetch_json(self._path))
-        self._note(steps - 1, answer["durable_through"])
-        self.ended = Ended(steps, answer["durable_through"], summary["state"])
+        self._note(steps - 1, self._base + answer["durable_through"])
+        self._done = Ended(steps, self.durable_through, summary["state"], self.episode_ids)
 
     async def _consider(self, error: ClientError) -> None:
         """Wait and go on where an error passes; otherwise give up."""
@@ -280,7 +302,7 @@ class Sender:
     def _is_gap(self, error: ClientError) -> bool:
         """Tell whether the daemon has fewer steps than it had accepted: it came back from a power cut."""
         expected = error.next_step_index if isinstance(error, ConflictError) else None
-        return expected is not None and expected <= self.accepted_through
+        return expected is not None and expected < self.accepted_steps
 
     async def _pause(self, error: ClientError) -> None:
         self._troubles += 1
@@ -299,9 +321,8 @@ class Sender:
             with contextlib.suppress(ClientError):
                 await run_async(self._http, ask(Call("POST", f"{self._path}/end", b"{}")))
         self.failure = error
-        if self.outbox.spool is not None:
-            for_good = isinstance(error, RejectedError | ConflictError | EndedError | LostStepsError)
-            await asyncio.to_thread(self.outbox.spool.set_aside if for_good else self.outbox.spool.close)
+        for_good = isinstance(error, RejectedError | ConflictError | EndedError | LostStepsError)
+        await asyncio.to_thread(self.outbox.close, error, Spool.set_aside if for_good else Spool.close)
 
     # --- the link's side (Feed)
 
@@ -315,7 +336,10 @@ class Sender:
         steps = self.outbox.take(1 if single else self._batch_limit, MAX_BATCH_BYTES)
         if steps:
             self._last_taken_s = self._loop.time()
-        return self.outbox.cursor - 1, steps
+        after = self.outbox.cursor - self._base
+        if self._base:
+            steps = [renumber(step, index) for index, step in enumerate(steps, after - len(steps))]
+        return after - 1, steps
 
     async def wait(self, timeout_s: float | None = None, *, room: bool = True) -> bool:
         """Wait for acknowledgements, the end or (with `room` for them) steps; False after `timeout_s` seconds.
@@ -341,13 +365,18 @@ class Sender:
 
     def acknowledge(self, accepted_through: int, durable_through: int) -> None:
         """Take in what the daemon said, as far as it is about steps that were sent."""
-        accepted_through = min(accepted_through, self.outbox.cursor - 1)
-        durable_through = min(durable_through, accepted_through)
+        accepted_through = min(self._base + accepted_through, self.outbox.cursor - 1)
+        durable_through = min(self._base + durable_through, accepted_through)
         if self.trouble is not None:
             log.info("episode %s goes on after step %d", self.episode_id, accepted_through)
         self.trouble, self._troubles = None, 0
         self._note(max(self.accepted_through, accepted_through), max(self.durable_through, durable_through))
         self._more.set()
+
+    @property
+    def accepted_steps(self) -> int:
+        """How many steps of the episode the daemon has accepted."""
+        return self.accepted_through + 1 - self._base
 
     @property
     def finishing(self) -> bool:

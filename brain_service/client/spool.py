@@ -2,19 +2,19 @@
 
     <spool_dir>/<episode_id>/episode.json          the body that creates the episode
                              000000000000.steps    records: length, CRC-32 (both uint32, little-endian), step
+                             continued.json        the first steps of the episodes that followed it, see `parts`
                              end.json              the body that ends it, once that was asked for
                              lock                  held (flock) by the process that records
 
-A step is in the page cache when `append` returns: it survives this process, not a power cut of this computer.
+A step is in the page cache when `append` returns: it survives this process, and once `sync` has covered it a power
+cut of this computer too.
 Segments are small and short-lived, so that most are gone before the kernel would write them to the card.
 """
 
 import contextlib
 import errno
-import fcntl
 import os
 import shutil
-import struct
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,15 +22,23 @@ from pathlib import Path
 import msgspec
 
 from brain_service.client.errors import BufferFullError, SpoolError
+from brain_service.client.spool_folder import (
+    RECORD,
+    SET_ASIDE,
+    read_continued,
+    read_episode,
+    read_object,
+    read_records,
+    set_folder_aside,
+    take_lock,
+)
 from brain_service.client.wire import JsonObject, to_json
-from brain_service.durable import write_atomic
+from brain_service.durable import fsync_directory, make_directory, write_atomic
 
-__all__ = ["Place", "Spool", "waiting_spools"]
+__all__ = ["Place", "Spool"]
 
 SEGMENT_BYTES = 1024 * 1024
 TIDY_BYTES = 256 * 1024  # a segment of which every step is durable is dropped from this size on
-RECORD = struct.Struct("<II")
-SET_ASIDE = ".rejected"
 
 
 @dataclass(slots=True)
@@ -52,13 +60,14 @@ class Place:
 class Spool:
     """The steps of one episode on disk. `append` belongs to the recording thread, the rest to the sender."""
 
-    def __init__(self, path: Path, document: JsonObject, max_bytes: int, lock_fd: int | None) -> None:
+    def __init__(self, path: Path, document: JsonObject, max_bytes: int, lock_fd: int) -> None:
         self.path = path
         self.episode_id: str = document["episode_id"]
         self.create_body: JsonObject = document
+        self.continued_at: list[int] = []
         self.size_bytes = 0
         self._max_bytes = max_bytes
-        self._lock_fd = lock_fd
+        self._lock_fd: int | None = lock_fd
         self._segments: list[_Segment] = []
         self._fd: int | None = None
 
@@ -72,27 +81,55 @@ class Spool:
         """
         document = to_json(create_body)
         path = root / create_body["episode_id"]
-        try:
-            path.mkdir(parents=True)
-            lock_fd = _lock(path)
-            write_atomic(path / "episode.json", document)
-        except OSError as error:
-            raise SpoolError(f"cannot make the offline buffer {path}: {error.strerror}; see spool_dir") from error
+        with contextlib.ExitStack() as undo:
+            try:
+                make_directory(root)
+                path.mkdir()
+                undo.callback(shutil.rmtree, path, ignore_errors=True)
+                lock_fd = take_lock(path)
+                undo.callback(os.close, lock_fd)
+                write_atomic(path / "episode.json", document)
+                fsync_directory(root)
+            except OSError as error:
+                raise SpoolError(
+                    f"cannot make the offline buffer {path}: {error.strerror}; see spool_dir"
+                ) from error
+            undo.pop_all()
         return cls(path, create_body, max_bytes, lock_fd)
 
     @classmethod
-    def resume(cls, path: Path, max_bytes: int) -> "Spool":
+    def resume(cls, path: Path, max_bytes: int) -> "Spool | None":
         """Take over what a recorder that is gone has left; a torn last record (its kill) is cut off.
 
+        None if there is nothing any more: whoever had it brought it home meanwhile. One that is no spool of ours
+        is set aside.
+
         Raises:
-            SpoolError: a living process uses it, or it cannot be read.
+            SpoolError: a living process uses it, it cannot be read, or it is damaged.
         """
         try:
-            lock_fd = _lock(path)
-            spool = cls(path, msgspec.json.decode((path / "episode.json").read_bytes()), max_bytes, lock_fd)
-            spool._scan()
-        except (OSError, msgspec.DecodeError) as error:
-            raise SpoolError(f"cannot read the offline buffer {path}: {error}") from error
+            lock_fd = take_lock(path)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise SpoolError(f"cannot take over the offline buffer {path}: {error.strerror}; in use?") from error
+        with contextlib.ExitStack() as undo:
+            undo.callback(os.close, lock_fd)
+            try:
+                spool = cls(path, read_episode(path), max_bytes, lock_fd)
+                spool.continued_at = read_continued(path)
+                spool._scan()
+            except FileNotFoundError:
+                with contextlib.suppress(OSError):  # amid its removal we may have made the lock file anew
+                    (path / "lock").unlink()
+                    path.rmdir()
+                return None
+            except OSError as error:
+                raise SpoolError(f"cannot read the offline buffer {path}: {error.strerror}") from error
+            except ValueError as error:
+                set_folder_aside(path)
+                raise SpoolError(f"{path} holds no episode ({error}); it is {path.name}{SET_ASIDE} now") from error
+            undo.pop_all()
         return spool
 
     @property
@@ -113,10 +150,9 @@ class Spool:
     def end_body(self) -> JsonObject | None:
         """Return what `keep_end` kept, None if the episode was not asked to end."""
         try:
-            body = msgspec.json.decode((self.path / "end.json").read_bytes())
-        except (OSError, msgspec.DecodeError):
+            return read_object(self.path / "end.json")
+        except (OSError, ValueError):
             return None
-        return body if isinstance(body, dict) else None
 
     def keep_end(self, body: bytes) -> None:
         """Note that the episode is to end with this JSON body.
@@ -129,13 +165,27 @@ class Spool:
         except OSError as error:
             raise SpoolError(f"cannot note the end in {self.path}: {error.strerror}") from error
 
+    def keep_continued(self, first_indices: list[int]) -> None:
+        """Note the steps with which the recording's second and later episodes begin.
+
+        Raises:
+            SpoolError: the medium refuses.
+        """
+        try:
+            write_atomic(self.path / "continued.json", msgspec.json.encode(first_indices))
+        except OSError as error:
+            raise SpoolError(f"cannot note the next episode in {self.path}: {error.strerror}") from error
+        self.continued_at = first_indices
+
     def append(self, index: int, step: bytes) -> Place:
         """Add one step and return its place.
 
         Raises:
             BufferFullError: the buffer or the medium is full; nothing was added.
-            SpoolError: the medium refuses otherwise; nothing was added.
+            SpoolError: it is closed, or the medium refuses otherwise; nothing was added.
         """
+        if self._lock_fd is None:
+            raise SpoolError(f"the offline buffer {self.path} is closed; step {index} was not taken")
         record = RECORD.pack(len(step), zlib.crc32(step)) + step
         if self.size_bytes + len(record) > self._max_bytes:
             raise BufferFullError(
@@ -162,6 +212,29 @@ class Spool:
         self.size_bytes += len(record)
         return place
 
+    def segments_from(self, index: int) -> list[Path]:
+        """Return the files of the steps from `index` on."""
+        return [segment.path for segment in self._segments if segment.end_index > index]
+
+    def sync(self, segments: list[Path]) -> None:
+        """Flush these files and their entries to the medium; one that is gone was tidied away.
+
+        Raises:
+            SpoolError: the medium refuses. What it then holds is unknown, and another try would not tell.
+        """
+        try:
+            for path in segments:
+                with contextlib.suppress(FileNotFoundError):
+                    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+                    try:
+                        os.fdatasync(fd)
+                    finally:
+                        os.close(fd)
+            with contextlib.suppress(FileNotFoundError):
+                fsync_directory(self.path)
+        except OSError as error:
+            raise SpoolError(f"cannot flush {self.path} to its medium: {error.strerror}") from error
+
     def read(self, place: Place, max_bytes: int) -> tuple[list[bytes], Place]:
         """Return steps from `place` on, about `max_bytes` of them or to the end of a segment, and the next place.
 
@@ -176,10 +249,10 @@ class Spool:
         try:
             with segment.path.open("rb") as file:
                 file.seek(place.offset)
-                steps, used = _records(file.read(min(max_bytes, size_bytes - place.offset)))
+                steps, used = read_records(file.read(min(max_bytes, size_bytes - place.offset)))
                 if not steps:  # one step larger than `max_bytes`
                     file.seek(place.offset)
-                    steps, used = _records(file.read(size_bytes - place.offset))
+                    steps, used = read_records(file.read(size_bytes - place.offset))
         except OSError as error:
             raise SpoolError(f"cannot read {segment.path}: {error.strerror}") from error
         if not steps:
@@ -212,15 +285,16 @@ class Spool:
             self.size_bytes -= segment.size_bytes
 
     def remove(self) -> None:
-        """Delete the folder: all is durable and the episode has ended."""
-        self.close()
+        """Delete the folder: all is durable and the episode has ended. Nobody can take it over meanwhile."""
+        with contextlib.suppress(OSError):
+            (self.path / "episode.json").unlink()  # first: without it, what is left after a kill is no episode
         shutil.rmtree(self.path, ignore_errors=True)
+        self.close()
 
     def set_aside(self) -> None:
         """Rename the folder to `<id>.rejected`: the daemon will not take it, and a person may want to look."""
+        set_folder_aside(self.path)
         self.close()
-        with contextlib.suppress(OSError):
-            self.path.rename(self.path.with_name(self.path.name + SET_ASIDE))
 
     def close(self) -> None:
         """Release files and lock; what is on disk stays for `resume`."""
@@ -257,44 +331,14 @@ class Spool:
 
     def _scan(self) -> None:
         for path in sorted(self.path.glob("*.steps")):
+            if not path.stem.isdecimal():
+                continue  # somebody's notes
             first = int(path.stem)
             if self._segments and first != self.next_index:
                 break  # the segment before it was cut: nothing after a gap can be sent
             data = path.read_bytes()
-            steps, used = _records(data)
+            steps, used = read_records(data)
             if used < len(data):
                 os.truncate(path, used)
             self._segments.append(_Segment(path, first, first + len(steps), used))
             self.size_bytes += used
-
-
-def _records(data: bytes) -> tuple[list[bytes], int]:
-    """Return the whole, undamaged records at the start of `data`, and how many bytes they take."""
-    steps: list[bytes] = []
-    place = 0
-    while place + RECORD.size <= len(data):
-        length, crc = RECORD.unpack_from(data, place)
-        step = data[place + RECORD.size : place + RECORD.size + length]
-        if len(step) < length or zlib.crc32(step) != crc:
-            break
-        steps.append(step)
-        place += RECORD.size + length
-    return steps, place
-
-
-def _lock(path: Path) -> int:
-    fd = os.open(path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(fd)
-        raise
-    return fd
-
-
-def waiting_spools(root: Path) -> list[Path]:
-    """Return the folders under `root` that hold an episode to be resent, oldest first."""
-    if not root.is_dir():
-        return []
-    found = [p for p in root.iterdir() if (p / "episode.json").is_file() and p.suffix != SET_ASIDE]
-    return sorted(found, key=lambda path: (path.stat().st_mtime_ns, path.name))

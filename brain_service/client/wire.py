@@ -13,7 +13,16 @@ import numpy as np
 
 from brain_service.client.errors import EncodeError
 
-__all__ = ["MSGPACK", "JsonObject", "as_arrays", "decode_object", "encode_step", "join_steps", "to_json"]
+__all__ = [
+    "MSGPACK",
+    "JsonObject",
+    "as_arrays",
+    "decode_object",
+    "encode_step",
+    "join_steps",
+    "renumber",
+    "to_json",
+]
 
 MSGPACK = "application/msgpack"
 JsonObject = dict[str, Any]
@@ -42,6 +51,9 @@ def _listed(value: Any) -> Any:
     raise NotImplementedError(f"{type(value).__name__} has no JSON form; give numbers, arrays or text")
 
 
+_STEP_INDEX = b"\xaastep_index"
+_INT_BYTES = {0xCC: 2, 0xCD: 3, 0xCE: 5, 0xCF: 9}
+
 _MSGPACK = msgspec.msgpack.Encoder(enc_hook=_typed)
 _JSON = msgspec.json.Encoder(enc_hook=_listed)
 
@@ -63,6 +75,19 @@ def encode_step(step: Mapping[str, Any]) -> bytes:
         msgspec.MsgspecError,
     ) as error:
         raise EncodeError(f"the step has no msgpack form: {error}") from error
+
+
+def renumber(step: bytes, index: int) -> bytes:
+    """Return an encoded step with another `step_index`, which must be its first member; the rest stays as it is.
+
+    Raises:
+        EncodeError: it begins with something else.
+    """
+    place = 1 + len(_STEP_INDEX)
+    if step[1:place] != _STEP_INDEX:
+        raise EncodeError(f"a step begins with its step_index, not with {step[:place]!r}")
+    rest = place + _INT_BYTES.get(step[place], 1)
+    return b"".join((step[:place], _MSGPACK.encode(index), step[rest:]))
 
 
 def join_steps(steps: Sequence[bytes]) -> bytes:

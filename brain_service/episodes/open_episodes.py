@@ -29,15 +29,24 @@ class _Watcher:
         self.episode_id = episode_id
         self._loop = loop
         self._callback = callback
+        self._left = False
+        self._lock = threading.Lock()
         self._undo: list[Callable[[], None]] = []
 
     def follow(self, writer: EpisodeWriter) -> None:
-        """Listen to an open episode, in place of what was listened to before."""
-        self.stop()
-        self._undo.append(writer.watch(self._loop, self._callback))
+        """Listen to an open episode, in place of what was listened to before; not once it has stopped."""
+        with self._lock:
+            self._unfollow()
+            if not self._left:
+                self._undo.append(writer.watch(self._loop, self._callback))
 
     def stop(self) -> None:
-        """Listen no more."""
+        """Listen no more, also not to a log that another thread opens just now."""
+        with self._lock:
+            self._left = True
+            self._unfollow()
+
+    def _unfollow(self) -> None:
         while self._undo:
             self._undo.pop()()
 

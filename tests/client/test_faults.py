@@ -10,11 +10,14 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from brain_service.client import BrainClient, EndedError, LostStepsError, SpoolError
+from brain_service.client import BrainClient, EndedError, EpisodeRecorder, LostStepsError, SpoolError
 from brain_service.client.sender import Transport
+from brain_service.client.spool import Spool
+from brain_service.client.spool_folder import waiting_spools
 from tests.client.conftest import Wire
 from tests.client.robot import action, assert_recorded, observation
 from tests.fakes.proxy import Proxy
@@ -328,6 +331,99 @@ def test_a_spool_for_an_episode_that_has_ended_is_set_aside(shared_daemon: Daemo
         assert client.resend_spool() == []
     with pytest.raises(SpoolError, match="spool_dir"), BrainClient(shared_daemon.url) as client:
         client.resend_spool()
+
+
+def spool_offline(spool_dir: Path, count: int, **fields: Any) -> str:
+    """Record while there is no daemon, close the client, and return the episode."""
+    with BrainClient("http://127.0.0.1:9", spool_dir=spool_dir, max_buffer_bytes=20_000) as client:
+        episode = client.record(**fields)
+        for index in range(count):
+            episode.log_step(observation(index), action(index), index)
+        client.close(0)
+    return episode.episode_id
+
+
+def test_a_spool_larger_than_memory_comes_home_though_nothing_is_durable_before_the_end(
+    shared_daemon: Daemon, tmp_path: Path
+) -> None:
+    episode_id = spool_offline(tmp_path, 500, durability="episode")
+    with BrainClient(shared_daemon.url, spool_dir=tmp_path, max_buffer_bytes=20_000) as client:
+        (resent,) = client.resend_spool(20)
+        assert resent.error is None
+        assert_recorded(client, episode_id, 500)
+
+
+def test_memory_full_of_accepted_steps_makes_room_for_those_on_disk(wire: Wire, tmp_path: Path) -> None:
+    wire.proxy.refuse = True
+    with BrainClient(wire.url, spool_dir=tmp_path, max_buffer_bytes=20_000) as client:
+        with client.record(durability="episode") as episode:
+            for index in range(500):
+                episode.log_step(observation(index), action(index), index)
+            wire.proxy.refuse = False
+        assert_recorded(client, episode.episode_id, 500)
+
+
+def test_a_spool_is_flushed_to_its_medium_off_the_callers_thread(tmp_path: Path) -> None:
+    with BrainClient("http://127.0.0.1:9", spool_dir=tmp_path, spool_sync_interval_s=0.05) as client:
+        episode = client.record()
+        assert episode.spooled_through == -1
+        for count in (10, 20):
+            while episode.log_step({"x": 1.0}, {"y": 1.0}) < count - 1:
+                pass
+            give_up = time.monotonic() + 10
+            while episode.spooled_through < count - 1:
+                assert time.monotonic() < give_up
+                time.sleep(0.01)
+        assert (episode.spooled_through, episode.durable_through) == (19, -1)
+        episode.log_step({"x": 1.0}, {"y": 1.0})
+        client.close(0)
+        assert episode.spooled_through == 20
+    with pytest.raises(ValueError, match="spool_sync_interval_s is 0"):
+        BrainClient(spool_sync_interval_s=0)
+
+
+def test_a_damaged_spool_is_told_and_set_aside_and_the_others_come_home(
+    shared_daemon: Daemon, tmp_path: Path
+) -> None:
+    bad, good = spool_offline(tmp_path, 5), spool_offline(tmp_path, 5)
+    (tmp_path / bad / "episode.json").write_bytes(b"[1]")
+    with BrainClient(shared_daemon.url, spool_dir=tmp_path) as client:
+        errors = {resent.episode_id: resent.error for resent in client.resend_spool(20)}
+        assert isinstance(errors[bad], SpoolError)
+        assert errors[good] is None
+        assert_recorded(client, good, 5)
+        assert [path.name for path in tmp_path.iterdir()] == [f"{bad}.rejected"]
+
+
+def test_a_thread_that_records_while_the_client_closes_is_told_and_what_it_was_promised_is_there(
+    tmp_path: Path,
+) -> None:
+    counts: dict[str, int] = {}
+    surprises: list[BaseException] = []
+
+    def record(episode: EpisodeRecorder) -> None:
+        try:
+            while True:
+                counts[episode.episode_id] = episode.log_step({"x": 1.0}, {"y": 1.0}) + 1
+        except EndedError:
+            pass
+        except BaseException as error:  # noqa: BLE001  (whatever it is, it is told below)
+            surprises.append(error)
+
+    for _ in range(10):
+        client = BrainClient("http://127.0.0.1:9", spool_dir=tmp_path)
+        threads = [threading.Thread(target=record, args=(client.record(),)) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        client.close(0)
+        for thread in threads:
+            thread.join()
+    assert surprises == []
+    for path in waiting_spools(tmp_path):
+        spool = Spool.resume(path, 10**9)
+        assert spool is not None
+        assert spool.next_index == counts.get(path.name, 0)
+        spool.close()
 
 
 @pytest.mark.long

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from brain_service.client import EncodeError
-from brain_service.client.wire import as_arrays, encode_step, join_steps, to_json
+from brain_service.client.wire import as_arrays, encode_step, join_steps, renumber, to_json
 from tests.episodes.bodies import parse_steps
 
 MSGPACK = "application/msgpack"
@@ -79,3 +79,14 @@ def test_arrays_become_lists_in_json_and_lists_arrays_again() -> None:
     np.testing.assert_array_equal(read["x"], tree["x"])
     with pytest.raises(EncodeError):
         to_json({"x": object()})
+
+
+@given(old=st.integers(0, 2**64 - 1), new=st.integers(0, 2**64 - 1))
+def test_a_step_under_another_index_is_the_same_step(old: int, new: int) -> None:
+    rest = {"observation": {"x": np.arange(3, dtype=np.float32)}, "reward": 0.5}
+    assert renumber(encode_step({"step_index": old, **rest}), new) == encode_step({"step_index": new, **rest})
+
+
+def test_only_a_step_that_begins_with_its_index_gets_another() -> None:
+    with pytest.raises(EncodeError, match="begins"):
+        renumber(encode_step({"reward": 1, "step_index": 1}), 2)

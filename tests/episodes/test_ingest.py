@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from brain_service.episodes.answers import Appended, Ingested, Taken
 from brain_service.episodes.ingest import Ingest
+from brain_service.episodes.open_episodes import _Watcher
 from brain_service.episodes.store import EpisodeStore
 from brain_service.errors import (
     BrainError,
@@ -277,6 +278,25 @@ def test_watchers_hear_of_every_flush_until_they_leave(tmp_path: Path) -> None:
             await store.ingest(episode, [as_json(step(3))])
             await store.run(store.end, episode, "truncated")
             assert 3 not in heard
+
+        drive(use)
+
+
+def test_who_left_while_another_thread_opened_the_log_is_not_followed(tmp_path: Path) -> None:
+    with open_store(tmp_path, sync_interval_s=0.01) as store:
+        episode = begin(store)
+        writer = store._open.find(episode)
+        assert writer is not None
+
+        async def use() -> None:
+            heard: list[int] = []
+            watcher = _Watcher(episode, asyncio.get_running_loop(), heard.append)
+            watcher.stop()
+            watcher.follow(writer)
+            await store.ingest(episode, [as_json(step(0))])
+            await store.run(store.end, episode, "truncated")
+            await asyncio.sleep(0.05)
+            assert heard == []
 
         drive(use)
 
