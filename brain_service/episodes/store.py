@@ -14,6 +14,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
+import orjson
+
 from brain_service.durable import make_directory
 from brain_service.episodes import catalogue
 from brain_service.episodes.answers import Appended, Ended, Ingested
@@ -293,7 +295,7 @@ class EpisodeStore:
             CorruptDataError: a stored line fails its checksum.
             UnavailableError: the medium cannot read.
         """
-        return self._library.steps(episode_id, start, limit)
+        return [orjson.loads(text) for text in self._library.steps(episode_id, start, limit)]
 
     def delete(self, episode_id: str) -> None:
         """Remove an ended episode, its images, and what recovery set aside of it.
@@ -361,8 +363,8 @@ class EpisodeStore:
         """
         writer = self._open.find(episode_id)
         if writer is None:
-            state = self.get(episode_id)["state"]
-            why = "is being written by another process" if state == "open" else f"has ended as {state}"
+            end = catalogue.read_end(catalogue.episode_path(self._root, episode_id))
+            why = "is being written by another process" if end is None else f"has ended as {end.get('reason')}"
             raise ConflictError(f"episode {episode_id!r} {why}; POST /episodes starts another")
         return writer
 
