@@ -61,7 +61,7 @@ class Follower:
         self._seen_ns: int | None = None
 
     def changes(
-        self, *, full: bool, again: Collection[str] = (), stopping: Callable[[], bool] = lambda: False
+        self, stopping: Callable[[], bool], *, full: bool, again: Collection[str] = ()
     ) -> Iterator[Changes]:
         """Yield what has changed since the last look, to be given to `apply` one by one.
 

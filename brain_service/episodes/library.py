@@ -159,7 +159,7 @@ class Library:
         return None
 
     def mark_uploaded(self, episode_ids: Iterable[str]) -> None:
-        """Note, durably, that episodes are stored elsewhere too.
+        """Note, durably, that episodes are stored elsewhere too; those that are not here are passed over.
 
         Raises:
             UnavailableError: the index cannot be written; they count as not uploaded.
@@ -260,7 +260,7 @@ class Library:
         Raises:
             UnavailableError: the directory cannot be read.
         """
-        for changes in follower.changes(full=full, again=again, stopping=lambda: self._stopping):
+        for changes in follower.changes(lambda: self._stopping, full=full, again=again):
             try:
                 follower.apply(changes)
             except BrainError as error:
@@ -275,7 +275,7 @@ class Library:
             BrainError: the index fails.
         """
         follower = self._following(index)
-        for changes in follower.changes(full=True, stopping=lambda: self._stopping):
+        for changes in follower.changes(lambda: self._stopping, full=True):
             follower.apply(changes)
         return follower
 

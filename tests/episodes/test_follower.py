@@ -191,6 +191,18 @@ def test_a_step_of_an_unexpected_shape_is_damage(tmp_path: Path, metadata: Any) 
         store.steps("a")
 
 
+def release(pipe: Path) -> None:
+    """Let whoever waits for a named pipe go on, with nothing to read."""
+    give_up = time.monotonic() + 20
+    while True:
+        try:
+            os.close(os.open(pipe, os.O_WRONLY | os.O_NONBLOCK))
+            return
+        except OSError:
+            assert time.monotonic() < give_up, "nobody waits for it"
+            time.sleep(0.01)
+
+
 def test_who_asks_for_an_episode_waits_for_no_look(tmp_path: Path) -> None:
     record(tmp_path, "ended")
     pipe = tmp_path / "episodes" / "slow.jsonl"
@@ -212,7 +224,7 @@ def test_who_asks_for_an_episode_waits_for_no_look(tmp_path: Path) -> None:
             pool.submit(store.delete, live).result(5)
             assert not look.done()
         finally:
-            os.close(os.open(pipe, os.O_WRONLY | os.O_NONBLOCK))
+            release(pipe)
         look.result(20)
         assert ids(store) == ["ended"]
 
@@ -280,3 +292,25 @@ def test_a_copy_is_found_under_its_own_name(tmp_path: Path) -> None:
         assert store.get("copy")["episode_id"] == "copy"
         store.delete("copy")
         assert ids(store) == ["a"]
+
+
+def test_a_page_ends_where_its_steps_grow_too_long_and_never_before_the_first(tmp_path: Path) -> None:
+    settings = CaptureSettings(min_free_bytes=0, max_page_bytes=3000)
+    with closing(EpisodeStore(tmp_path / "episodes", settings)) as store:
+        (tmp_path / "episodes").mkdir()
+        name = begin(store, 20)
+        store.append_json(name, as_json(step(20, policy={"model": "m" * 5000})), JSON)
+        for _ in ("open", "ended"):
+            records = store.steps(name, 0, 100)
+            assert len(records) == 21
+            found: list[bytes] = []
+            pages = []
+            while page := store.page(name, len(found), 100):
+                assert len(page) == 1 or sum(map(len, page)) <= 3000
+                pages.append(len(page))
+                found += page
+            assert [orjson.loads(text) for text in found] == records
+            assert pages[-1] == 1
+            assert len(pages) < 8
+            assert all(b"crc32c" not in text for text in found)
+            store.end(name)
