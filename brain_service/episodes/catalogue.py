@@ -154,10 +154,9 @@ def id_of_file(name: str) -> str | None:
     return episode_id if name.endswith(_SUFFIXES) and is_episode_id(episode_id) else None
 
 
-def file_names(episode_id: str) -> tuple[str, str]:
+def file_names(episode_id: str) -> list[str]:
     """Return the names that a log may have; the first one counts where both are there."""
-    plain = f"{episode_id}{LOG_SUFFIX}"
-    return plain, plain + ARCHIVE_SUFFIX
+    return [f"{episode_id}{suffix}" for suffix in _SUFFIXES]
 
 
 def images_bytes(root: Path, episode_id: str) -> int:
