@@ -66,6 +66,7 @@ class CaptureSettings(_Frozen):
     max_open_episodes: int = Field(default=64, gt=0)
     max_image_bytes: int = Field(default=2 * 1024**2, gt=0)
     max_queued_bytes: int = Field(default=64 * 1024**2, gt=0)
+    max_page_bytes: int = Field(default=8 * 1024**2, gt=0)
     max_steps_per_s: float = Field(default=50_000, gt=0)
     compress_after_s: float | None = Field(default=600.0, ge=0, le=_CENTURY_S)
 

@@ -3,6 +3,7 @@
 from typing import Annotated, Any, Literal
 
 import msgspec
+import orjson
 from fastapi import APIRouter, Depends, Header, Query, Request
 from starlette.responses import Response
 
@@ -16,11 +17,13 @@ from brain_service.api.openapi import (
     ENDED,
     IDEMPOTENCY_KEY,
     STEPS,
+    STEPS_PAGE,
     answers,
 )
 from brain_service.api.openapi import body as body_of
 from brain_service.api.services import ServicesDep
 from brain_service.episodes.index import Filters
+from brain_service.episodes.store import EpisodeStore
 from brain_service.errors import NotFoundError
 
 __all__ = ["router"]
@@ -93,16 +96,30 @@ async def delete_episode(episode_id: str, services: ServicesDep) -> Response:
     return Response(status_code=204)
 
 
-@router.get("/{episode_id}/steps", operation_id="read_steps", responses=answers(404, 422, 500))
+@router.get("/{episode_id}/steps", operation_id="read_steps", responses=answers(404, 422, 500, schema=STEPS_PAGE))
 async def read_steps(
     episode_id: str,
     services: ServicesDep,
     start: Annotated[int, Query(ge=0)] = 0,
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
-) -> JsonResponse:
-    """Read `limit` steps from index `start`."""
-    steps = await services.store.run(services.store.steps, episode_id, start, limit)
-    return JsonResponse({"episode_id": episode_id, "start": start, "steps": steps})
+) -> Response:
+    """Read at most `limit` steps from index `start`, as they stand in the log.
+
+    Long steps make a page end sooner, behind the first at the earliest. Go on with `start` behind the last step
+    that came; a page without steps is the end of what there is.
+    """
+    document = await services.store.run(_page, services.store, episode_id, start, limit)
+    return Response(document, media_type="application/json")
+
+
+def _page(store: EpisodeStore, episode_id: str, start: int, limit: int) -> bytes:
+    """Return the JSON document of a page; the steps are JSON already.
+
+    Raises:
+        BrainError: as `EpisodeStore.page`.
+    """
+    steps = b",".join(store.page(episode_id, start, limit))
+    return b'{"episode_id":%b,"start":%d,"steps":[%b]}' % (orjson.dumps(episode_id), start, steps)
 
 
 @router.post(

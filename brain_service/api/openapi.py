@@ -14,6 +14,7 @@ __all__ = [
     "EPISODE_ID",
     "IDEMPOTENCY_KEY",
     "STEPS",
+    "STEPS_PAGE",
     "answers",
     "body",
     "state_parameters_plainly",
@@ -132,6 +133,16 @@ CREATED: Schema = {
     "type": "object",
     "required": ["episode_id"],
     "properties": {"episode_id": {"type": "string", "pattern": EPISODE_ID}},
+}
+
+STEPS_PAGE: Schema = {
+    "type": "object",
+    "required": ["episode_id", "start", "steps"],
+    "properties": {
+        "episode_id": {"type": "string", "pattern": EPISODE_ID},
+        "start": {"type": "integer", "minimum": 0},
+        "steps": {"type": "array", "items": {"type": "object"}, "description": "None: there are no more."},
+    },
 }
 
 APPENDED: Schema = {

@@ -134,12 +134,9 @@ class AsyncBrainClient:
         Raises:
             ClientError: as the daemon answers, while iterating.
         """
-        while True:
-            page = await run_async(self._http, fetch_steps(episode_id, start, PAGE_STEPS))
+        while page := await run_async(self._http, fetch_steps(episode_id, start, PAGE_STEPS)):
             for record in page:
                 yield record
-            if len(page) < PAGE_STEPS:
-                return
             start += len(page)
 
     async def close(self, timeout_s: float = 10.0) -> None:

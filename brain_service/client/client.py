@@ -173,11 +173,9 @@ class BrainClient:
         Raises:
             ClientError: as the daemon answers, while iterating.
         """
-        while True:
-            page = run(self._http, fetch_steps(episode_id, start, PAGE_STEPS))
+        # A page of long steps is shorter than asked for: only one without any is the end.
+        while page := run(self._http, fetch_steps(episode_id, start, PAGE_STEPS)):
             yield from page
-            if len(page) < PAGE_STEPS:
-                return
             start += len(page)
 
     def close(self, timeout_s: float = 10.0) -> None:

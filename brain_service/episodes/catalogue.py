@@ -4,16 +4,22 @@ A log is `<id>.jsonl`, or `<id>.jsonl.zst` once it is compressed; where a crash 
 Every function takes the path of the former and reads whichever is there.
 """
 
+import contextlib
+import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, BinaryIO, Literal
+
+import msgspec
+import orjson
 
 from brain_service.episodes.archive import ARCHIVE_SUFFIX, Archive
 from brain_service.episodes.header import EpisodeHeader, is_episode_id
+from brain_service.episodes.images import FOLDER_SUFFIX
 from brain_service.episodes.log import io_problem
-from brain_service.episodes.log_format import decode_line
+from brain_service.episodes.log_format import decode_line, text_of
 from brain_service.episodes.plain_log import PlainLog
 from brain_service.errors import BrainError, CorruptDataError, InvalidError, NotFoundError
 
@@ -21,11 +27,12 @@ __all__ = [
     "LOG_SUFFIX",
     "Description",
     "Log",
-    "closed_summary",
     "describe",
     "episode_path",
+    "file_names",
     "find_log",
     "id_of_file",
+    "images_bytes",
     "list_ids",
     "list_names",
     "open_log",
@@ -41,6 +48,31 @@ LOG_SUFFIX = ".jsonl"
 _SUFFIXES = (LOG_SUFFIX, LOG_SUFFIX + ARCHIVE_SUFFIX)
 Log = PlainLog | Archive
 Summary = dict[str, Any]
+_Int64 = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
+
+
+class _Shape(msgspec.Struct):
+    """What a summary that a file gives must be, so that the index can hold it and JSON can tell it."""
+
+    episode_id: str
+    state: Literal["open", "terminated", "truncated", "recovered"]
+    steps: Annotated[int, msgspec.Meta(ge=0, lt=2**62)]
+    created_ns: _Int64
+    ended_ns: _Int64 | None
+    metadata: dict[str, Any]
+    features: dict[str, Any] | None
+    idempotency_key: str | None
+
+
+class _StepNumber(msgspec.Struct):
+    step_index: int | None = None
+
+
+class _StepHead(msgspec.Struct):
+    """What tells which line of a log a record is; the rest of it is checked to be JSON and passed over."""
+
+    type: str = ""
+    step_metadata: _StepNumber | None = None
 
 
 def episode_path(root: Path, episode_id: str) -> Path:
@@ -122,6 +154,20 @@ def id_of_file(name: str) -> str | None:
     return episode_id if name.endswith(_SUFFIXES) and is_episode_id(episode_id) else None
 
 
+def file_names(episode_id: str) -> list[str]:
+    """Return the names that a log may have; the first one counts where both are there."""
+    return [f"{episode_id}{suffix}" for suffix in _SUFFIXES]
+
+
+def images_bytes(root: Path, episode_id: str) -> int:
+    """Return what the images of an episode take on the medium, as far as it can tell."""
+    try:
+        with os.scandir(f"{root}/{episode_id}{FOLDER_SUFFIX}") as entries:
+            return sum(entry.stat().st_size for entry in entries)
+    except OSError:
+        return 0
+
+
 def read_header(path: Path) -> EpisodeHeader:
     """Return the header of a log.
 
@@ -140,8 +186,8 @@ def read_header(path: Path) -> EpisodeHeader:
 def _header(path: Path, log: Log) -> EpisodeHeader:
     try:
         return EpisodeHeader.from_record(decode_line(next(log.read_lines(0, 1), b"")))
-    except InvalidError as error:
-        raise NotFoundError(f"{path.name} is no capture log: {error.detail}") from error
+    except (InvalidError, RecursionError) as error:
+        raise NotFoundError(f"{path.name} is no capture log: {error}") from error
     except CorruptDataError as error:
         if isinstance(log, Archive):
             raise
@@ -215,31 +261,39 @@ def _describe(path: Path, log: Log) -> Description:
     except CorruptDataError:
         end = {}
     if end.get("type") == "end":
-        found = summary(header, end["reason"], end["steps"], end["steps"] - 1)
+        found = summary(header, str(end.get("reason")), end.get("steps", -1), -1)
         found["ended_ns"] = end.get("ended_ns")
     else:
         found = summary(header, "open", log.steps() if isinstance(log, PlainLog) else log.lines - 1, -1)
     if header.features is None and found["steps"]:
-        first = next(_steps(path, log.read_lines(1, 2), 2), {})
-        found["features"] = first.get("features")
+        line = next(log.read_lines(1, 2), None)
+        with _naming_line(path, 2):
+            found["features"] = None if line is None else decode_line(line).get("features")
+    # Of a copy under another name it is that name which finds it.
+    found["episode_id"] = _episode_id(path)
+    _require_shape(path, found, header.idempotency_key)
+    if found["state"] != "open":
+        found["durable_through"] = found["steps"] - 1
     return Description(header, found, log.sha256 if isinstance(log, Archive) else None)
 
 
-def closed_summary(path: Path) -> Summary:
-    """Return the summary of a log that this process does not write.
+def _require_shape(path: Path, found: Summary, idempotency_key: Any) -> None:
+    """Check what a file says of itself: its checksums hold for whatever another program wrote.
 
     Raises:
-        NotFoundError: no such capture log.
-        CorruptDataError: it is damaged.
-        UnavailableError: the medium cannot read it.
+        CorruptDataError: a member is missing or of another kind.
     """
-    return describe(path).summary
+    try:
+        msgspec.convert(found | {"idempotency_key": idempotency_key}, _Shape)
+        orjson.dumps(found)
+    except (msgspec.ValidationError, orjson.JSONEncodeError) as error:
+        raise CorruptDataError(f"{path.name}: header and end are not those of a capture log: {error}") from error
 
 
-def read_closed(path: Path, start: int, limit: int) -> list[dict[str, Any]]:
-    """Return the records of steps `start` to `start + limit - 1` of a log that is not written now.
+def read_closed(path: Path, start: int, limit: int, max_bytes: int | None = None) -> list[bytes]:
+    """Return the records of steps `start` to `start + limit - 1` of a log that is not written now, as JSON texts.
 
-    Only what lies around them is read.
+    Only what lies around them is read. `max_bytes` as `Library.steps` has it.
 
     Raises:
         NotFoundError: no such file.
@@ -248,17 +302,13 @@ def read_closed(path: Path, start: int, limit: int) -> list[dict[str, Any]]:
     """
     try:
         with open_log(path) as log:
-            found = list(_steps(path, log.read_lines(1 + start, 1 + start + limit), 2 + start))
+            return _texts(path, log.read_lines(1 + start, 1 + start + limit), start, max_bytes)
     except OSError as error:
         raise _missing(path, error) from error
-    for expected, record in enumerate(found, start=start):
-        if record.get("step_metadata", {}).get("step_index") != expected:
-            raise CorruptDataError(f"{path.name}:{2 + expected}: the line is not step {expected}")
-    return found
 
 
-def read_span(path: Path, offset: int, length: int) -> list[dict[str, Any]]:
-    """Return the step records in a byte span of whole lines, of a log that may be growing behind it.
+def read_span(path: Path, offset: int, length: int, start: int, max_bytes: int | None = None) -> list[bytes]:
+    """Return the records of the steps from `start` on that a byte span of a log holds, which may grow behind it.
 
     Raises:
         NotFoundError: no such file.
@@ -268,20 +318,54 @@ def read_span(path: Path, offset: int, length: int) -> list[dict[str, Any]]:
     try:
         with path.open("rb") as file:
             file.seek(offset)
-            lines = file.read(length).splitlines(keepends=True)
+            return _texts(path, _lines(file, length), start, max_bytes)
     except OSError as error:
         raise _missing(path, error) from error
-    return list(_steps(path, iter(lines), 0))
 
 
-def _steps(path: Path, lines: Iterator[bytes], first: int) -> Iterator[dict[str, Any]]:
-    for number, line in enumerate(lines, start=first):
-        try:
-            record = decode_line(line)
-        except CorruptDataError as error:
-            raise CorruptDataError(f"{path.name}:{number}: {error.detail}") from error
-        if record.get("type") == "step":
-            yield record
+def _lines(file: BinaryIO, length: int) -> Iterator[bytes]:
+    """Yield the lines of the next `length` bytes."""
+    while length > 0 and (line := file.readline()):
+        length -= len(line)
+        yield line
+
+
+def _texts(path: Path, lines: Iterable[bytes], start: int, max_bytes: int | None) -> list[bytes]:
+    """Return the texts of step lines up to the end of the episode, the first one however long.
+
+    Raises:
+        CorruptDataError: a line is damaged, or not the step that stands there.
+    """
+    texts: list[bytes] = []
+    left_bytes = math.inf if max_bytes is None else max_bytes
+    for index, line in enumerate(lines, start=start):
+        left_bytes -= len(line)
+        if texts and left_bytes < 0:
+            break
+        with _naming_line(path, 2 + index):
+            text = text_of(line)
+            head = msgspec.json.decode(text, type=_StepHead)
+            if head.type == "end":
+                break
+            if head.type != "step" or head.step_metadata is None or head.step_metadata.step_index != index:
+                raise CorruptDataError(f"the line is not step {index}")
+        texts.append(text)
+    return texts
+
+
+@contextlib.contextmanager
+def _naming_line(path: Path, number: int) -> Iterator[None]:
+    """Have damage name the file and the line.
+
+    Raises:
+        CorruptDataError: the block found damage.
+    """
+    try:
+        yield
+    except CorruptDataError as error:
+        raise CorruptDataError(f"{path.name}:{number}: {error.detail}") from error
+    except msgspec.DecodeError as error:
+        raise CorruptDataError(f"{path.name}:{number}: {error}") from error
 
 
 def _episode_id(path: Path) -> str:

@@ -9,7 +9,7 @@ import binascii
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import orjson
@@ -17,7 +17,7 @@ import orjson
 from brain_service.database import Database
 from brain_service.errors import InvalidError
 
-__all__ = ["NO_FILTERS", "EpisodeIndex", "EpisodeRow", "Filters", "decode_cursor", "encode_cursor"]
+__all__ = ["NO_FILTERS", "EpisodeIndex", "EpisodeRow", "Filters", "KnownFile", "decode_cursor", "encode_cursor"]
 
 _VERSION = 1
 _SCHEMA = """
@@ -46,7 +46,9 @@ CREATE TABLE IF NOT EXISTS episode_tags (
     tag TEXT NOT NULL, episode_id TEXT NOT NULL, PRIMARY KEY (tag, episode_id)
 ) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS tags_by_episode ON episode_tags (episode_id);
-CREATE TABLE IF NOT EXISTS uploads (episode_id TEXT PRIMARY KEY, uploaded_ns INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS uploaded (
+    episode_id TEXT PRIMARY KEY, created_ns INTEGER NOT NULL, uploaded_ns INTEGER NOT NULL
+);
 CREATE TABLE IF NOT EXISTS wear (day TEXT PRIMARY KEY, size_bytes INTEGER NOT NULL)
 """
 
@@ -71,6 +73,16 @@ class Filters(msgspec.Struct, frozen=True, kw_only=True):
 NO_FILTERS = Filters()
 
 
+class KnownFile(NamedTuple):
+    """The file that a row was made of: its name, size in bytes and modification time in ns, and what it held."""
+
+    file: str
+    file_bytes: int
+    mtime_ns: int
+    is_open: bool
+    created_ns: int
+
+
 @dataclass(frozen=True, slots=True)
 class EpisodeRow:
     """An episode as the index knows it. `summary` is its JSON-ready summary; sizes and times in bytes and ns.
@@ -88,6 +100,11 @@ class EpisodeRow:
     idempotency_key: str | None = None
     converted: bool = False
     uploaded_ns: int | None = None
+
+    @property
+    def known(self) -> KnownFile:
+        """The file that the row was made of."""
+        return KnownFile(self.file, self.file_bytes, self.mtime_ns, self.is_open, self.created_ns)
 
     @property
     def is_open(self) -> bool:
@@ -132,10 +149,12 @@ class EpisodeIndex:
         """Close the file."""
         self._database.close()
 
-    def files(self) -> dict[str, tuple[str, int, int, bool]]:
-        """Return by episode id: file name, its size, its modification time in ns, and whether it was open."""
-        rows = self._database.read("SELECT episode_id, file, file_bytes, mtime_ns, state = 'open' FROM episodes")
-        return {row[0]: (row[1], row[2], row[3], bool(row[4])) for row in rows}
+    def files(self) -> dict[str, KnownFile]:
+        """Return by episode id what file each row was made of."""
+        rows = self._database.read(
+            "SELECT episode_id, file, file_bytes, mtime_ns, state = 'open', created_ns FROM episodes"
+        )
+        return {row[0]: KnownFile(row[1], row[2], row[3], bool(row[4]), row[5]) for row in rows}
 
     def put(self, rows: Sequence[EpisodeRow]) -> None:
         """Insert or replace rows; a digest that is known already stays."""
@@ -149,10 +168,9 @@ class EpisodeIndex:
     def remove(self, episode_ids: Iterable[str]) -> None:
         """Forget episodes whose files are gone, and that they were uploaded."""
         gone = [(episode_id,) for episode_id in episode_ids]
-        if gone:
-            with self._database.transaction() as connection:
-                for table in ("episodes", "episode_tags", "uploads"):
-                    connection.executemany(f"DELETE FROM {table} WHERE episode_id = ?", gone)
+        with self._database.transaction() as connection:
+            for table in ("episodes", "episode_tags", "uploaded"):
+                connection.executemany(f"DELETE FROM {table} WHERE episode_id = ?", gone)
 
     def get(self, episode_id: str) -> EpisodeRow | None:
         """Return one row."""
@@ -231,15 +249,23 @@ class EpisodeIndex:
                 connection.executemany("UPDATE episodes SET converted = ? WHERE episode_id = ?", changes)
 
     def set_uploaded(self, episode_ids: Iterable[str], uploaded_ns: int) -> None:
-        """Note, durably, that episodes are stored elsewhere too."""
+        """Note, durably, that episodes are stored elsewhere too; a later one under the same id is not."""
         with self._database.transaction(durable=True) as connection:
             connection.executemany(
-                "INSERT OR REPLACE INTO uploads VALUES (?, ?)", [(name, uploaded_ns) for name in episode_ids]
+                "INSERT OR REPLACE INTO uploaded"
+                " SELECT episode_id, created_ns, ? FROM episodes WHERE episode_id = ?",
+                [(uploaded_ns, name) for name in episode_ids],
             )
 
-    def uploads(self) -> dict[str, int]:
-        """Return when episodes were uploaded, in ns, by id."""
-        return {row[0]: row[1] for row in self._database.read("SELECT episode_id, uploaded_ns FROM uploads")}
+    def uploads(self) -> list[tuple[str, int, int]]:
+        """Return what was uploaded: id, and the times of creation and upload in ns."""
+        rows = self._database.read("SELECT episode_id, created_ns, uploaded_ns FROM uploaded")
+        return [(row[0], row[1], row[2]) for row in rows]
+
+    def add_uploads(self, uploads: Iterable[tuple[str, int, int]]) -> None:
+        """Note what another index knows of uploads."""
+        with self._database.transaction() as connection:
+            connection.executemany("INSERT OR REPLACE INTO uploaded VALUES (?, ?, ?)", uploads)
 
     def add_wear(self, days: Mapping[str, int]) -> None:
         """Add bytes written to the sums of their days."""
@@ -272,7 +298,8 @@ _UPSERT = (
 )
 _SELECT = (
     "SELECT episode_id, file, file_bytes, mtime_ns, size_bytes, summary, sha256, idempotency_key, converted,"
-    " (SELECT uploaded_ns FROM uploads WHERE uploads.episode_id = episodes.episode_id) FROM episodes"
+    " (SELECT uploaded_ns FROM uploaded AS u WHERE u.episode_id = episodes.episode_id"
+    " AND u.created_ns = episodes.created_ns) FROM episodes"
 )
 
 
@@ -281,7 +308,7 @@ def _values(row: EpisodeRow) -> tuple[Any, ...]:
     named = [metadata.get(name) for name in ("environment_id", "robot_id", "control_role", "xr_mode")]
     return (
         *(row.episode_id, row.file, row.file_bytes, row.mtime_ns),
-        *(min(row.created_ns, _MOST_INTEGER), min(row.ended_ns, _MOST_INTEGER), row.summary["state"]),
+        *(row.created_ns, row.ended_ns, row.summary["state"]),
         *(None if value is None else str(value) for value in named),
         *(row.idempotency_key, row.size_bytes, row.sha256, orjson.dumps(row.summary).decode()),
     )

@@ -15,7 +15,7 @@ import orjson
 
 from brain_service.errors import CorruptDataError, InvalidError
 
-__all__ = ["ROUNDS_TWICE", "SCHEMA_VERSION", "check_line", "decode_line", "encode_line", "json_ready"]
+__all__ = ["ROUNDS_TWICE", "SCHEMA_VERSION", "check_line", "decode_line", "encode_line", "json_ready", "text_of"]
 
 SCHEMA_VERSION = "1.1"
 
@@ -58,6 +58,16 @@ def decode_line(line: bytes) -> dict[str, Any]:
         raise CorruptDataError(f"the line is no JSON object: {error}") from error
     del record["crc32c"]
     return dict(record)
+
+
+def text_of(line: bytes) -> bytes:
+    """Return the JSON text of a line's record as it stands, without its checksum.
+
+    Raises:
+        CorruptDataError: it is cut short, or its checksum does not hold.
+    """
+    check_line(line)
+    return line[:-_TAIL_BYTES] + b"}"
 
 
 def check_line(line: bytes) -> None:

@@ -14,6 +14,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
+import orjson
+
 from brain_service.durable import make_directory
 from brain_service.episodes import catalogue
 from brain_service.episodes.answers import Appended, Ended, Ingested
@@ -267,9 +269,7 @@ class EpisodeStore:
         """Return the summary of an episode: id, state, steps, durable_through, times, metadata, features, size.
 
         Raises:
-            NotFoundError: no such episode.
-            CorruptDataError: its file is damaged.
-            UnavailableError: the medium cannot read it.
+            BrainError: as `Library.get`.
         """
         return self._library.get(episode_id)
 
@@ -284,24 +284,29 @@ class EpisodeStore:
         """
         return self._library.list(limit, cursor, filters)
 
-    def steps(self, episode_id: str, start: int = 0, limit: int = 100) -> Records:
-        """Return the records of steps `start` to `start + limit - 1`, as they stand in the log.
+    def page(self, episode_id: str, start: int, limit: int) -> Sequence[bytes]:
+        """Return the records of steps `start` to `start + limit - 1` as JSON texts, as they stand in the log.
+
+        Fewer where they would be longer than `max_page_bytes` together, but never none because of that.
 
         Raises:
-            InvalidError: a bound is negative or beyond any episode.
-            NotFoundError: no such episode.
-            CorruptDataError: a stored line fails its checksum.
-            UnavailableError: the medium cannot read.
+            BrainError: as `Library.steps`.
         """
-        return self._library.steps(episode_id, start, limit)
+        return self._library.steps(episode_id, start, limit, self._settings.max_page_bytes)
+
+    def steps(self, episode_id: str, start: int = 0, limit: int = 100) -> Records:
+        """Return all the records that `page` may cut short, parsed.
+
+        Raises:
+            BrainError: as `Library.steps`.
+        """
+        return [orjson.loads(text) for text in self._library.steps(episode_id, start, limit)]
 
     def delete(self, episode_id: str) -> None:
         """Remove an ended episode, its images, and what recovery set aside of it.
 
         Raises:
-            NotFoundError: no such episode.
-            ConflictError: it is open.
-            UnavailableError: the medium refuses.
+            BrainError: as `Library.delete`.
         """
         self._library.delete(episode_id)
 
@@ -309,8 +314,7 @@ class EpisodeStore:
         """Note, durably, that episodes are stored elsewhere too; retention may then delete them.
 
         Raises:
-            UnavailableError: the catalogue cannot be written; they count as not uploaded.
-            CorruptDataError: it is damaged.
+            BrainError: the catalogue cannot be written; they count as not uploaded.
         """
         self._library.mark_uploaded(episode_ids)
 
@@ -361,8 +365,8 @@ class EpisodeStore:
         """
         writer = self._open.find(episode_id)
         if writer is None:
-            state = self.get(episode_id)["state"]
-            why = "is being written by another process" if state == "open" else f"has ended as {state}"
+            end = catalogue.read_end(catalogue.episode_path(self._root, episode_id))
+            why = "is being written by another process" if end is None else f"has ended as {end.get('reason')}"
             raise ConflictError(f"episode {episode_id!r} {why}; POST /episodes starts another")
         return writer
 

@@ -90,9 +90,9 @@ def episodes_check(status: Mapping[str, Any]) -> Check:
     """Number of episodes; what is damaged, what retention cannot delete, and what the catalogue cannot do."""
     counts = status["catalogue"]
     total = counts.get("total", 0)
-    problems = [f"{len(status['damaged'])} damaged: {', '.join(list(status['damaged'])[:3])}"] * bool(
-        status["damaged"]
-    )
+    damaged = status["damaged"]
+    named = ", ".join(f"{name} ({reason})" for name, reason in list(damaged.items())[:3])
+    problems = [f"{len(damaged)} damaged or unreadable: {named}"] * bool(damaged)
     problems += [f"catalogue: {status['index_problem']}"] * bool(status["index_problem"])
     problems += [str(status["retention"]["blocked"])] * bool(status["retention"]["blocked"])
     problems += [f"{task}: {reason}" for task, reason in status["failed_tasks"].items()]

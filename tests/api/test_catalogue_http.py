@@ -9,6 +9,7 @@ import httpx
 import pytest
 
 from brain_service.api.episode_query import parse_time_ns
+from brain_service.client import BrainClient
 from brain_service.errors import InvalidError
 from tests.api.problems import assert_problem
 from tests.processes import Daemon, running_daemon
@@ -16,7 +17,7 @@ from tests.processes import Daemon, running_daemon
 
 @pytest.fixture(scope="module")
 def http(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
-    env = {"BRAIN_CAPTURE__COMPRESS_AFTER_S": "0"}
+    env = {"BRAIN_CAPTURE__COMPRESS_AFTER_S": "0", "BRAIN_CAPTURE__MAX_PAGE_BYTES": "5000"}
     with (
         running_daemon(tmp_path_factory.mktemp("catalogue") / "brain", env=env) as daemon,
         httpx.Client(base_url=daemon.url, timeout=10) as client,
@@ -161,6 +162,23 @@ def test_a_closed_log_is_compressed_and_reads_as_before(http: httpx.Client) -> N
     )
     assert http.delete(f"/episodes/{episode}").status_code == 204
     assert_problem(http.get(f"/episodes/{episode}"), 404)
+
+
+def test_long_steps_come_in_shorter_pages_and_the_client_gets_them_all(http: httpx.Client) -> None:
+    episode = record(http, 50)
+    url = f"/episodes/{episode}/steps"
+    first = http.get(url, params={"limit": 50})
+    assert first.headers["content-type"] == "application/json"
+    assert len(first.content) <= 5000 + 200
+    page = first.json()
+    assert (page["episode_id"], page["start"]) == (episode, 0)
+    assert 1 < len(page["steps"]) < 50
+    assert [item["step_metadata"]["step_index"] for item in page["steps"]] == list(range(len(page["steps"])))
+    assert "crc32c" not in page["steps"][0]
+    assert http.get(url, params={"start": 50}).json()["steps"] == []
+    with BrainClient(str(http.base_url)) as client:
+        indices = [item["step_metadata"]["step_index"] for item in client.steps(episode)]
+    assert indices == list(range(50))
 
 
 def test_health_tells_episodes_and_wear(http: httpx.Client) -> None:

@@ -181,15 +181,17 @@ def test_a_database_that_fails_while_running_is_replaced_by_the_files(tmp_path: 
         store.end(names[0])
         store.mark_uploaded(names[:1])
         other = sqlite3.connect(tmp_path / "brain.db")
-        other.execute("DROP TABLE episode_tags")
-        other.execute("PRAGMA user_version=0")
+        other.execute("DROP TABLE episodes")
         other.close()
-        library = store._library
-        library._fall_back("as if the medium failed", library._index)
+        assert ids(store) == names[::-1]
+        assert "no such table" in store.status()["index_problem"]
+        assert store.get(names[0])["uploaded"]
+        store._library.ask(lambda index: index.add_wear({"2026-11-22": 7}))
+        store._library.mend()
+        assert store.status()["index_problem"] is None
         assert ids(store) == names[::-1]
         assert store.get(names[0])["uploaded"]
-        library.mend()
-        assert ids(store) == names[::-1]
+        assert store._library.ask(lambda index: index.wear())["2026-11-22"] == 7
 
 
 def test_a_locked_database_delays_no_writer_and_lists_come_from_the_files(tmp_path: Path) -> None:

@@ -117,7 +117,10 @@ def test_episodes_are_counted_and_what_is_wrong_with_them_is_said() -> None:
     assert well.output == "1 open, 2 that no dataset holds, the oldest from 2026-11-22"
     assert episodes_check({**EPISODES, "catalogue": {}}).status == "pass"
     for change, word in (
-        ({"damaged": {"e": "x.jsonl.zst: the index fails its checksum"}}, "1 damaged: e"),
+        (
+            {"damaged": {"e": "the index fails its checksum"}},
+            "1 damaged or unreadable: e (the index fails its checksum)",
+        ),
         ({"index_problem": "brain.db is read-only"}, "read-only"),
         ({"retention": {"blocked": "3 episodes stay"}}, "3 episodes stay"),
         ({"failed_tasks": {"compression": "the disk is full"}}, "compression: the disk is full"),
