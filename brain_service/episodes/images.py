@@ -20,6 +20,7 @@ from typing import Any
 from brain_service.durable import fsync_directory
 from brain_service.episodes.header import is_episode_id
 from brain_service.episodes.log import io_problem
+from brain_service.episodes.page_cache import bring_file_to_medium
 from brain_service.errors import (
     CorruptDataError,
     InvalidError,
@@ -184,16 +185,17 @@ class ImageStore:
         return data
 
     def verify(self, reference: str, *, flush: bool = False) -> None:
-        """Check that an image is stored whole; `flush` also brings its bytes to the medium.
+        """Check that an image is stored whole; `flush` also brings its bytes to the medium, whoever wrote them.
 
         Raises:
             CorruptDataError: it is missing, or another than what was stored.
             UnavailableError: the medium cannot read or flush it.
         """
         try:
-            self.read(reference)
             if flush:
-                _flush(self.path(reference), rewrite=False)
+                with contextlib.suppress(FileNotFoundError):  # reading it says so
+                    bring_file_to_medium(self.path(reference))
+            self.read(reference)
         except (NotFoundError, InvalidError) as error:
             raise CorruptDataError(error.detail) from error
         except OSError as error:

@@ -7,7 +7,6 @@ more behind it is damage of another kind (a flipped bit, a lost sector): what fo
 
 import contextlib
 import itertools
-import os
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -22,6 +21,8 @@ from brain_service.episodes.images import ImageStore
 from brain_service.episodes.log import EpisodeFile, io_problem
 from brain_service.episodes.log_format import check_line, decode_line
 from brain_service.episodes.offsets import StepOffsets
+from brain_service.episodes.page_cache import bring_file_to_medium
+from brain_service.episodes.plain_log import PlainLog
 from brain_service.errors import (
     BrainError,
     ConflictError,
@@ -168,6 +169,9 @@ def _take(found: LogScan, record: Mapping[str, Any], images: ImageStore | None) 
 def recover(path: Path) -> tuple[EpisodeFile, LogScan, RecoveryReport]:
     """Lock a log, cut or set aside what follows its last good line, and flush it.
 
+    Afterwards all that the scan found is on the medium, although a flush by the dead process may have failed:
+    then the cache has what the medium lacks, and the scan alone would believe the cache.
+
     Raises:
         ConflictError: a living process holds the lock.
         CorruptDataError: the header is bad; the file is untouched.
@@ -176,6 +180,7 @@ def recover(path: Path) -> tuple[EpisodeFile, LogScan, RecoveryReport]:
     """
     file = EpisodeFile.open(path)
     try:
+        file.settle()
         images = ImageStore.beside(path)
         found = scan(path, images)
         report = _cut(file, found)
@@ -195,15 +200,15 @@ def recover(path: Path) -> tuple[EpisodeFile, LogScan, RecoveryReport]:
 def settle(path: Path) -> None:
     """Bring a log that has its end to the medium: whoever wrote that may have been killed before it was flushed.
 
+    The lines before the end are there: none is written before they were flushed.
+
     Raises:
         UnavailableError: the medium refuses.
     """
     try:
-        fd = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
+        with PlainLog(path) as log:
+            start = path.stat().st_size - len(log.last_line())
+        bring_file_to_medium(path, start)
         fsync_directory(path.parent)
     except FileNotFoundError:
         return  # deleted or compressed meanwhile
