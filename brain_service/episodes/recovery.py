@@ -7,8 +7,9 @@ more behind it is damage of another kind (a flipped bit, a lost sector): what fo
 
 import contextlib
 import itertools
+import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -36,6 +37,7 @@ from brain_service.spec import EpisodeSpec
 __all__ = ["LogScan", "RecoveryReport", "looks_like_seed", "quarantine", "recover", "scan", "settle", "sweep"]
 
 _CREATION_S = 60.0
+_PIECE_BYTES = 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,20 +222,60 @@ def _cut(file: EpisodeFile, found: LogScan) -> RecoveryReport:
     bad_bytes = file.size_bytes - found.good_bytes
     if bad_bytes == 0:
         return RecoveryReport(found.header.episode_id, len(found.offsets))
-    rest = file.read(found.good_bytes, bad_bytes)
+    lines, last = 0, b""
+    for piece in _pieces(file, found.good_bytes):
+        lines, last = lines + piece.count(b"\n"), piece[-1:]
     moved_to: Path | None = None
-    if b"\n" in rest:
+    if lines:
         moved_to = _free_name(file.path.with_name(f"{file.path.name}.corrupt"))
-        write_atomic(moved_to, rest)
+        _set_aside(file, found.good_bytes, moved_to)
     file.truncate(found.good_bytes)
     return RecoveryReport(
         episode_id=found.header.episode_id,
         steps=len(found.offsets),
         bytes_cut=bad_bytes,
-        lines_lost=rest.count(b"\n") + (not rest.endswith(b"\n")),
+        lines_lost=lines + (last != b"\n"),
         moved_to=None if moved_to is None else moved_to.name,
         reason=found.problem,
     )
+
+
+def _pieces(file: EpisodeFile, start: int) -> Iterator[bytes]:
+    """Yield what follows `start`: one read takes 2 GiB at most, and a damaged log may be longer than the memory."""
+    while piece := file.read(start, _PIECE_BYTES):
+        yield piece
+        start += len(piece)
+
+
+def _set_aside(file: EpisodeFile, start: int, target: Path) -> None:
+    """Copy what follows `start` into a file of its own, whole and on the medium before the return.
+
+    Raises:
+        UnavailableError: the log cannot be read, or another number of bytes arrived than it has.
+        OSError: the copy cannot be written.
+    """
+    temporary = target.with_name(f".{target.name}.tmp")
+    try:
+        with temporary.open("wb") as aside:
+            for piece in _pieces(file, start):
+                # A hole stays one: what a power cut adds to a file may be larger than the medium.
+                if piece.count(0) == len(piece):
+                    aside.seek(len(piece), os.SEEK_CUR)
+                else:
+                    aside.write(piece)
+            aside.truncate()
+            os.fsync(aside.fileno())
+        size_bytes = temporary.stat().st_size
+        if size_bytes != file.size_bytes - start:
+            raise UnavailableError(
+                f"{size_bytes} of the {file.size_bytes - start} damaged bytes of {file.path.name} could be set "
+                "aside; it is recovered once all can be read"
+            )
+        temporary.rename(target)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    fsync_directory(target.parent)
 
 
 def looks_like_seed(path: Path) -> bool:
