@@ -13,7 +13,14 @@ from brain_service.episodes.flusher import Flusher
 from brain_service.episodes.header import EpisodeHeader
 from brain_service.episodes.recovery import RecoveryReport, looks_like_seed, quarantine, recover, settle, sweep
 from brain_service.episodes.writer import EpisodeWriter, Wear
-from brain_service.errors import BrainError, ConflictError, NotFoundError, TooManyError, UnavailableError
+from brain_service.errors import (
+    BrainError,
+    ConflictError,
+    CorruptDataError,
+    NotFoundError,
+    TooManyError,
+    UnavailableError,
+)
 from brain_service.settings import CaptureSettings
 
 __all__ = ["OpenEpisodes"]
@@ -84,6 +91,7 @@ class OpenEpisodes:
 
         Raises:
             NotFoundError: no such episode.
+            CorruptDataError: the file is a copy of another episode's log.
             UnavailableError: its log cannot be recovered now.
         """
         writer = self._writers.get(episode_id)
@@ -215,7 +223,7 @@ class OpenEpisodes:
         path = catalogue.episode_path(self._root, episode_id)
         try:
             self.find(episode_id)
-        except NotFoundError as error:
+        except (NotFoundError, CorruptDataError) as error:
             self._quarantine(path, error.detail)
         except BrainError as error:
             self.last_error = error.detail

@@ -79,7 +79,7 @@ def scan(path: Path, images: ImageStore | None = None) -> LogScan:
     flushed.
 
     Raises:
-        CorruptDataError: the header line is bad, so the file has no episode to belong to.
+        CorruptDataError: the header line is bad, or that of another episode than the file is named after.
         UnavailableError: an image cannot be read or flushed, which says nothing of its line.
         OSError: the file cannot be read.
     """
@@ -89,6 +89,12 @@ def scan(path: Path, images: ImageStore | None = None) -> LogScan:
             header = EpisodeHeader.from_record(decode_line(line))
         except (CorruptDataError, InvalidError) as error:
             raise CorruptDataError(f"{path}:1: {error.detail}") from error
+        if header.episode_id != path.stem:
+            # A copy of a log that goes on: whoever wrote here would believe to write there.
+            raise CorruptDataError(
+                f"{path}:1: this is a log of episode {header.episode_id!r}; remove the file, or name it "
+                f"{header.episode_id}{path.suffix} where that is missing"
+            )
         found = LogScan(header, len(line), header.features)
         for line in file:
             try:
@@ -176,7 +182,7 @@ def recover(path: Path) -> tuple[EpisodeFile, LogScan, RecoveryReport]:
 
     Raises:
         ConflictError: a living process holds the lock.
-        CorruptDataError: the header is bad; the file is untouched.
+        CorruptDataError: the header is bad or another episode's; the file is untouched.
         NotFoundError: no such file.
         UnavailableError: the medium refuses to read, cut or flush.
     """
@@ -241,7 +247,7 @@ def _cut(file: EpisodeFile, found: LogScan) -> RecoveryReport:
 
 
 def _pieces(file: EpisodeFile, start: int) -> Iterator[bytes]:
-    """Yield what follows `start`: one read takes 2 GiB at most, and a damaged log may be longer than the memory."""
+    """Yield what follows `start`: one read takes 2 GiB at most, and damage may be longer than the memory."""
     while piece := file.read(start, _PIECE_BYTES):
         yield piece
         start += len(piece)

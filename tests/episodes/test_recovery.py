@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from brain_service.episodes.log import EpisodeFile
 from brain_service.episodes.reader import read_episode
 from brain_service.episodes.recovery import LogScan, RecoveryReport, recover, scan
 from brain_service.errors import BrainError, ConflictError, CorruptDataError, UnavailableError
-from tests.episodes.bodies import JSON, as_json, open_store, step
+from tests.episodes.bodies import JSON, as_json, begin, open_store, step
 
 STEPS = 2
 
@@ -182,6 +183,27 @@ def test_whole_lines_in_a_wrong_order_are_bad_lines(whole: bytes, tmp_path: Path
     assert b"".join(lines[number] for number in order[:kept]) == path.read_bytes()[: found.good_bytes]
     with pytest.raises(BrainError):
         read_episode(path)
+
+
+def test_a_copy_of_an_open_log_takes_no_steps_of_the_original(tmp_path: Path) -> None:
+    """Under its own name it would be recovered as the original, whose steps would then go into the copy."""
+    with open_store(tmp_path) as store:
+        episode = begin(store, 5, episode_id="run")
+        shutil.copy(tmp_path / "run.jsonl", tmp_path / "backup.jsonl")
+        store.append_json(episode, as_json(step(5)), JSON)
+        copied = (tmp_path / "backup.jsonl").read_bytes()
+        with pytest.raises(CorruptDataError, match=r"a log of episode 'run'; remove the file"):
+            store.append_json("backup", as_json(step(5)), JSON)
+        assert store.append_json(episode, as_json(step(6)), JSON).step_index == 6
+        assert (tmp_path / "backup.jsonl").read_bytes() == copied
+    with open_store(tmp_path) as store:
+        assert [item["episode_id"] for item in store.list()[0]] == ["run"]
+        assert store.append_json(episode, as_json(step(7)), JSON).step_index == 7
+        (report,) = [report for report in store.status()["recoveries"] if report["episode_id"] == "backup"]
+        assert report["moved_to"] == "quarantine/backup.jsonl"
+        assert store.status()["last_error"] is None
+    assert (tmp_path / "quarantine" / "backup.jsonl").read_bytes() == copied
+    assert read_episode(tmp_path / "run.jsonl").reward.shape == (8,)
 
 
 def test_a_locked_log_is_left_alone(whole: bytes, tmp_path: Path) -> None:
