@@ -96,7 +96,7 @@ class EpisodeFile:
         Raises:
             NotFoundError: no such file.
             ConflictError: another process or another open file holds its lock.
-            UnavailableError: it cannot be opened for writing.
+            UnavailableError: it cannot be opened for writing, or the file system has no locks.
         """
         try:
             fd = os.open(path, os.O_RDWR)
@@ -109,6 +109,9 @@ class EpisodeFile:
         except BlockingIOError as error:
             os.close(fd)
             raise ConflictError(f"episode {path.stem!r} is being written by another process") from error
+        except OSError as error:
+            os.close(fd)
+            raise io_problem(error, f"lock episode {path.stem!r}") from error
         return cls(path, fd, os.fstat(fd).st_size)
 
     def append(self, lines: bytes) -> int:

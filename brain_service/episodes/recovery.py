@@ -7,7 +7,9 @@ more behind it is damage of another kind (a flipped bit, a lost sector): what fo
 
 import contextlib
 import itertools
+import logging
 import os
+import stat
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
@@ -36,6 +38,7 @@ from brain_service.spec import EpisodeSpec
 
 __all__ = ["LogScan", "RecoveryReport", "looks_like_seed", "quarantine", "recover", "scan", "settle", "sweep"]
 
+_LOG = logging.getLogger(__name__)
 _CREATION_S = 60.0
 _PIECE_BYTES = 1024 * 1024
 
@@ -299,29 +302,38 @@ def looks_like_seed(path: Path) -> bool:
 def sweep(root: Path) -> None:
     """Remove files whose creator died before they had their name: new logs, documents and the like.
 
-    No step was ever in them alone.
+    No step was ever in them alone. One that cannot be removed stays and is named in the log.
+    """
+    for path in root.glob(".*.tmp"):
+        try:
+            _sweep_one(path)
+        except FileNotFoundError:
+            continue  # another process swept it or gave it its name
+        except (BrainError, OSError) as error:
+            _LOG.warning("%s is left over from a start that was cut short; remove it: %s", path, error)
+
+
+def _sweep_one(path: Path) -> None:
+    """Remove a left-over file.
 
     Raises:
-        UnavailableError: the directory cannot be read, or the medium refuses.
+        UnavailableError: it cannot be opened.
+        OSError: it is gone, or cannot be removed.
     """
-    try:
-        for path in root.glob(".*.tmp"):
-            # A living creator holds the lock, but for the instant between making the file and locking it.
-            stat = path.stat()
-            if time.time() - stat.st_mtime < _CREATION_S:
-                continue
-            if stat.st_nlink > 1:
-                # The log has its name too; locking this one would lock out the robot that goes on with it.
-                path.unlink(missing_ok=True)
-                continue
-            with contextlib.suppress(ConflictError, NotFoundError):
-                file = EpisodeFile.open(path)
-                path.unlink(missing_ok=True)
-                file.close()
-    except FileNotFoundError:
-        return  # another process swept it or gave it its name; the next start sees to the rest
-    except OSError as error:
-        raise io_problem(error, f"clean up {root}") from error
+    # A living creator holds the lock, but for the instant between making the file and locking it.
+    found = path.lstat()
+    if not stat.S_ISREG(found.st_mode) or time.time() - found.st_mtime < _CREATION_S:
+        return
+    if found.st_nlink > 1:
+        # The log has its name too; locking this one would lock out the robot that goes on with it.
+        path.unlink(missing_ok=True)
+        return
+    with contextlib.suppress(ConflictError, NotFoundError):
+        file = EpisodeFile.open(path)
+        try:
+            path.unlink(missing_ok=True)
+        finally:
+            file.close()
 
 
 def quarantine(path: Path, reason: str) -> Path:
