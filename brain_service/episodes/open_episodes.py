@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from brain_service.durable import fsync_directory
 from brain_service.episodes import catalogue
 from brain_service.episodes.flusher import Flusher
 from brain_service.episodes.header import EpisodeHeader
@@ -76,6 +77,8 @@ class OpenEpisodes:
         self._writers: dict[str, EpisodeWriter] = {}
         self._recovered: set[str] = set()
         self._settled: set[str] = set()
+        # Logs whose names are on the medium: those of the start, by one flush for all of them.
+        self._named: frozenset[str] = frozenset()
         self._opening: dict[str, _Opening] = {}
         self._lock = threading.Lock()
 
@@ -113,7 +116,7 @@ class OpenEpisodes:
             if writer is None and catalogue.read_end(path) is None:
                 writer = self._recover(episode_id, path)
             elif writer is None and episode_id not in self._settled:
-                settle(path)
+                settle(path, name=episode_id not in self._named)
                 self._settled.add(episode_id)
         return writer
 
@@ -217,6 +220,9 @@ class OpenEpisodes:
         except UnavailableError as error:
             self.last_error = error.detail
             return
+        with contextlib.suppress(OSError):  # then each log flushes its own
+            fsync_directory(self._root)
+            self._named = frozenset(episode_ids)
         for episode_id in episode_ids:
             if stopping.is_set():
                 return

@@ -208,10 +208,10 @@ def recover(path: Path) -> tuple[EpisodeFile, LogScan, RecoveryReport]:
     return file, found, report
 
 
-def settle(path: Path) -> None:
+def settle(path: Path, *, name: bool = True) -> None:
     """Bring a log that has its end to the medium: whoever wrote that may have been killed before it was flushed.
 
-    The lines before the end are there: none is written before they were flushed.
+    The lines before the end are there: none is written before they were flushed. `name` flushes its name, too.
 
     Raises:
         UnavailableError: the medium refuses.
@@ -220,7 +220,8 @@ def settle(path: Path) -> None:
         with PlainLog(path) as log:
             start = path.stat().st_size - len(log.last_line())
         bring_file_to_medium(path, start)
-        fsync_directory(path.parent)
+        if name:
+            fsync_directory(path.parent)
     except FileNotFoundError:
         return  # deleted or compressed meanwhile
     except OSError as error:

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import stat
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -188,6 +189,25 @@ def test_an_abandoned_episode_gives_its_place_to_a_new_one(tmp_path: Path) -> No
         with pytest.raises(TooManyError):
             begin(store)
     assert read_episode(tmp_path / "oldest.jsonl").end == "recovered"
+
+
+def test_a_start_flushes_the_names_of_ended_logs_once_for_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with open_store(tmp_path) as store:
+        for _ in range(20):
+            store.end(begin(store, 1))
+    folders: list[int] = []
+    fsync = os.fsync
+
+    def count(fd: int) -> None:
+        if stat.S_ISDIR(os.fstat(fd).st_mode):
+            folders.append(fd)
+        fsync(fd)
+
+    monkeypatch.setattr(os, "fsync", count)
+    with open_store(tmp_path):
+        assert 1 <= len(folders) < 4
 
 
 def test_damage_is_reported_and_the_robot_goes_on(tmp_path: Path) -> None:
