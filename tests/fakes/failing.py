@@ -58,6 +58,7 @@ class FailingRecording(Recording):
             medium.play(event)
         held = medium.holds(call.handle or 0)
         fd = _open(call.path, os.O_RDWR)
-        stop = min(os.fstat(fd).st_size, call.offset + call.size_bytes)
+        size_bytes = os.fstat(fd).st_size
+        stop = min(size_bytes, call.offset + (call.size_bytes or size_bytes))
         _pwrite(fd, held[call.offset : stop].ljust(stop - call.offset, b"\0"), call.offset)
         _close(fd)

@@ -139,7 +139,7 @@ def test_after_a_failed_flush_a_second_one_saves_nothing_but_what_is_written_aga
 def test_dropped_pages_read_as_the_medium_holds_them(tmp_path: Path) -> None:
     """Of a flush that failed, what it should have saved reads as zeros; of one that did not, all is there."""
 
-    def act(number: int) -> None:
+    def act(number: int, length: int) -> None:
         fd = os.open(tmp_path / str(number), os.O_RDWR | os.O_CREAT)
         os.pwrite(fd, b"1" * 100, 0)
         os.fsync(fd)
@@ -148,10 +148,15 @@ def test_dropped_pages_read_as_the_medium_holds_them(tmp_path: Path) -> None:
             os.fsync(fd)
         os.fsync(fd)
         assert os.pread(fd, 200, 0) == b"1" * 100 + b"2" * 50
-        os.posix_fadvise(fd, 0, 0 if number else 4096, os.POSIX_FADV_DONTNEED)
+        os.posix_fadvise(fd, 0, length, os.POSIX_FADV_DONTNEED)
         os.close(fd)
 
-    for number, fails, kept in ((0, {1}, bytes(50)), (1, (), b"2" * 50)):
+    to_the_end = 0
+    for number, fails, length, kept in (
+        (0, {1}, 4096, bytes(50)),
+        (1, {1}, to_the_end, bytes(50)),
+        (2, (), 4096, b"2" * 50),
+    ):
         with watched(tmp_path, FailingRecording(tmp_path, fails)):
-            act(number)
+            act(number, length)
         assert (tmp_path / str(number)).read_bytes() == b"1" * 100 + kept
