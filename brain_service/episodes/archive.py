@@ -14,6 +14,7 @@ Source: RFC 8878 (zstd), sections 3.1.1 and 3.1.2.
 
 import bisect
 import contextlib
+import errno
 import hashlib
 import itertools
 import os
@@ -164,24 +165,45 @@ def compress_log(
 
     The archive is on the medium and was read back and compared before the log is removed: a crash at any point
     leaves the log, the archive, or both, and then the log counts. `wrote` is told each number of bytes written.
+    A log may be deleted meanwhile, and another begin under its name: then there is no archive of it.
 
     Raises:
         CorruptDataError: a line of the log is damaged, or it has no end; it stays as it is.
+        FileNotFoundError: it was deleted.
         OSError: the medium refuses; the log stays.
     """
     target = path.with_name(path.name + ARCHIVE_SUFFIX)
     temporary = path.with_name(f".{target.name}.tmp")
-    try:
-        if not _write(path, temporary, wrote, stopping) or not _same(path, temporary, stopping):
-            return None
-        temporary.rename(target)
-        fsync_directory(path.parent)
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-    path.unlink()
+    # Open all along, so that its inode is nobody else's.
+    with path.open("rb") as log:
+        try:
+            if not _write(path, temporary, wrote, stopping) or not _same(path, temporary, stopping):
+                return None
+            _require_still(path, log)
+            temporary.rename(target)
+            fsync_directory(path.parent)
+        finally:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+        try:
+            _require_still(path, log)
+        except FileNotFoundError:
+            target.unlink(missing_ok=True)
+            fsync_directory(path.parent)
+            raise
+        path.unlink()
     fsync_directory(path.parent)
     return target
+
+
+def _require_still(path: Path, log: BinaryIO) -> None:
+    """Check that an open file still has its name.
+
+    Raises:
+        FileNotFoundError: it was deleted.
+    """
+    if not os.path.samestat(path.stat(), os.fstat(log.fileno())):
+        raise FileNotFoundError(errno.ENOENT, "deleted while it was compressed", str(path))
 
 
 def _write(path: Path, temporary: Path, wrote: Callable[[int], None] | None, stopping: Callable[[], bool]) -> bool:

@@ -15,12 +15,13 @@ from typing import Any
 
 from brain_service.episodes.archive import compress_log
 from brain_service.episodes.images import sweep_images
+from brain_service.episodes.index import EpisodeRow
 from brain_service.episodes.library import Library
 from brain_service.episodes.log import io_problem
 from brain_service.episodes.reader import episode_digest
 from brain_service.episodes.retention import HeldEpisodes, RetentionPlan, is_wanted, plan_retention
 from brain_service.episodes.wear import WearMeter
-from brain_service.errors import BrainError, ConflictError, CorruptDataError, NotFoundError
+from brain_service.errors import BrainError, ConflictError, CorruptDataError, NotFoundError, UnavailableError
 from brain_service.settings import CaptureSettings, RetentionSettings
 
 __all__ = ["Housekeeper"]
@@ -31,6 +32,7 @@ _MINUTE_S = 60.0
 _FULL_MINUTES = 10  # a look at every file takes a millisecond for each hundred
 _AT_ONCE = 100  # so that no task keeps the others waiting, and no transaction grows large
 _LOWEST = 19
+_END_OF_TIME_NS = 2**63 - 1
 
 
 class Housekeeper:
@@ -54,6 +56,8 @@ class Housekeeper:
         self._held_lock = threading.Lock()
         self._stopping = threading.Event()
         self._refused: set[tuple[str, int]] = set()
+        # Logs that could not be compressed: until when they are left alone, and why where the medium refused.
+        self._later: dict[tuple[str, int], tuple[float, OSError | None]] = {}
         self._failed: dict[str, str] = {}
         self._deleted_episodes = 0
         self._deleted_bytes = 0
@@ -95,7 +99,9 @@ class Housekeeper:
             UnavailableError: the directory cannot be read.
         """
         self._library.refresh()
-        self.note_converted()
+        # A log whose digest cannot be read counts as held by no dataset, and `datasets` tells of it.
+        with contextlib.suppress(UnavailableError):
+            self.note_converted()
         try:
             free_bytes = shutil.disk_usage(self._root).free
         except OSError as error:
@@ -111,18 +117,26 @@ class Housekeeper:
         """Delete what the plan names and return the plan.
 
         Raises:
-            UnavailableError: the medium refuses; what was deleted until then is.
+            UnavailableError: the medium refuses one of them; the others are deleted.
         """
         plan = self.plan()
         self._blocked = plan.blocked
+        problem: BrainError | None = None
         for doomed in plan.doomed:
             if self._stopping.is_set():
                 break
-            with contextlib.suppress(NotFoundError, ConflictError):
+            try:
                 self._library.delete(doomed.episode_id)
-                self._deleted_episodes += 1
-                self._deleted_bytes += doomed.size_bytes
-                _LOG.info("retention deleted episode %s (%s)", doomed.episode_id, doomed.reason)
+            except (NotFoundError, ConflictError):
+                continue
+            except BrainError as error:
+                problem = problem or error
+                continue
+            self._deleted_episodes += 1
+            self._deleted_bytes += doomed.size_bytes
+            _LOG.info("retention deleted episode %s (%s)", doomed.episode_id, doomed.reason)
+        if problem is not None:
+            raise problem
         return plan
 
     def note_converted(self) -> None:
@@ -131,16 +145,21 @@ class Housekeeper:
         A digest is computed only for a log whose name some dataset lists.
 
         Raises:
-            UnavailableError: a log or the index cannot be read.
+            UnavailableError: a log or the index cannot be read; the other logs were.
         """
         with self._held_lock:
             changed = self._held.refresh()
             held_names, digests = self._held.names, self._held.digests
         known: dict[str, str] = {}
+        problem: UnavailableError | None = None
         for episode_id, file in self._library.ask(lambda index: index.without_digest()) if held_names else ():
             if file in held_names and not self._stopping.is_set():
-                with contextlib.suppress(NotFoundError, CorruptDataError):
+                try:
                     known[episode_id] = episode_digest(self._root / file)
+                except (NotFoundError, CorruptDataError):
+                    continue
+                except UnavailableError as error:
+                    problem = problem or error
             if len(known) == _AT_ONCE:
                 changed = self._save_digests(known)
                 known = {}
@@ -148,25 +167,32 @@ class Housekeeper:
             changed = self._save_digests(known)
         if changed:
             self._library.ask(lambda index: index.set_converted(digests))
+        if problem is not None:
+            raise problem
 
     def compress(self) -> int:
         """Compress some of the logs that ended and lay untouched for `compress_after_s` seconds; return how many.
 
+        One that cannot be compressed now holds up no other, and is tried again a minute later.
+
         Raises:
-            UnavailableError: the medium refuses; the logs stay.
+            OSError: the medium refuses one of them, which stays; the others were seen to.
         """
         compress_after_s = self._settings.compress_after_s
         if compress_after_s is None:
             return 0
+        now_s = time.monotonic()
+        self._later = {key: entry for key, entry in self._later.items() if entry[0] > now_s}
         done = 0
-        before_ns = time.time_ns() - round(compress_after_s * 1e9)
-        limit = _AT_ONCE + len(self._refused)
-        for row in self._library.ask(lambda index: index.uncompressed(before_ns, limit)):
+        for row in self._idle_logs(compress_after_s):
             key = (row.file, row.mtime_ns)
-            if key in self._refused:
+            if key in self._refused or key in self._later:
                 continue
-            if self._stopping.is_set() or done == _AT_ONCE or shutil.disk_usage(self._root).free < row.file_bytes:
+            if self._stopping.is_set() or done == _AT_ONCE:
                 break
+            if shutil.disk_usage(self._root).free < row.file_bytes:
+                self._later[key] = (now_s + _MINUTE_S, None)
+                continue
             try:
                 compress_log(self._root / row.file, wrote=self._wear.add, stopping=self._stopping.is_set)
                 done += 1
@@ -175,10 +201,26 @@ class Housekeeper:
                 self._library.damaged[row.episode_id] = error.detail
                 _LOG.error("episode %s is not compressed: %s", row.episode_id, error.detail)
             except FileNotFoundError:
-                continue
+                continue  # deleted meanwhile
+            except OSError as error:
+                self._later[key] = (now_s + _MINUTE_S, error)
         if done:
             self._library.refresh()
+        for _, problem in self._later.values():
+            if problem is not None:
+                raise problem
         return done
+
+    def _idle_logs(self, compress_after_s: float) -> list[EpisodeRow]:
+        """Return logs that may be compressed, oldest first; behind them those that the future wrote."""
+        now_ns = time.time_ns()
+        limit = _AT_ONCE + len(self._refused) + len(self._later)
+        idle = self._library.ask(lambda index: index.uncompressed(now_ns - round(compress_after_s * 1e9), limit))
+        if len(idle) == limit:
+            return idle
+        # What was written while the clock was ahead would otherwise wait until the clock gets there.
+        every = self._library.ask(lambda index: index.uncompressed(_END_OF_TIME_NS, limit))
+        return idle + [row for row in every if row.mtime_ns > now_ns]
 
     def save_wear(self) -> None:
         """Add what was written since the last time to the sums of the days.
@@ -213,7 +255,7 @@ class Housekeeper:
                     self._attempt("index", lambda: self._library.refresh(full=True))
                 self._attempt("wear", self.save_wear)
                 self._attempt("retention", self.retain)
-                self._library.mend()
+                self._attempt("mending", self._library.mend)
             self._attempt("compression", self.compress)
             self._attempt("datasets", self.note_converted)
             self._attempt("catalogue", self._count)
@@ -231,5 +273,9 @@ class Housekeeper:
             if self._failed.get(task) != reason:
                 _LOG.error("housekeeping: %s failed: %s", task, reason)
             self._failed[task] = reason
+        except Exception as error:  # noqa: BLE001 - a defect in one task must not end the others
+            if self._failed.get(task) != repr(error):
+                _LOG.exception("housekeeping: %s failed", task)
+            self._failed[task] = repr(error)
         else:
             self._failed.pop(task, None)

@@ -20,6 +20,7 @@ from typing import Any
 from brain_service.durable import fsync_directory
 from brain_service.episodes.header import is_episode_id
 from brain_service.episodes.log import io_problem
+from brain_service.episodes.page_cache import bring_file_to_medium
 from brain_service.errors import (
     CorruptDataError,
     InvalidError,
@@ -76,6 +77,7 @@ class ImageStore:
         self._unsynced: set[str] = set()
         # Flushing these failed: the kernel may have dropped their pages, so they are written anew.
         self._suspect: set[str] = set()
+        self._verified: set[str] = set()
         self._parent_synced = False
 
     @staticmethod
@@ -154,7 +156,7 @@ class ImageStore:
             self._suspect -= waiting
 
     def sync_names(self) -> None:
-        """Flush the folder's entries; after `verify(flush=True)` of the files this makes them durable.
+        """Flush the folder's entries; after `verify` of the files this makes them durable.
 
         Raises:
             UnavailableError: the medium refuses.
@@ -183,24 +185,25 @@ class ImageStore:
         _require_hash(path, data)
         return data
 
-    def verify(self, reference: str, *, flush: bool = False) -> None:
-        """Check that an image is stored whole; `flush` also brings its bytes to the medium.
+    def verify(self, reference: str) -> None:
+        """Check that an image is stored whole, and bring its bytes to the medium, whoever wrote them.
 
         Raises:
             CorruptDataError: it is missing, or another than what was stored.
             UnavailableError: the medium cannot read or flush it.
         """
         try:
+            with contextlib.suppress(FileNotFoundError):  # reading it says so
+                bring_file_to_medium(self.path(reference))
             self.read(reference)
-            if flush:
-                _flush(self.path(reference), rewrite=False)
+            self._verified.add(reference)
         except (NotFoundError, InvalidError) as error:
             raise CorruptDataError(error.detail) from error
         except OSError as error:
             raise io_problem(error, f"flush image {reference}") from error
 
     def verify_all(self, tree: Any, spec: EpisodeSpec) -> None:
-        """Check that the images of a stored observation are whole, and bring them to the medium.
+        """Check that the images of a stored observation are whole, and bring them to the medium, each once.
 
         Raises:
             CorruptDataError: one is missing, or another than what was stored.
@@ -210,7 +213,8 @@ class ImageStore:
             return
         values = flatten(tree, "observation")
         for path in spec.image_paths:
-            self.verify(str(values.get(path)), flush=True)
+            if (reference := str(values.get(path))) not in self._verified:
+                self.verify(reference)
 
     def require(self, reference: str, feature: Feature, field: str) -> None:
         """Check that a reference in a posted step names an image of this episode and of its feature's shape.

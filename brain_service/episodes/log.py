@@ -17,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from brain_service.durable import fsync_directory
+from brain_service.episodes.page_cache import bring_to_medium
 from brain_service.errors import ConflictError, NotFoundError, UnavailableError
 
 __all__ = ["EpisodeFile", "io_problem"]
@@ -95,7 +96,7 @@ class EpisodeFile:
         Raises:
             NotFoundError: no such file.
             ConflictError: another process or another open file holds its lock.
-            UnavailableError: it cannot be opened for writing.
+            UnavailableError: it cannot be opened for writing, or the file system has no locks.
         """
         try:
             fd = os.open(path, os.O_RDWR)
@@ -108,6 +109,9 @@ class EpisodeFile:
         except BlockingIOError as error:
             os.close(fd)
             raise ConflictError(f"episode {path.stem!r} is being written by another process") from error
+        except OSError as error:
+            os.close(fd)
+            raise io_problem(error, f"lock episode {path.stem!r}") from error
         return cls(path, fd, os.fstat(fd).st_size)
 
     def append(self, lines: bytes) -> int:
@@ -164,6 +168,17 @@ class EpisodeFile:
                 problem = io_problem(error, f"flush episode {self.path.stem!r} to the medium")
                 self.failed = problem.detail
                 raise problem from error
+
+    def settle(self, start: int = 0) -> None:
+        """Bring what a dead process wrote from `start` to the end to the medium; its flushes may have failed.
+
+        Raises:
+            UnavailableError: the medium refuses; the next attempt begins anew.
+        """
+        try:
+            bring_to_medium(self._fd, start)
+        except OSError as error:
+            raise io_problem(error, f"flush episode {self.path.stem!r} to the medium") from error
 
     def revive(self, durable_bytes: int, is_whole: Callable[[bytes], bool]) -> int:
         """After a failed flush: write all lines behind `durable_bytes` anew, flush, and take lines again.

@@ -1,5 +1,6 @@
 """`EpisodeLogger`: recording from a robot's own Python process, without the daemon."""
 
+import contextlib
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -167,7 +168,9 @@ class EpisodeLogger:
                 read_header(path)
                 if read_end(path) is None and _idle_s(path) > self._settings.recover_idle_s:
                     file, found, _ = recover(path)
-                    EpisodeWriter(file, found, self._settings, self._flusher).end("recovered")
+                    with contextlib.closing(file):
+                        if found.end is None:
+                            EpisodeWriter(file, found, self._settings, self._flusher).end("recovered")
                 if self._format == "json" and read_end(path) is not None and is_published(path):
                     # Whoever published the document may have been killed before its name was flushed.
                     fsync_directory(self._directory)

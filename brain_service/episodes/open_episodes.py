@@ -1,19 +1,29 @@
 """The episodes that this process writes: found by id, recovered after a crash, closed when left idle."""
 
 import asyncio
+import contextlib
 import logging
 import threading
+import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from brain_service.durable import fsync_directory
 from brain_service.episodes import catalogue
 from brain_service.episodes.flusher import Flusher
 from brain_service.episodes.header import EpisodeHeader
 from brain_service.episodes.recovery import RecoveryReport, looks_like_seed, quarantine, recover, settle, sweep
 from brain_service.episodes.writer import EpisodeWriter, Wear
-from brain_service.errors import BrainError, ConflictError, NotFoundError, TooManyError, UnavailableError
+from brain_service.errors import (
+    BrainError,
+    ConflictError,
+    CorruptDataError,
+    NotFoundError,
+    TooManyError,
+    UnavailableError,
+)
 from brain_service.settings import CaptureSettings
 
 __all__ = ["OpenEpisodes"]
@@ -51,6 +61,14 @@ class _Watcher:
             self._undo.pop()()
 
 
+class _Opening:
+    """The lock under which a log is opened, and how many are at it or wait for it."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.users = 0
+
+
 class OpenEpisodes:
     """Writers by episode id. A log is recovered by whoever asks for it first: a live robot or `recover_all`.
 
@@ -68,7 +86,9 @@ class OpenEpisodes:
         self._writers: dict[str, EpisodeWriter] = {}
         self._recovered: set[str] = set()
         self._settled: set[str] = set()
-        self._opening: dict[str, threading.Lock] = {}
+        # Logs whose names are on the medium: those of the start, by one flush for all of them.
+        self._named: frozenset[str] = frozenset()
+        self._opening: dict[str, _Opening] = {}
         self._lock = threading.Lock()
 
     def writers(self) -> list[EpisodeWriter]:
@@ -93,38 +113,57 @@ class OpenEpisodes:
 
         Raises:
             NotFoundError: no such episode.
+            CorruptDataError: the file is a copy of another episode's log.
             UnavailableError: its log cannot be recovered now.
         """
         writer = self._writers.get(episode_id)
         if writer is not None:
             return writer
         path = catalogue.episode_path(self._root, episode_id)
-        with self._lock:
-            opening = self._opening.setdefault(episode_id, threading.Lock())
-        try:
-            with opening:
-                writer = self._writers.get(episode_id)
-                if writer is None and catalogue.read_end(path) is None:
-                    writer = self._recover(episode_id, path)
-                elif writer is None and episode_id not in self._settled:
-                    settle(path)
-                    self._settled.add(episode_id)
-        finally:
-            with self._lock:
-                self._opening.pop(episode_id, None)
+        with self._opens(episode_id):
+            writer = self._writers.get(episode_id)
+            if writer is None and catalogue.read_end(path) is None:
+                writer = self._recover(episode_id, path)
+            elif writer is None and episode_id not in self._settled:
+                settle(path, name=episode_id not in self._named)
+                self._settled.add(episode_id)
         return writer
 
+    @contextlib.contextmanager
+    def _opens(self, episode_id: str) -> Iterator[None]:
+        """Keep others from opening the same log meanwhile; the lock goes with the last who wants it."""
+        with self._lock:
+            opening = self._opening.setdefault(episode_id, _Opening())
+            opening.users += 1
+        try:
+            with opening.lock:
+                yield
+        finally:
+            with self._lock:
+                opening.users -= 1
+                if not opening.users:
+                    del self._opening[episode_id]
+
     def require_place(self) -> None:
-        """Check that one more episode may be open.
+        """Check that one more episode may be open; for its sake those end as `recovered` that were abandoned.
+
+        Only where places run out, the longest idle first, and none that a step reached within `recover_idle_s`:
+        its robot may be waiting for something, and is told of an end only when it goes on.
 
         Raises:
-            TooManyError: `max_open_episodes` are.
+            TooManyError: `max_open_episodes` are open, and none of them is idle that long.
         """
+        limit = self._settings.max_open_episodes
+        before_s = time.monotonic() - self._settings.recover_idle_s
+        for writer in sorted(self.writers(), key=lambda writer: writer.last_used_s):
+            if len(self.writers()) < limit or writer.last_used_s > before_s:
+                break
+            self._end_if_idle(writer)
         count = len(self.writers())
-        if count >= self._settings.max_open_episodes:
+        if count >= limit:
             raise TooManyError(
-                f"{count} episodes are open, the limit is max_open_episodes = "
-                f"{self._settings.max_open_episodes}: end some with POST /episodes/{{id}}/end"
+                f"{count} episodes are open, the limit is max_open_episodes = {limit}: "
+                "end some with POST /episodes/{id}/end"
             )
 
     def create(self, header: EpisodeHeader) -> None:
@@ -184,25 +223,33 @@ class OpenEpisodes:
 
     def recover_all(self, stopping: threading.Event) -> None:
         """Recover every log that the last run left open, and put what is no log into quarantine."""
+        sweep(self._root)
         try:
-            sweep(self._root)
-            for episode_id in catalogue.list_ids(self._root):
-                if stopping.is_set():
-                    return
-                self._recover_quietly(episode_id)
+            episode_ids = catalogue.list_ids(self._root)
         except UnavailableError as error:
             self.last_error = error.detail
+            return
+        with contextlib.suppress(OSError):  # then each log flushes its own
+            fsync_directory(self._root)
+            self._named = frozenset(episode_ids)
+        for episode_id in episode_ids:
+            if stopping.is_set():
+                return
+            self._recover_quietly(episode_id)
 
     def end_idle(self) -> None:
         """End recovered episodes as `recovered` that nobody went on with for `recover_idle_s` seconds."""
         with self._lock:
-            recovered = [(name, self._writers[name]) for name in self._recovered]
-        for name, writer in recovered:
-            try:
-                if writer.end_if_idle(self._settings.recover_idle_s):
-                    self.forget(name)
-            except BrainError as error:
-                self.last_error = error.detail
+            recovered = [self._writers[name] for name in self._recovered]
+        for writer in recovered:
+            self._end_if_idle(writer)
+
+    def _end_if_idle(self, writer: EpisodeWriter) -> None:
+        try:
+            if writer.end_if_idle(self._settings.recover_idle_s):
+                self.forget(writer.header.episode_id)
+        except BrainError as error:
+            self.last_error = error.detail
 
     def _recover(self, episode_id: str, path: Path) -> EpisodeWriter | None:
         try:
@@ -224,11 +271,14 @@ class OpenEpisodes:
         path = catalogue.episode_path(self._root, episode_id)
         try:
             self.find(episode_id)
-        except NotFoundError as error:
+        except (NotFoundError, CorruptDataError) as error:
             self._quarantine(path, error.detail)
         except BrainError as error:
             self.last_error = error.detail
             _LOG.error("episode %s cannot be recovered: %s", episode_id, error.detail)
+        except Exception as error:  # noqa: BLE001 - what one log holds must not keep the others from being recovered
+            self.last_error = f"episode {episode_id!r} cannot be recovered: {error!r}"
+            _LOG.exception("episode %s cannot be recovered", episode_id)
 
     def _quarantine(self, path: Path, reason: str) -> None:
         try:

@@ -7,9 +7,11 @@ more behind it is damage of another kind (a flipped bit, a lost sector): what fo
 
 import contextlib
 import itertools
+import logging
 import os
+import stat
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -22,6 +24,8 @@ from brain_service.episodes.images import ImageStore
 from brain_service.episodes.log import EpisodeFile, io_problem
 from brain_service.episodes.log_format import check_line, decode_line
 from brain_service.episodes.offsets import StepOffsets
+from brain_service.episodes.page_cache import bring_file_to_medium
+from brain_service.episodes.plain_log import PlainLog
 from brain_service.errors import (
     BrainError,
     ConflictError,
@@ -34,7 +38,9 @@ from brain_service.spec import EpisodeSpec
 
 __all__ = ["LogScan", "RecoveryReport", "looks_like_seed", "quarantine", "recover", "scan", "settle", "sweep"]
 
+_LOG = logging.getLogger(__name__)
 _CREATION_S = 60.0
+_PIECE_BYTES = 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +82,7 @@ def scan(path: Path, images: ImageStore | None = None) -> LogScan:
     flushed.
 
     Raises:
-        CorruptDataError: the header line is bad, so the file has no episode to belong to.
+        CorruptDataError: the header line is bad, or that of another episode than the file is named after.
         UnavailableError: an image cannot be read or flushed, which says nothing of its line.
         OSError: the file cannot be read.
     """
@@ -86,6 +92,12 @@ def scan(path: Path, images: ImageStore | None = None) -> LogScan:
             header = EpisodeHeader.from_record(decode_line(line))
         except (CorruptDataError, InvalidError) as error:
             raise CorruptDataError(f"{path}:1: {error.detail}") from error
+        if header.episode_id != path.stem:
+            # A copy of a log that goes on: whoever wrote here would believe to write there.
+            raise CorruptDataError(
+                f"{path}:1: this is a log of episode {header.episode_id!r}; remove the file, or name it "
+                f"{header.episode_id}{path.suffix} where that is missing"
+            )
         found = LogScan(header, len(line), header.features)
         for line in file:
             try:
@@ -168,14 +180,18 @@ def _take(found: LogScan, record: Mapping[str, Any], images: ImageStore | None) 
 def recover(path: Path) -> tuple[EpisodeFile, LogScan, RecoveryReport]:
     """Lock a log, cut or set aside what follows its last good line, and flush it.
 
+    Afterwards all that the scan found is on the medium, although a flush by the dead process may have failed:
+    then the cache has what the medium lacks, and the scan alone would believe the cache.
+
     Raises:
         ConflictError: a living process holds the lock.
-        CorruptDataError: the header is bad; the file is untouched.
+        CorruptDataError: the header is bad or another episode's; the file is untouched.
         NotFoundError: no such file.
         UnavailableError: the medium refuses to read, cut or flush.
     """
     file = EpisodeFile.open(path)
     try:
+        file.settle()
         images = ImageStore.beside(path)
         found = scan(path, images)
         report = _cut(file, found)
@@ -192,19 +208,20 @@ def recover(path: Path) -> tuple[EpisodeFile, LogScan, RecoveryReport]:
     return file, found, report
 
 
-def settle(path: Path) -> None:
+def settle(path: Path, *, name: bool = True) -> None:
     """Bring a log that has its end to the medium: whoever wrote that may have been killed before it was flushed.
+
+    The lines before the end are there: none is written before they were flushed. `name` flushes its name, too.
 
     Raises:
         UnavailableError: the medium refuses.
     """
     try:
-        fd = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
-        fsync_directory(path.parent)
+        with PlainLog(path) as log:
+            start = path.stat().st_size - len(log.last_line())
+        bring_file_to_medium(path, start)
+        if name:
+            fsync_directory(path.parent)
     except FileNotFoundError:
         return  # deleted or compressed meanwhile
     except OSError as error:
@@ -215,20 +232,60 @@ def _cut(file: EpisodeFile, found: LogScan) -> RecoveryReport:
     bad_bytes = file.size_bytes - found.good_bytes
     if bad_bytes == 0:
         return RecoveryReport(found.header.episode_id, len(found.offsets))
-    rest = file.read(found.good_bytes, bad_bytes)
+    lines, last = 0, b""
+    for piece in _pieces(file, found.good_bytes):
+        lines, last = lines + piece.count(b"\n"), piece[-1:]
     moved_to: Path | None = None
-    if b"\n" in rest:
+    if lines:
         moved_to = _free_name(file.path.with_name(f"{file.path.name}.corrupt"))
-        write_atomic(moved_to, rest)
+        _set_aside(file, found.good_bytes, moved_to)
     file.truncate(found.good_bytes)
     return RecoveryReport(
         episode_id=found.header.episode_id,
         steps=len(found.offsets),
         bytes_cut=bad_bytes,
-        lines_lost=rest.count(b"\n") + (not rest.endswith(b"\n")),
+        lines_lost=lines + (last != b"\n"),
         moved_to=None if moved_to is None else moved_to.name,
         reason=found.problem,
     )
+
+
+def _pieces(file: EpisodeFile, start: int) -> Iterator[bytes]:
+    """Yield what follows `start`: one read takes 2 GiB at most, and damage may be longer than the memory."""
+    while piece := file.read(start, _PIECE_BYTES):
+        yield piece
+        start += len(piece)
+
+
+def _set_aside(file: EpisodeFile, start: int, target: Path) -> None:
+    """Copy what follows `start` into a file of its own, whole and on the medium before the return.
+
+    Raises:
+        UnavailableError: the log cannot be read, or another number of bytes arrived than it has.
+        OSError: the copy cannot be written.
+    """
+    temporary = target.with_name(f".{target.name}.tmp")
+    try:
+        with temporary.open("wb") as aside:
+            for piece in _pieces(file, start):
+                # A hole stays one: what a power cut adds to a file may be larger than the medium.
+                if piece.count(0) == len(piece):
+                    aside.seek(len(piece), os.SEEK_CUR)
+                else:
+                    aside.write(piece)
+            aside.truncate()
+            os.fsync(aside.fileno())
+        size_bytes = temporary.stat().st_size
+        if size_bytes != file.size_bytes - start:
+            raise UnavailableError(
+                f"{size_bytes} of the {file.size_bytes - start} damaged bytes of {file.path.name} could be set "
+                "aside; it is recovered once all can be read"
+            )
+        temporary.rename(target)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    fsync_directory(target.parent)
 
 
 def looks_like_seed(path: Path) -> bool:
@@ -246,29 +303,38 @@ def looks_like_seed(path: Path) -> bool:
 def sweep(root: Path) -> None:
     """Remove files whose creator died before they had their name: new logs, documents and the like.
 
-    No step was ever in them alone.
+    No step was ever in them alone. One that cannot be removed stays and is named in the log.
+    """
+    for path in root.glob(".*.tmp"):
+        try:
+            _sweep_one(path)
+        except FileNotFoundError:
+            continue  # another process swept it or gave it its name
+        except (BrainError, OSError) as error:
+            _LOG.warning("%s is left over from a start that was cut short; remove it: %s", path, error)
+
+
+def _sweep_one(path: Path) -> None:
+    """Remove a left-over file.
 
     Raises:
-        UnavailableError: the directory cannot be read, or the medium refuses.
+        UnavailableError: it cannot be opened.
+        OSError: it is gone, or cannot be removed.
     """
-    try:
-        for path in root.glob(".*.tmp"):
-            # A living creator holds the lock, but for the instant between making the file and locking it.
-            stat = path.stat()
-            if time.time() - stat.st_mtime < _CREATION_S:
-                continue
-            if stat.st_nlink > 1:
-                # The log has its name too; locking this one would lock out the robot that goes on with it.
-                path.unlink(missing_ok=True)
-                continue
-            with contextlib.suppress(ConflictError, NotFoundError):
-                file = EpisodeFile.open(path)
-                path.unlink(missing_ok=True)
-                file.close()
-    except FileNotFoundError:
-        return  # another process swept it or gave it its name; the next start sees to the rest
-    except OSError as error:
-        raise io_problem(error, f"clean up {root}") from error
+    # A living creator holds the lock, but for the instant between making the file and locking it.
+    found = path.lstat()
+    if not stat.S_ISREG(found.st_mode) or time.time() - found.st_mtime < _CREATION_S:
+        return
+    if found.st_nlink > 1:
+        # The log has its name too; locking this one would lock out the robot that goes on with it.
+        path.unlink(missing_ok=True)
+        return
+    with contextlib.suppress(ConflictError, NotFoundError):
+        file = EpisodeFile.open(path)
+        try:
+            path.unlink(missing_ok=True)
+        finally:
+            file.close()
 
 
 def quarantine(path: Path, reason: str) -> Path:

@@ -20,6 +20,8 @@ __all__ = ["Doomed", "HeldEpisodes", "RetentionPlan", "is_wanted", "plan_retenti
 
 _LOG = logging.getLogger(__name__)
 _DAY_NS = 86_400 * 1_000_000_000
+# 2024: no episode is older than the program that records it, so a clock that says so was not set.
+_FIRST_NS = 1_704_067_200 * 1_000_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,14 +113,26 @@ def is_wanted(
 def _reason(
     row: EpisodeRow, total_bytes: int, free_bytes: int, settings: RetentionSettings, now_ns: int
 ) -> str | None:
-    age_days = (now_ns - row.ended_ns) / _DAY_NS
-    if settings.max_age_days is not None and age_days > settings.max_age_days:
-        return f"max_age_days: it ended {age_days:.1f} days ago"
+    ended_ns = _ended_ns(row, now_ns)
+    if settings.max_age_days is not None and ended_ns is not None:
+        age_days = (now_ns - ended_ns) / _DAY_NS
+        if age_days > settings.max_age_days:
+            return f"max_age_days: it ended {age_days:.1f} days ago"
     if settings.max_total_bytes is not None and total_bytes > settings.max_total_bytes:
         return f"max_total_bytes: the episodes take {total_bytes} bytes"
     if settings.keep_free_bytes is not None and free_bytes < settings.keep_free_bytes:
         return f"keep_free_bytes: {free_bytes} bytes are free"
     return None
+
+
+def _ended_ns(row: EpisodeRow, now_ns: int) -> int | None:
+    """Return when an episode ended, as far as that can be believed; None where no clock that was set tells.
+
+    A Raspberry Pi has no battery behind its clock: an episode that ends before the network is there may say 1970.
+    Its file may tell better, for instance once it is compressed. The later time counts, since it deletes less.
+    """
+    told = [time_ns for time_ns in (row.ended_ns, row.mtime_ns) if _FIRST_NS <= time_ns <= now_ns]
+    return max(told, default=None)
 
 
 class _Source(msgspec.Struct):

@@ -17,6 +17,7 @@ from brain_service.episodes.archive import Archive, compress_log
 from brain_service.episodes.log_format import encode_line
 from brain_service.episodes.logger import EpisodeLogger
 from brain_service.errors import CorruptDataError
+from tests.episodes.bodies import JSON, as_json, begin, open_store, step
 
 
 def record(folder: Path, steps: int = 5, episode_id: str = "e", floats: int = 3) -> Path:
@@ -156,6 +157,33 @@ def test_a_crash_at_the_exchange_leaves_the_log(
             compress_log(path)
     assert path.read_bytes() == text
     assert compress_log(path) is not None
+
+
+@pytest.mark.parametrize("moment", ["_same", "fsync_directory"])
+@pytest.mark.parametrize("again", [False, True])
+def test_a_log_deleted_meanwhile_leaves_no_archive(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str, again: bool
+) -> None:
+    """Deleted while it is compared, or when the archive has just got its name; then the id may be used again."""
+    with open_store(tmp_path, compress_after_s=None) as store:
+        store.append_json(begin(store, 3, episode_id="a"), as_json(step(3)), JSON)
+        store.end("a")
+        really, deleted = getattr(archive, moment), list[str]()
+
+        def delete_then(*arguments: object) -> object:
+            found = really(*arguments)
+            if not deleted:
+                deleted.append("a")
+                store.delete("a")
+                if again:
+                    begin(store, 2, episode_id="a")
+            return found
+
+        monkeypatch.setattr(archive, moment, delete_then)
+        with pytest.raises(FileNotFoundError):
+            compress_log(tmp_path / "a.jsonl")
+        assert [path.name for path in tmp_path.iterdir()] == ["a.jsonl"] * again
+        assert [(item["episode_id"], item["steps"]) for item in store.list()[0]] == [("a", 2)] * again
 
 
 def test_stopping_leaves_the_log(tmp_path: Path, small_frames: None) -> None:

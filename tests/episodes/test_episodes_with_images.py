@@ -254,6 +254,26 @@ def test_recovery_keeps_every_step_whose_images_are_whole(tmp_path: Path) -> Non
         assert send(store, "e1", seen(4)) == 4
 
 
+def test_recovery_looks_at_an_image_once_however_many_steps_share_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with open_store(tmp_path) as store:
+        episode = store.create({}).episode_id
+        same = {"camera/front": picture(0), "state": [1.0]}
+        send(store, episode, [seen(index, observation=same) for index in range(50)])
+    looked: list[str] = []
+    verify = ImageStore.verify
+
+    def look(images: ImageStore, reference: str) -> None:
+        looked.append(reference)
+        verify(images, reference)
+
+    monkeypatch.setattr(ImageStore, "verify", look)
+    with open_store(tmp_path) as store:
+        assert store.get(episode)["steps"] == 50
+    assert looked == [image_reference(picture(0))]
+
+
 def test_an_end_whose_image_is_not_whole_is_no_end(tmp_path: Path) -> None:
     with open_store(tmp_path) as store:
         episode = store.create({"episode_id": "e1"}).episode_id

@@ -1,5 +1,7 @@
 """The file itself: locks, exclusive creation, and media that refuse."""
 
+import errno
+import fcntl
 import os
 import subprocess
 import sys
@@ -54,6 +56,21 @@ def test_closed_and_missing_files_say_so(tmp_path: Path) -> None:
         EpisodeFile.open(tmp_path / "nothing.jsonl")
     with pytest.raises(UnavailableError, match="create episode"):
         EpisodeFile.create(tmp_path / "no" / "folder" / "e.jsonl", b"header\n")
+
+
+def test_a_file_system_without_locks_is_named_and_keeps_no_descriptor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    EpisodeFile.create(tmp_path / "e.jsonl", b"header\n").close()
+
+    def refuse(*_: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    before = os.listdir("/proc/self/fd")
+    with pytest.raises(UnavailableError, match="lock episode 'e'"):
+        EpisodeFile.open(tmp_path / "e.jsonl")
+    assert os.listdir("/proc/self/fd") == before
 
 
 def test_a_full_device_is_named() -> None:

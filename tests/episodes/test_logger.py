@@ -1,6 +1,7 @@
 """`EpisodeLogger` as the seed's example calls it, and as it should not be called."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 
 import brain_service
 from brain_service.datasets.sources import take_inventory
+from brain_service.episodes.log import EpisodeFile
 from brain_service.episodes.logger import EpisodeLogger
 from brain_service.episodes.publishing import publish_document
 from brain_service.episodes.reader import read_episode, read_episodes
@@ -128,6 +130,22 @@ def test_leaving_the_block_ends_a_running_episode(tmp_path: Path) -> None:
         path = tmp_path / f"{logger.start_episode()}.jsonl"
         logger.log_step({"x": 1}, {"a": 1})
     assert read_episode(path).end == "truncated"
+
+
+@pytest.mark.parametrize("form", ["json", "jsonl"])
+def test_a_log_that_has_its_end_gets_no_second_one(tmp_path: Path, form: Any) -> None:
+    """A power cut may leave zeros behind the last line; cutting them leaves a whole log."""
+    with EpisodeLogger(tmp_path) as logger:
+        logger.start_episode()
+        logger.log_step({"x": 1}, {"a": 1}, done=True)
+        path = logger.end_episode()
+    whole = path.read_bytes()
+    path.write_bytes(whole + bytes(100))
+    os.utime(path, (1, 1))
+    with EpisodeLogger(tmp_path, format=form):
+        EpisodeFile.open(path).close()  # nobody holds it
+    assert path.read_bytes() == whole
+    assert read_episode(path).end == "terminated"
 
 
 def test_a_log_that_outlived_its_document_is_removed(tmp_path: Path) -> None:

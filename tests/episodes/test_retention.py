@@ -5,6 +5,7 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,27 @@ def test_each_bound_deletes_the_oldest_until_it_is_met() -> None:
     assert doomed(rows, max_total_bytes=700) == ["e0", "e1", "e2"]
     assert doomed(rows, free_bytes=50, keep_free_bytes=300) == ["e0", "e1", "e2"]
     assert doomed(rows, max_age_days=8.5, max_total_bytes=600) == ["e0", "e1", "e2", "e3"]
+
+
+@pytest.mark.parametrize(
+    ("ended_days", "changed_days", "goes"),
+    [
+        (20_000, 20_000, False),  # 1970 by both: nobody knows how old it is
+        (20_000, 1, False),  # recorded before the clock was set, compressed yesterday
+        (20_000, 9, True),
+        (9, 1, False),  # copied here yesterday, say
+        (9, 20_000, True),
+        (9, 9, True),
+        (-300, 9, True),  # the clock was ahead
+        (9, -300, True),
+        (-300, -300, False),
+    ],
+)
+def test_an_age_is_believed_only_of_a_clock_that_was_set(
+    ended_days: float, changed_days: float, goes: bool
+) -> None:
+    one = replace(row(0, age_days=ended_days), mtime_ns=NOW_NS - round(changed_days * DAY_NS))
+    assert doomed([one], max_age_days=7) == ["e0"] * goes
 
 
 def test_what_is_nowhere_else_stays_and_younger_ones_go() -> None:
@@ -241,6 +263,23 @@ def test_images_of_a_deleted_episode_go_even_after_a_crash(tmp_path: Path) -> No
         assert (images.exists(), kept.exists()) == (False, True)
         store.delete("there")
         assert not kept.exists()
+
+
+def test_one_deletion_that_fails_holds_up_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with retaining(tmp_path, max_total_bytes=1, delete_unconverted=True, delete_not_uploaded=True) as store:
+        first, *_ = record(store, 3)
+        really = os.unlink
+
+        def fail(path: Path, **more: Any) -> None:
+            if Path(path).name.startswith(first):
+                raise OSError(5, "the medium fails")
+            really(path, **more)
+
+        monkeypatch.setattr(os, "unlink", fail)
+        with pytest.raises(UnavailableError):
+            store.apply_retention()
+        assert [item["episode_id"] for item in store.list()[0]] == [first]
+        assert store.status()["retention"]["deleted_episodes"] == 2
 
 
 def test_no_datasets_folder_holds_nothing(tmp_path: Path) -> None:

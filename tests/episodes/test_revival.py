@@ -1,5 +1,6 @@
 """A log whose flush failed comes back by itself: its lines are written anew, what the kernel lost is reported."""
 
+import contextlib
 import errno
 import itertools
 import os
@@ -93,6 +94,32 @@ def test_steps_that_the_kernel_dropped_are_cut_off_and_told(tmp_path: Path) -> N
     assert len(read_episode(path)) == 9
 
 
+def test_steps_behind_a_loss_are_found_where_they_stand_now(tmp_path: Path) -> None:
+    """The places of lost steps are forgotten with them: one is kept for every 64th step."""
+    medium = Refusing()
+    with watched(tmp_path, medium), open_store(tmp_path, sync_interval_s=0.01) as store:
+        episode = begin(store, 3)
+        path = tmp_path / f"{episode}.jsonl"
+        wait_until(lambda: store.get(episode)["durable_through"] == 2)
+        medium.broken.set()
+        store.append_json(episode, as_json([step(i) for i in range(3, 300)]), JSON)
+        wait_until(lambda: medium.refused)
+        lost_from = sum(map(len, path.read_bytes().splitlines(keepends=True)[: 1 + 140]))
+        fd = os.open(path, os.O_WRONLY)
+        os.pwrite(fd, bytes(40), lost_from + 20)
+        os.close(fd)
+        medium.broken.clear()
+        wait_until(lambda: store.status()["recoveries"])
+        assert store.get(episode)["steps"] == 140
+        longer = [step(i, reward=1 / 3, executed_action={"command": [1 / 3, 1 / 7]}) for i in range(140, 400)]
+        store.append_json(episode, as_json(longer), JSON)
+        for index in (0, 64, 128, 139, 140, 191, 192, 256, 320, 399):
+            (found,) = store.steps(episode, index, 1)
+            assert found["step_metadata"]["step_index"] == index
+            assert ("executed_action" in found) == (index >= 140)
+        assert store.append_json(episode, as_json(longer[60]), JSON).step_index == 200, "a retry is recognised"
+
+
 def test_all_steps_lost_leave_an_episode_that_begins_anew(tmp_path: Path) -> None:
     medium = Refusing()
     with watched(tmp_path, medium), open_store(tmp_path, sync_interval_s=0.01) as store:
@@ -122,6 +149,28 @@ def test_who_waits_for_the_medium_is_told_that_it_refused(tmp_path: Path) -> Non
         wait_until(lambda: store.get(episode)["durable_through"] == 1)
         assert store.append_json(episode, as_json(step(1)), JSON).durable_through == 1
         assert store.append_json(episode, as_json(step(2)), JSON).durable_through == 2
+
+
+def test_a_step_resent_after_its_flush_failed_is_answered_by_the_next_flush(tmp_path: Path) -> None:
+    """It is stored already, so nothing but trying the flush again will ever tell the robot."""
+    medium = Refusing()
+    with watched(tmp_path, medium), open_store(tmp_path, durability="step") as store:
+        episode = begin(store, 1)
+        medium.broken.set()
+        with pytest.raises(UnavailableError):
+            store.append_json(episode, as_json(step(1)), JSON)
+        medium.broken.clear()
+        answers: list[int] = []
+
+        def resend() -> None:
+            while not answers:
+                with contextlib.suppress(UnavailableError):
+                    answers.append(store.append_json(episode, as_json(step(1)), JSON).durable_through)
+
+        robot = threading.Thread(target=resend, daemon=True)
+        robot.start()
+        robot.join(10)
+        assert answers == [1]
 
 
 def test_an_end_that_was_not_flushed_is_taken_back(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import stat
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +13,7 @@ import pytest
 from blockbuster import blockbuster_ctx
 
 from brain_service.episodes.logger import EpisodeLogger
+from brain_service.episodes.reader import read_episode
 from brain_service.episodes.store import EpisodeStore
 from brain_service.errors import (
     BrainError,
@@ -166,6 +168,46 @@ def test_an_idle_recovered_episode_closes_and_a_live_one_does_not(tmp_path: Path
         assert store.get(fresh)["state"] == "open"
         with pytest.raises(ConflictError, match="ended as recovered"):
             store.append_json(episode, as_json(step(3)), JSON)
+
+
+def test_an_abandoned_episode_gives_its_place_to_a_new_one(tmp_path: Path) -> None:
+    """Controllers that crashed must not keep robots out for good; one that paused keeps its place."""
+    with open_store(tmp_path, max_open_episodes=3, recover_idle_s=60) as store:
+        for name in ("oldest", "old", "live"):
+            begin(store, 1, episode_id=name)
+        with pytest.raises(TooManyError, match="3 episodes are open"):
+            begin(store)
+        for writer in store._open.writers():
+            writer.last_used_s -= 100
+        store._open.end_idle()
+        assert store.status()["open_episodes"] == 3, "nobody needs their places"
+        store.append_json("live", as_json(step(1)), JSON)
+        begin(store, 1, episode_id="next")
+        states = {item["episode_id"]: item["state"] for item in store.list()[0]}
+        assert states == {"oldest": "recovered", "old": "open", "live": "open", "next": "open"}
+        assert store.append_json("old", as_json(step(1)), JSON).step_index == 1
+        with pytest.raises(TooManyError):
+            begin(store)
+    assert read_episode(tmp_path / "oldest.jsonl").end == "recovered"
+
+
+def test_a_start_flushes_the_names_of_ended_logs_once_for_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with open_store(tmp_path) as store:
+        for _ in range(20):
+            store.end(begin(store, 1))
+    folders: list[int] = []
+    fsync = os.fsync
+
+    def count(fd: int) -> None:
+        if stat.S_ISDIR(os.fstat(fd).st_mode):
+            folders.append(fd)
+        fsync(fd)
+
+    monkeypatch.setattr(os, "fsync", count)
+    with open_store(tmp_path):
+        assert 1 <= len(folders) < 4
 
 
 def test_damage_is_reported_and_the_robot_goes_on(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from typing import Any, Literal, Protocol
 
 __all__ = ["Call", "Kind", "Watcher", "watched"]
 
-Kind = Literal["open", "create", "write", "truncate", "sync", "link", "rename", "unlink", "mkdir", "rmdir"]
+Kind = Literal["open", "create", "write", "truncate", "sync", "link", "rename", "unlink", "mkdir", "rmdir", "drop"]
 
 
 @dataclass(slots=True, eq=False)
@@ -28,7 +28,8 @@ class Call:
     """One change. `handle` numbers the open file it goes through (never used again, unlike a descriptor).
 
     `size_bytes` is a truncation's new size; `data_only` tells fdatasync from fsync; `target` is where a link or
-    rename goes. `open` is a file that stood there already.
+    rename goes. `open` is a file that stood there already. `drop` changes nothing on the medium: what the cache
+    holds of `size_bytes` at `offset` is forgotten, where that is clean.
     """
 
     kind: Kind
@@ -180,6 +181,15 @@ class _Layer:
     def _fdatasync(self, fd: int) -> None:
         self._sync_file("fdatasync", fd)
 
+    def _posix_fadvise(self, fd: int, offset: int, length: int, advice: int) -> None:
+        known = self._files.get(fd)
+        really = self._real["posix_fadvise"]
+        if known is None or advice != os.POSIX_FADV_DONTNEED:
+            really(fd, offset, length, advice)
+        else:
+            call = Call("drop", known[1], known[0], offset=offset, size_bytes=length)
+            self._make(call, lambda: really(fd, offset, length, advice))
+
     def _move(self, name: str, kind: Kind, source: Any, target: Any, **folders: Any) -> None:
         really = self._real[name]
         begin = self._below(source, folders.get("src_dir_fd"))
@@ -280,9 +290,9 @@ class _File(io.RawIOBase):
 
 
 _NAMES = (
-    "close", "copy_file_range", "fdatasync", "fsync", "ftruncate", "link", "mkdir", "open", "posix_fallocate",
-    "pwrite", "pwritev", "remove", "rename", "replace", "rmdir", "sendfile", "symlink", "truncate", "unlink",
-    "write", "writev",
+    "close", "copy_file_range", "fdatasync", "fsync", "ftruncate", "link", "mkdir", "open", "posix_fadvise",
+    "posix_fallocate", "pwrite", "pwritev", "remove", "rename", "replace", "rmdir", "sendfile", "symlink",
+    "truncate", "unlink", "write", "writev",
 )  # fmt: skip
 
 

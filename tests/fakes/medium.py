@@ -103,6 +103,12 @@ class Medium:
         self._collect(self._top, "", views, tree, lambda file: file.survive(fate, rng, self._deleted))
         return tree
 
+    def holds(self, handle: int) -> bytes:
+        """Return what reading an open file without the cache gives now: of what no flush covered, nothing."""
+        node = self._open[handle]
+        assert isinstance(node, File)
+        return bytes(node.base[: node.base_size])
+
     def _collect(
         self,
         folder: _Folder,
@@ -152,7 +158,7 @@ class Medium:
             return
         elif call.kind == "open":
             self._open[call.handle or 0] = self._node(call.path)
-        elif call.kind not in ("write", "truncate"):
+        elif call.kind not in ("write", "truncate", "drop"):
             self._rename_or_such(call)
 
     def _flush(self, change: Change, began: int) -> None:

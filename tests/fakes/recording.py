@@ -1,18 +1,16 @@
 """All changes of files below a folder, in order, with what clients were told in between."""
 
-import errno
-import itertools
 import os
 import threading
 import time
-from collections.abc import Callable, Container
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from tests.fakes.disk import Call
 
-__all__ = ["Begin", "Change", "Claim", "End", "Event", "FailingRecording", "Recording", "Tree", "write_tree"]
+__all__ = ["Begin", "Change", "Claim", "End", "Event", "Recording", "Tree", "write_tree"]
 
 Tree = dict[str, bytes | None]
 """Content by path below the root; None is a folder."""
@@ -108,13 +106,18 @@ class Recording:
         return True
 
     def _die_in_time(self) -> None:
-        """Count down to the kill; what other threads have in the kernel then is finished first."""
+        """Count down to the kill."""
         if self._left is None:
             return
         with self._lock:
             self._left -= 1
             dies = self._left < 0
-        while dies:
+        if dies:
+            self.die()
+
+    def die(self) -> NoReturn:
+        """End the process as by SIGKILL; what other threads have in the kernel is finished first."""
+        while True:
             with self._lock:
                 if not self._running:
                     self._dying(self)
@@ -150,24 +153,3 @@ def write_tree(root: Path, tree: Tree, age_s: float = 0.0) -> None:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content)
             os.utime(path, (then, then))
-
-
-class FailingRecording(Recording):
-    """A recording of a medium that fails the flushes of files numbered in `fails`, fdatasync and fsync alike."""
-
-    def __init__(self, root: Path, fails: Container[int]) -> None:
-        super().__init__(root)
-        self._fails = fails
-        self._flushes = itertools.count()
-
-    def before(self, call: Call) -> bool:
-        """Keep the beginning of a change; a flush that fails also its end.
-
-        Raises:
-            OSError: the medium refuses.
-        """
-        seen = super().before(call)
-        if call.kind == "sync" and not call.is_folder and next(self._flushes) in self._fails:
-            self.after(call, None)
-            raise OSError(errno.EIO, os.strerror(errno.EIO), call.path)
-        return seen

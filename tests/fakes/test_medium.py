@@ -1,13 +1,15 @@
 """The model of the medium itself: what flushes make certain, and what stays open without them."""
 
+import contextlib
 import os
 import random
 from collections.abc import Callable
 from pathlib import Path
 
 from tests.fakes.disk import watched
+from tests.fakes.failing import FailingRecording
 from tests.fakes.medium import Medium
-from tests.fakes.recording import FailingRecording, Recording, Tree
+from tests.fakes.recording import Recording, Tree
 from tests.fakes.sectors import Fate
 
 EVERY = [
@@ -132,3 +134,29 @@ def test_after_a_failed_flush_a_second_one_saves_nothing_but_what_is_written_aga
     assert contents(outcomes(tmp_path, lambda: act("b", True), FailingRecording(tmp_path, {0})), "b") == {
         b"x" * 600
     }
+
+
+def test_dropped_pages_read_as_the_medium_holds_them(tmp_path: Path) -> None:
+    """Of a flush that failed, what it should have saved reads as zeros; of one that did not, all is there."""
+
+    def act(number: int, length: int) -> None:
+        fd = os.open(tmp_path / str(number), os.O_RDWR | os.O_CREAT)
+        os.pwrite(fd, b"1" * 100, 0)
+        os.fsync(fd)
+        os.pwrite(fd, b"2" * 50, 100)
+        with contextlib.suppress(OSError):
+            os.fsync(fd)
+        os.fsync(fd)
+        assert os.pread(fd, 200, 0) == b"1" * 100 + b"2" * 50
+        os.posix_fadvise(fd, 0, length, os.POSIX_FADV_DONTNEED)
+        os.close(fd)
+
+    to_the_end = 0
+    for number, fails, length, kept in (
+        (0, {1}, 4096, bytes(50)),
+        (1, {1}, to_the_end, bytes(50)),
+        (2, (), 4096, b"2" * 50),
+    ):
+        with watched(tmp_path, FailingRecording(tmp_path, fails)):
+            act(number, length)
+        assert (tmp_path / str(number)).read_bytes() == b"1" * 100 + kept

@@ -35,9 +35,11 @@ makes, with its flushes and with what was answered meanwhile (`tests/fakes/disk.
 change, and draw what POSIX allows a medium to hold then (`tests/fakes/medium.py`): any mix of old and new 512-byte
 sectors, torn ones, sizes without data, stale blocks, entries of folders that happened or not, in any order.
 Whatever a returned flush covered is there, nothing else is sure. The real recovery runs on each, and every step is
-compared bit by bit. At one change in sixteen the power goes a second time, in the midst of that recovery. That the
-judge would notice is tested, too: with flushes of files or folders left out, with an end that is answered before
-its flush, with a recovery that believes every line (`tests/faults/test_power_cut.py`).
+compared bit by bit. At one change in sixteen the power goes a second time, in the midst of that recovery. Where
+flushes fail before a kill, the next process finds in the cache what the medium lacks, until it drops the pages
+(`tests/fakes/failing.py`). That the judge would notice is tested, too: with flushes of files or folders left out,
+with an end that is answered before its flush, with a recovery that believes every line, or the cache
+(`tests/faults/test_power_cut.py`).
 
 **Media** fail in a real daemon whose file calls go through the same layer (`tests/faults/faulty_daemon.py`), while
 one robot records and another is driven by a model: refusals must be 503 with `Retry-After` and the reason in

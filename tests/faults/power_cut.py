@@ -13,13 +13,22 @@ from pathlib import Path
 from typing import Any
 
 from tests.fakes.disk import Call, watched
+from tests.fakes.failing import FailingRecording
 from tests.fakes.medium import Medium
-from tests.fakes.recording import Claim, FailingRecording, Recording, Tree, write_tree
+from tests.fakes.recording import Claim, Recording, Tree, write_tree
 from tests.fakes.sectors import Fate
 from tests.faults.judge import Verdict, judge, promises
 from tests.faults.scenarios import go_on_after_a_kill, recover_only
 
-__all__ = ["Scenario", "cut_everywhere", "judged_apart", "record", "record_failing", "record_killed"]
+__all__ = [
+    "Scenario",
+    "cut_everywhere",
+    "judged_apart",
+    "record",
+    "record_failing",
+    "record_failing_killed",
+    "record_killed",
+]
 
 Scenario = Callable[[Path, Recording, random.Random], None]
 """Lives a robot's life in a folder that does not exist yet, and says what clients are told."""
@@ -91,7 +100,18 @@ def record_killed(scenario: Scenario, folder: Path, seed: int, kill_at: int) -> 
 
     What the first left unflushed is still so when the second finds it: the kernel lives, until the power goes.
     """
-    recording: Recording = _apart(("live", scenario, folder, seed, kill_at))
+    return _gone_on(_apart(("live", scenario, folder, seed, kill_at)), folder)
+
+
+def record_failing_killed(scenario: Scenario, folder: Path, seed: int, fails: Container[int]) -> Recording:
+    """Run a scenario that dies by itself on a medium that fails these flushes, then another process that goes on.
+
+    What a flush did not save the second one still finds in the kernel's cache, and the medium works again.
+    """
+    return _gone_on(_apart(("fail", scenario, folder, seed, fails)), folder)
+
+
+def _gone_on(recording: Recording, folder: Path) -> Recording:
     with watched(folder, recording, first_handle=10**6):
         go_on_after_a_kill(folder / "brain" / "episodes", recording)
     recording.unseen = _catalogue(folder)
@@ -120,12 +140,16 @@ def _obey(kind: str, *order: Any) -> None:
         recording, seed, every, draws = order
         answer(cut_everywhere(recording, seed, every=every, draws=draws))
         return
-    scenario, folder, seed, kill_at = order
+    scenario, folder, seed, fault = order
     folder.mkdir(parents=True, exist_ok=True)
-    recording = Recording(folder, kill_at=kill_at, dying=answer)
-    with watched(folder, recording):
-        scenario(folder / "brain" / "episodes", recording, random.Random(seed))
-    answer(recording)
+    life = (
+        FailingRecording(folder, fault, dying=answer)
+        if kind == "fail"
+        else Recording(folder, kill_at=fault, dying=answer)
+    )
+    with watched(folder, life):
+        scenario(folder / "brain" / "episodes", life, random.Random(seed))
+    answer(life)
 
 
 def _different(trees: Iterator[Tree]) -> list[Tree]:

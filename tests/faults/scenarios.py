@@ -22,6 +22,7 @@ from tests.faults.robots import body
 __all__ = [
     "Robot",
     "archive_life",
+    "failing_death",
     "failing_life",
     "go_on_after_a_kill",
     "image_life",
@@ -225,6 +226,21 @@ def failing_life(root: Path, heard: Recording, rng: random.Random) -> None:
             time.sleep(0.005)
         for robot in robots:
             robot.end("truncated")
+
+
+def failing_death(root: Path, heard: Recording, rng: random.Random) -> None:
+    """Robots, one with a camera, record until flushes fail (see `FailingRecording`); then it is killed."""
+    with _store(root) as store:
+        robots = [Robot(store, heard, f"{name}{rng.randrange(10**6)}") for name in ("robot", "camera")]
+        for robot in robots:
+            robot.create()
+        for count in (1, 2, 1, 3, 1):
+            for robot in robots:
+                with contextlib.suppress(UnavailableError):
+                    robot.append(count)
+                robot.ask()
+            time.sleep(0.01)
+        heard.die()
 
 
 def recover_only(root: Path, heard: Recording, known: Iterable[str]) -> None:

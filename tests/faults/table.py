@@ -15,8 +15,23 @@ from tests.faults.flips import FILES, damage_every_byte
 from tests.faults.full import fill_up
 from tests.faults.judge import Verdict
 from tests.faults.killing import Killed, kill_apart
-from tests.faults.power_cut import Scenario, judged_apart, record, record_failing, record_killed
-from tests.faults.scenarios import archive_life, failing_life, image_life, logger_life, retention_life, store_life
+from tests.faults.power_cut import (
+    Scenario,
+    judged_apart,
+    record,
+    record_failing,
+    record_failing_killed,
+    record_killed,
+)
+from tests.faults.scenarios import (
+    archive_life,
+    failing_death,
+    failing_life,
+    image_life,
+    logger_life,
+    retention_life,
+    store_life,
+)
 
 __all__ = ["GROUPS", "Row"]
 
@@ -92,6 +107,8 @@ def power(share: float) -> Iterator[Row]:
         yield _cuts(f"kill -9, a new start, then a power cut: {what}", seeds, scenario, _killed, draws=1, every=3)
     seeds = range(2, 2 + max(1, round(4 * share)))
     yield _cuts("flushes fail (EIO), come back, then a power cut", seeds, failing_life, _failing, draws=1, every=2)
+    what = "flushes fail (EIO), kill -9, a new start, then a power cut"
+    yield _cuts(what, seeds, failing_death, _failing_killed, draws=1, every=2)
 
 
 def _plain(scenario: Scenario, folder: Path, seed: int) -> Recording:
@@ -105,6 +122,10 @@ def _killed(scenario: Scenario, folder: Path, seed: int) -> Recording:
 def _failing(scenario: Scenario, folder: Path, seed: int) -> Recording:
     fails: Container[int] = range(seed, seed + 3)
     return record_failing(scenario, folder, seed, fails)
+
+
+def _failing_killed(scenario: Scenario, folder: Path, seed: int) -> Recording:
+    return record_failing_killed(scenario, folder, seed, range(seed + 1, 10**6))
 
 
 def _cuts(

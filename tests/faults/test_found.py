@@ -1,14 +1,19 @@
 """What the faults have found, one test a finding, without the chance that found it."""
 
+import errno
 import os
 import pickle
 import random
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import orjson
 import pytest
 
+from brain_service.episodes import open_episodes, recovery
+from brain_service.episodes.flusher import Flusher
 from brain_service.episodes.images import ImageStore
 from brain_service.episodes.log import EpisodeFile
 from brain_service.episodes.log_format import encode_line
@@ -16,6 +21,8 @@ from brain_service.episodes.logger import EpisodeLogger
 from brain_service.episodes.open_episodes import OpenEpisodes
 from brain_service.episodes.publishing import publish_document
 from brain_service.episodes.recovery import scan, sweep
+from brain_service.errors import UnavailableError
+from brain_service.settings import CaptureSettings
 from tests.episodes.bodies import begin, open_store
 from tests.fakes.disk import watched
 from tests.fakes.medium import Medium
@@ -136,6 +143,96 @@ def test_who_flushes_images_while_another_does_waits_for_it(
     for thread in (first, second):
         thread.join()
     assert done.is_set()
+
+
+def test_an_odd_left_over_keeps_no_log_from_being_recovered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A folder, a dangling link, and a file that another user owns, all named as left-over files are."""
+    with open_store(tmp_path) as store:
+        episodes = {begin(store, 2), begin(store, 2)}
+    (tmp_path / ".a.tmp").mkdir()
+    (tmp_path / ".b.tmp").symlink_to("nowhere")
+    for name in (".c.tmp", ".d.tmp"):
+        (tmp_path / name).write_bytes(b"")
+    for path in tmp_path.glob(".*.tmp"):
+        os.utime(path, (1, 1), follow_symlinks=False)
+    really = os.open
+
+    def another_users(path: os.PathLike[str] | str, flags: int, *more: int, **others: int) -> int:
+        if Path(path).name == ".c.tmp":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return really(path, flags, *more, **others)
+
+    monkeypatch.setattr(os, "open", another_users)
+    with open_store(tmp_path, recover_idle_s=0.05) as store:
+        give_up_s = time.monotonic() + 10
+        while {store.get(name)["state"] for name in episodes} != {"recovered"}:
+            assert time.monotonic() < give_up_s
+            time.sleep(0.01)
+    assert sorted(path.name for path in tmp_path.glob(".*.tmp")) == [".a.tmp", ".b.tmp", ".c.tmp"]
+    assert ".c.tmp is left over" in caplog.text
+
+
+def test_a_defect_in_one_recovery_ends_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with open_store(tmp_path) as store:
+        for name in ("a", "b", "c"):
+            begin(store, 2, episode_id=name)
+    recover = recovery.recover
+
+    def defective(path: Path) -> object:
+        if path.stem == "b":
+            raise KeyError("defect")
+        return recover(path)
+
+    monkeypatch.setattr(open_episodes, "recover", defective)
+    with open_store(tmp_path) as store:
+        status = store.status()
+    assert [report["episode_id"] for report in status["recoveries"]] == ["c", "a"]
+    assert "'b' cannot be recovered" in status["last_error"]
+    assert "Traceback" in caplog.text
+
+
+def test_who_opens_a_log_that_could_not_be_opened_waits_for_who_is_at_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first attempt fails, the second one is at it, and the third was told that another process writes it."""
+    with open_store(tmp_path) as store:
+        episode = begin(store, 1)
+    recover = recovery.recover
+    waits, fails, first, second = (threading.Event() for _ in range(4))
+    calls: list[Path] = []
+
+    def slow(path: Path) -> object:
+        calls.append(path)
+        if len(calls) == 1:
+            first.set()
+            assert fails.wait(10)
+            raise UnavailableError("the medium refuses")
+        found = recover(path)
+        second.set()
+        waits.wait(0.5)
+        return found
+
+    monkeypatch.setattr(open_episodes, "recover", slow)
+    opened = OpenEpisodes(tmp_path, CaptureSettings(min_free_bytes=0), Flusher(1.0))
+    with ThreadPoolExecutor(3) as pool:
+        failing = pool.submit(opened.find, episode)
+        assert first.wait(10)
+        going_on = pool.submit(opened.find, episode)
+        time.sleep(0.05)
+        fails.set()
+        assert second.wait(10)
+        waiting = pool.submit(opened.find, episode)
+        with pytest.raises(UnavailableError):
+            failing.result()
+        writer = going_on.result()
+        assert writer is not None
+        assert waiting.result() is writer
+    assert len(calls) == 2
+    opened.close()
 
 
 def test_clearing_a_new_logs_first_name_away_locks_nobody_out(

@@ -1,5 +1,6 @@
 """After a power cut at any instant nothing is lost that was called durable, and the judge notices if it were."""
 
+import os
 import random
 import threading
 from collections.abc import Callable
@@ -7,12 +8,28 @@ from pathlib import Path
 
 import pytest
 
-from brain_service.episodes import recovery
+from brain_service.episodes import log, page_cache, recovery
 from brain_service.episodes.log import EpisodeFile
 from brain_service.episodes.writer import EpisodeWriter
 from tests.fakes.disk import Call
-from tests.faults.power_cut import Scenario, cut_everywhere, judged_apart, record, record_failing, record_killed
-from tests.faults.scenarios import archive_life, failing_life, image_life, logger_life, retention_life, store_life
+from tests.faults.power_cut import (
+    Scenario,
+    cut_everywhere,
+    judged_apart,
+    record,
+    record_failing,
+    record_failing_killed,
+    record_killed,
+)
+from tests.faults.scenarios import (
+    archive_life,
+    failing_death,
+    failing_life,
+    image_life,
+    logger_life,
+    retention_life,
+    store_life,
+)
 
 SCENARIOS: list[Scenario] = [store_life, logger_life, image_life, archive_life, retention_life]
 
@@ -52,6 +69,15 @@ def test_a_kill_and_then_a_power_cut_lose_no_durable_step(
 def test_what_a_failed_flush_may_have_dropped_is_not_called_durable(tmp_path: Path, first: int) -> None:
     recording = record_failing(failing_life, tmp_path, seed=first, fails=range(first, first + 3))
     assert judged_apart(recording, every=3).violations == []
+
+
+@pytest.mark.parametrize("first", [3, 6, *(pytest.param(first, marks=pytest.mark.soak) for first in (2, 4, 9))])
+def test_what_a_failed_flush_dropped_before_a_kill_is_not_called_durable(tmp_path: Path, first: int) -> None:
+    """The next process reads it all from the cache, where a flush finds nothing to do."""
+    recording = record_failing_killed(failing_death, tmp_path, seed=first, fails=range(first, 10**6))
+    verdict = judged_apart(recording, every=12)
+    assert verdict.violations == []
+    assert verdict.durable > 0
 
 
 @pytest.mark.soak
@@ -150,6 +176,16 @@ def test_a_failed_flush_that_is_only_tried_again_is_caught(
     monkeypatch.setattr(EpisodeFile, "_rewrite", lambda file, start, is_whole: file.size_bytes)
     recording = record_failing(failing_life, tmp_path, seed=4, fails=range(4, 7))
     assert "was durable" in "\n".join(judged_apart(recording, every=2).violations)
+
+
+def test_a_recovery_that_believes_the_cache_is_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It flushes, is told that all went well, and the medium still lacks what a flush before it had dropped."""
+    for place in (log, page_cache):
+        monkeypatch.setattr(place, "bring_to_medium", lambda fd, _=0: os.fsync(fd))
+    recording = record_failing_killed(failing_death, tmp_path, seed=3, fails=range(3, 10**6))
+    found = judged_apart(recording, every=4).violations
+    for name in ("robot", "camera"):
+        assert any(name in text and "was durable" in text for text in found), name
 
 
 @pytest.mark.soak
