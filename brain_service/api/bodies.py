@@ -9,7 +9,8 @@ import orjson
 from fastapi import Request
 from starlette.responses import Response
 
-from brain_service.errors import InvalidError, MalformedError, TooLargeError
+from brain_service.api.door import Arrivals
+from brain_service.errors import InvalidError, MalformedError, TooLargeError, UnavailableError
 
 __all__ = ["JsonResponse", "decode", "read_body", "read_object"]
 
@@ -42,17 +43,27 @@ async def read_body(request: Request, limit_bytes: int) -> bytes:
 
     Raises:
         TooLargeError: it is longer than `limit_bytes`, by its header or as it arrives.
+        UnavailableError: there is no room for it beside all the others that are arriving.
     """
     declared = request.headers.get("content-length", "")
     if declared.isdigit() and int(declared) > limit_bytes:
         raise TooLargeError(f"body of {declared} bytes is over the limit of {limit_bytes}; send smaller batches")
+    arrivals: Arrivals = request.app.state.services.arrivals
     parts: list[bytes] = []
     size = 0
-    async for part in request.stream():
-        size += len(part)
-        if size > limit_bytes:
-            raise TooLargeError(f"body is over the limit of {limit_bytes} bytes; send smaller batches")
-        parts.append(part)
+    try:
+        async for part in request.stream():
+            size += len(part)
+            if not arrivals.has_room(size - len(part), size):
+                raise UnavailableError(
+                    f"{arrivals.held_bytes} bytes of requests are arriving at once, the limit is "
+                    f"capture.max_queued_bytes = {arrivals.limit_bytes}; send a smaller body, or send it later"
+                )
+            if size > limit_bytes:
+                raise TooLargeError(f"body is over the limit of {limit_bytes} bytes; send smaller batches")
+            parts.append(part)
+    finally:
+        arrivals.has_room(size, 0)
     return b"".join(parts)
 
 

@@ -55,8 +55,8 @@ class _Server(uvicorn.Server):
 
 
 async def _run(settings: Settings, tokens: TokenFile | None, sockets: list[socket.socket]) -> None:
-    http, websocket = make_protocols(settings.http)
     async with open_services(settings, tokens) as services:
+        http, websocket = make_protocols(settings.http, services.arrivals)
         server = _Server(
             uvicorn.Config(
                 create_app(services, tokens),

@@ -9,6 +9,7 @@ from typing import Annotated
 from fastapi import Depends, Request
 
 from brain_service.api.activation import watch_activations
+from brain_service.api.door import Arrivals
 from brain_service.api.recording import Recorder
 from brain_service.api.token_file import TokenFile
 from brain_service.episodes.store import EpisodeStore
@@ -30,6 +31,7 @@ class Services:
     recorder: Recorder
     jobs: JobTable
     runner: RunnerProcess
+    arrivals: Arrivals
     tokens: TokenFile | None = None
 
 
@@ -64,7 +66,8 @@ async def open_services(settings: Settings, tokens: TokenFile | None = None) -> 
         await stack.enter_async_context(recorder)
         watching = asyncio.create_task(watch_activations(jobs, router, settings.jobs.poll_interval_s))
         stack.push_async_callback(_cancel, watching)
-        yield Services(settings, store, router, recorder, jobs, runner, tokens)
+        arrivals = Arrivals(settings.capture.max_queued_bytes)
+        yield Services(settings, store, router, recorder, jobs, runner, arrivals, tokens)
 
 
 async def _cancel(task: "asyncio.Task[None]") -> None:
