@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+import logging
+import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Annotated
@@ -13,12 +15,15 @@ from brain_service.api.door import Arrivals
 from brain_service.api.recording import Recorder
 from brain_service.api.token_file import TokenFile
 from brain_service.episodes.store import EpisodeStore
+from brain_service.health.checks import lost_history
 from brain_service.inference.router import InferenceRouter
 from brain_service.jobs.runner import RunnerProcess
 from brain_service.jobs.table import JobTable
 from brain_service.settings import Settings
 
 __all__ = ["Services", "ServicesDep", "open_services"]
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -32,6 +37,7 @@ class Services:
     jobs: JobTable
     runner: RunnerProcess
     arrivals: Arrivals
+    started_ns: int
     tokens: TokenFile | None = None
 
 
@@ -42,8 +48,9 @@ async def open_services(settings: Settings, tokens: TokenFile | None = None) -> 
     The router loads its model in the background: capture never waits for it.
 
     Raises:
-        ConfigError: the data directory or its database cannot be used.
+        ConfigError: the directory of episodes cannot be made or written.
     """
+    started_ns = time.time_ns()
     async with contextlib.AsyncExitStack() as stack:
         store = EpisodeStore(
             settings.episodes_dir,
@@ -54,7 +61,10 @@ async def open_services(settings: Settings, tokens: TokenFile | None = None) -> 
         )
         await asyncio.to_thread(store.start)
         stack.push_async_callback(asyncio.to_thread, store.close)
-        jobs = await asyncio.to_thread(JobTable, settings.database)
+        if history := await asyncio.to_thread(lost_history, settings.database, started_ns):
+            log.warning(history)
+        # Lazily: where its file cannot be used, jobs are refused with the reason, and all the rest goes on.
+        jobs = JobTable(settings.database, lazily=True)
         stack.push_async_callback(asyncio.to_thread, jobs.close)
         recorder = Recorder(store)
         router = InferenceRouter(settings.models_dir, settings.inference, settings.cache_dir, recorder.release)
@@ -67,7 +77,7 @@ async def open_services(settings: Settings, tokens: TokenFile | None = None) -> 
         watching = asyncio.create_task(watch_activations(jobs, router, settings.jobs.poll_interval_s))
         stack.push_async_callback(_cancel, watching)
         arrivals = Arrivals(settings.capture.max_queued_bytes)
-        yield Services(settings, store, router, recorder, jobs, runner, arrivals, tokens)
+        yield Services(settings, store, router, recorder, jobs, runner, arrivals, started_ns, tokens)
 
 
 async def _cancel(task: "asyncio.Task[None]") -> None:
