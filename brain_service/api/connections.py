@@ -152,6 +152,15 @@ class _BoundedHttp(HttpToolsProtocol):
         self._corked.flush()
         super().on_response_complete()
 
+    def shutdown(self) -> None:
+        """Let what is being answered end; a request that is not complete is to be sent to the next daemon."""
+        arriving = self._phase != IDLE and not self.pipeline and not self.transport.is_closing()
+        answering = self.cycle is not None and not self.cycle.response_complete
+        if arriving and (not answering or (self._phase == BODY and not self.cycle.response_started)):
+            self._refuse(UnavailableError("the daemon is stopping; send the request again in a moment"))
+        else:
+            super().shutdown()
+
     def handle_websocket_upgrade(self) -> None:
         """Hand the connection over, with all of its bounds."""
         self._clear_timer()
