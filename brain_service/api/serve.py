@@ -154,5 +154,8 @@ def _bind_unix(settings: Settings) -> socket.socket | None:
         path.chmod(0o660)
     except OSError as error:
         bound.close()
+        if settings.uds is None and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            log.warning("no Unix socket: the disk is full", extra={"path": str(path)})
+            return None
         raise ConfigError(f"cannot listen on uds {path}: {error.strerror}") from error
     return bound
