@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated
 
 from fastapi import Depends, Request
@@ -24,6 +25,8 @@ from brain_service.settings import Settings
 __all__ = ["Services", "ServicesDep", "open_services"]
 
 log = logging.getLogger(__name__)
+
+_RETRY_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,8 @@ async def open_services(settings: Settings, tokens: TokenFile | None = None) -> 
         )
         await asyncio.to_thread(store.start)
         stack.push_async_callback(asyncio.to_thread, store.close)
+        making = asyncio.create_task(_make_when_there_is_room(settings.episodes_dir))
+        stack.push_async_callback(_cancel, making)
         if history := await asyncio.to_thread(lost_history, settings.database, started_ns):
             log.warning(history)
         # Lazily: where its file cannot be used, jobs are refused with the reason, and all the rest goes on.
@@ -78,6 +83,15 @@ async def open_services(settings: Settings, tokens: TokenFile | None = None) -> 
         stack.push_async_callback(_cancel, watching)
         arrivals = Arrivals(settings.capture.max_queued_bytes)
         yield Services(settings, store, router, recorder, jobs, runner, arrivals, started_ns, tokens)
+
+
+async def _make_when_there_is_room(directory: Path) -> None:
+    """Make the directory that a start on a full disk found no room for; no other part makes it again."""
+    while not await asyncio.to_thread(directory.is_dir):
+        await asyncio.sleep(_RETRY_S)
+        with contextlib.suppress(OSError):
+            # Without parents: a data directory whose medium is gone is not made anew on another one.
+            await asyncio.to_thread(directory.mkdir)
 
 
 async def _cancel(task: "asyncio.Task[None]") -> None:

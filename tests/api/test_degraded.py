@@ -68,6 +68,54 @@ FULL_SCRIPT = """
         assert daemon.stop() == 0
 """
 
+NO_INODES_SCRIPT = """
+    import pathlib, subprocess, sys, httpx
+    from tests.api.test_degraded import STEP
+    from tests.jobs.running import wait_until
+    from tests.processes import Daemon
+    folder = pathlib.Path(sys.argv[1])
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m,nr_inodes=40", "none", str(folder)], check=True)
+    (folder / "brain").mkdir()
+    (folder / "brain" / ".lock").touch()
+    (folder / "brain.log").touch()
+    ballast = []
+    try:
+        while True:
+            ballast.append(folder / f"ballast{len(ballast)}")
+            ballast[-1].touch()
+    except OSError:
+        pass
+    daemon = Daemon(folder / "brain", env={"BRAIN_CAPTURE__MIN_FREE_BYTES": "65536"}).start()
+    try:
+        with httpx.Client(base_url=daemon.url, timeout=30) as http:
+            assert not (folder / "brain" / "episodes").exists()
+            for path in ("/episodes", "/convert"):
+                assert http.post(path, json={}).status_code == 503, path
+            assert http.get("/readyz").status_code == 503
+            for file in ballast:
+                file.unlink(missing_ok=True)
+            wait_until(lambda: http.get("/readyz").status_code == 200, "capture to heal")
+            episode = http.post("/episodes", json={}).json()["episode_id"]
+            assert http.post(f"/episodes/{episode}/steps", json={**STEP, "step_index": 0}).status_code == 200
+            assert http.post("/convert", json={}).status_code == 202
+    finally:
+        assert daemon.stop() == 0
+"""
+
+
+def run_mounted(script: str, *arguments: Path) -> list[str]:
+    """Run a script that mounts a tmpfs in a namespace of its own; return the lines it printed."""
+    done = subprocess.run(
+        [*NAMESPACE, sys.executable, "-c", textwrap.dedent(script), *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+        timeout=200,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr[-3000:]
+    return done.stdout.splitlines()
+
 
 def check(http: httpx.Client, name: str) -> dict[str, Any]:
     """Return one check of `/health`."""
@@ -80,21 +128,17 @@ def test_a_disk_that_is_full_at_the_start_leaves_inference_alone(tmp_path: Path)
     models, folder = tmp_path / "models", tmp_path / "full"
     replace_symlink(models / "active", build_toy(models))
     folder.mkdir()
-    done = subprocess.run(
-        [*NAMESPACE, sys.executable, "-c", textwrap.dedent(FULL_SCRIPT), str(models), str(folder)],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
-        timeout=200,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr[-3000:]
-    said = dict(line.split(" ", 1) for line in done.stdout.splitlines())
+    said = dict(line.split(" ", 1) for line in run_mounted(FULL_SCRIPT, models, folder))
     assert "free" in said["/episodes"] or "full" in said["/episodes"]
     assert "brain.db" in said["/convert"]
     assert "reserve" in said["ready"]
     assert "refused" in said["disk"]
     assert "brain.db" in said["jobs"]
+
+
+@needs_mount
+def test_a_first_start_without_room_for_one_file_more_heals_too(tmp_path: Path) -> None:
+    run_mounted(NO_INODES_SCRIPT, tmp_path)
 
 
 def test_a_database_that_does_not_open_costs_the_jobs_only(tmp_path: Path) -> None:
