@@ -66,7 +66,7 @@ async def read_body(request: Request, limit_bytes: int) -> bytes:
     try:
         async for part in request.stream():
             size += len(part)
-            if not arrivals.has_room(size - len(part), size):
+            if not arrivals.hold(size - len(part), size):
                 raise UnavailableError(
                     f"{arrivals.held_bytes} bytes of requests are arriving at once, the limit is "
                     f"capture.max_queued_bytes = {arrivals.limit_bytes}; send a smaller body, or send it later"
@@ -75,7 +75,7 @@ async def read_body(request: Request, limit_bytes: int) -> bytes:
                 raise TooLargeError(f"body is over the limit of {limit_bytes} bytes; send smaller batches")
             parts.append(part)
     finally:
-        arrivals.has_room(size, 0)
+        arrivals.hold(size, 0)
     return b"".join(parts)
 
 

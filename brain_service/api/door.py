@@ -24,7 +24,7 @@ class Arrivals:
         self.limit_bytes = limit_bytes
         self.held_bytes = 0
 
-    def has_room(self, before_bytes: int, now_bytes: int) -> bool:
+    def hold(self, before_bytes: int, now_bytes: int) -> bool:
         """Note that one sender holds `now_bytes` instead of `before_bytes`; tell whether there is room for it.
 
         A sender of at most 64 KiB always has room: the number of connections bounds those.

@@ -131,7 +131,7 @@ class BoundedWebSocket(WebSocketsSansIOProtocol):
 
     def _hold(self, held_bytes: int) -> None:
         """Note how much of an unfinished message is here."""
-        room = self.arrivals.has_room(self._held_bytes, held_bytes)
+        room = self.arrivals.hold(self._held_bytes, held_bytes)
         self._held_bytes = held_bytes
         if not room:
             self._fail(OVERLOADED, "too many unfinished messages; send smaller ones, or later")
@@ -177,7 +177,7 @@ class BoundedWebSocket(WebSocketsSansIOProtocol):
 
     def _release(self) -> None:
         self._clear_timer()
-        self.arrivals.has_room(self._held_bytes, 0)
+        self.arrivals.hold(self._held_bytes, 0)
         self._held_bytes = 0
         self._begun_s = None
 
