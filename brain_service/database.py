@@ -58,7 +58,10 @@ class Database:
                 self._path, timeout=busy_timeout_s, isolation_level=None, check_same_thread=False
             )
         except (OSError, sqlite3.Error) as error:
-            raise ConfigError(f"cannot open {self._path}: {error}; check the data directory's owner") from error
+            raise ConfigError(
+                f"cannot open {self._path}: {error}; check free space and the owner of its folder, and move away "
+                "what is no database there"
+            ) from error
         try:
             self._prepare(schema, version, name)
         except BaseException:
@@ -145,8 +148,8 @@ class Database:
         code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # the low byte is the primary code
         if code in _CORRUPT:
             return CorruptDataError(
-                f"{self._path} is damaged ({error}); stop the daemon, move the file away and start again: "
-                "it holds the history of jobs, while episodes, datasets and models are files of their own"
+                f"{self._path} is damaged ({error}); restart the daemon, which moves it aside and begins a new "
+                "one: it holds the history of jobs, while episodes, datasets and models are files of their own"
             )
         if code in _NO_MEDIUM:
             return UnavailableError(

@@ -4,6 +4,7 @@
     ├── ConfigError             500  config            the daemon refuses to start
     ├── CorruptDataError        500  corrupt-data      a checksum, hash or frame does not hold
     ├── MalformedError          400  malformed         the bytes are not JSON / msgpack
+    ├── MalformedRequestError   400  malformed-request the bytes are not HTTP, or no WebSocket handshake
     ├── UnauthorizedError       401  unauthorized
     ├── ForbiddenError          403  forbidden
     ├── NotFoundError           404  not-found
@@ -34,6 +35,7 @@ __all__ = [
     "HeadTooLargeError",
     "InvalidError",
     "MalformedError",
+    "MalformedRequestError",
     "NotFoundError",
     "RequestTimeoutError",
     "TooLargeError",
@@ -94,6 +96,14 @@ class MalformedError(BrainError):
     status = 400
     slug = "malformed"
     title = "Malformed body"
+
+
+class MalformedRequestError(BrainError):
+    """What came is no HTTP request, or no WebSocket handshake."""
+
+    status = 400
+    slug = "malformed-request"
+    title = "Malformed request"
 
 
 class UnauthorizedError(BrainError):

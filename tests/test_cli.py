@@ -9,7 +9,7 @@ import pytest
 
 from brain_service import EpisodeLogger
 from brain_service.cli import main
-from tests.processes import Daemon, free_port
+from tests.processes import Daemon, free_port, running_daemon
 
 
 def brain(*arguments: str, module: str = "brain_service") -> subprocess.CompletedProcess[str]:
@@ -51,6 +51,10 @@ FAILURES = [
     (("evaluate", "--data-path", "empty", "--checkpoint-dir", "ckpt"), "ckpt"),
     (("export", "--checkpoint-dir", "ckpt", "--output-dir", "models"), "ckpt"),
     (("health", "--url", f"http://127.0.0.1:{free_port()}"), "brain serve"),
+    (("health", "--url", "foo"), "http://127.0.0.1:8080"),
+    (("health", "--url", "file:///etc"), "http://127.0.0.1:8080"),
+    (("health", "--token-file", "nowhere"), "nowhere"),
+    (("health", "--token-file", "empty"), "empty"),
 ]
 
 
@@ -75,6 +79,29 @@ def test_health_exits_by_the_worst_check(daemon: Daemon) -> None:
     done = brain("health", "--url", daemon.url)
     assert done.returncode == 1, "a daemon without a model warns"
     assert "POST /pipeline" in done.stdout
+
+
+def test_health_of_something_else_is_one_line(daemon: Daemon) -> None:
+    for url in (f"{daemon.url}/livez", f"{daemon.url}/episodes"):
+        done = brain("health", "--url", url)
+        assert done.returncode == 2
+        assert done.stderr.startswith("brain health: ")
+        assert len(done.stderr.splitlines()) == 1
+        assert url in done.stderr
+
+
+def test_health_takes_a_token_from_a_file_and_never_shows_it(tmp_path: Path) -> None:
+    right, wrong = tmp_path / "tokens", tmp_path / "wrong"
+    right.write_text("read-token-0123456789 read\n", encoding="utf-8-sig")
+    wrong.write_text("other-token-0123456789\n")
+    with running_daemon(tmp_path / "brain", "--tokens-file", str(right)) as daemon:
+        assert "POST /pipeline" in brain("health", "--url", daemon.url, "--token-file", str(right)).stdout
+        for arguments in ((), ("--token-file", str(wrong))):
+            done = brain("health", "--url", daemon.url, *arguments)
+            assert done.returncode == 2
+            assert len(done.stderr.splitlines()) == 1
+            assert "--token-file" in done.stderr
+            assert "0123456789" not in done.stderr
 
 
 @pytest.mark.long

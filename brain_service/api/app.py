@@ -10,8 +10,9 @@ from brain_service.api import episodes, images, inference, jobs, models, status
 from brain_service.api.auth import Guard, TokenSource
 from brain_service.api.capture import CaptureTransport
 from brain_service.api.openapi import state_parameters_plainly
-from brain_service.api.problems import install_problem_handlers
+from brain_service.api.problems import install_problem_handlers, refuse_websocket
 from brain_service.api.services import Services
+from brain_service.errors import NotFoundError
 
 __all__ = ["create_app"]
 
@@ -33,11 +34,18 @@ class _App(FastAPI):
             redoc_url=None,
         )
         self.state.services = services
-        self._front = Guard(CaptureTransport(super().__call__, services.store, services.settings.capture), tokens)
+        self._front = Guard(CaptureTransport(self._route, services.store, services.settings.capture), tokens)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one ASGI connection."""
         await self._front(scope, receive, send)
+
+    async def _route(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "websocket":
+            known = "WS /episodes/{id}/stream is the only WebSocket"
+            await refuse_websocket(NotFoundError(f"no WebSocket at {scope['path']!r}; {known}"), receive, send)
+        else:
+            await super().__call__(scope, receive, send)
 
     def openapi(self) -> dict[str, Any]:
         """Return the OpenAPI document; it is made once."""

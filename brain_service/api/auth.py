@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from brain_service.api.problems import encode_problem, problem_headers, problem_response
+from brain_service.api.problems import problem_response, refuse_websocket
 from brain_service.api.stream import AUTHORISED
 from brain_service.errors import BrainError, ConfigError, ForbiddenError, UnauthorizedError
 
@@ -45,10 +45,17 @@ class Tokens:
         """Parse the tokens file.
 
         Raises:
-            ConfigError: unreadable, empty, a short token or an unknown scope; the line is named, never shown.
+            ConfigError: unreadable, empty, a token that is short or not ASCII, or an unknown scope; the line is
+                named, never shown.
         """
         try:
-            lines = path.read_text().splitlines()
+            # Some editors begin a file with a byte order mark; it is no part of the first token.
+            lines = path.read_text(encoding="utf-8-sig").splitlines()
+        except IsADirectoryError as error:
+            raise ConfigError(
+                f"tokens_file {path} is a directory; name the file, or 'none' (an empty BRAIN_TOKENS_FILE is the "
+                "working directory)"
+            ) from error
         except (OSError, UnicodeDecodeError) as error:
             reason = error.strerror if isinstance(error, OSError) else "it is no text"
             raise ConfigError(f"cannot read tokens_file {path}: {reason}") from error
@@ -62,6 +69,11 @@ class Tokens:
                 raise ConfigError(
                     f"{path}, line {number}: expected '<token of 16 characters or more> <scope>[,<scope>]' "
                     f"with scopes among {', '.join(SCOPES)}"
+                )
+            if not (words[0].isascii() and words[0].isprintable()):
+                raise ConfigError(
+                    f"{path}, line {number}: a token is letters, digits and signs of ASCII, since no HTTP header "
+                    "carries others the same way everywhere; 'openssl rand -hex 32' makes one"
                 )
             found[_digest(words[0])] = scopes
         if not found:
@@ -102,7 +114,7 @@ class TokenSource(Protocol):
 
 
 def _digest(token: str) -> bytes:
-    return hashlib.sha256(token.encode("latin-1", "replace")).digest()
+    return hashlib.sha256(token.encode()).digest()
 
 
 def scope_for(method: str, path: str) -> str | None:
@@ -177,7 +189,7 @@ class Guard:
             if kind == "http":
                 await problem_response(error.problem())(scope, receive, send)
             else:
-                await _refuse_websocket(error, receive, send)
+                await refuse_websocket(error, receive, send)
             return
         await self.app(scope, receive, send)
 
@@ -200,12 +212,3 @@ class _StillAllowed:
                 return False
             self._checked = tokens
         return True
-
-
-async def _refuse_websocket(error: BrainError, receive: Receive, send: Send) -> None:
-    """Answer the handshake with the problem document (ASGI extension `websocket.http.response`)."""
-    await receive()
-    document = error.problem()
-    headers = [(name.lower().encode(), value.encode()) for name, value in problem_headers(document).items()]
-    await send({"type": "websocket.http.response.start", "status": error.status, "headers": headers})
-    await send({"type": "websocket.http.response.body", "body": encode_problem(document)})

@@ -1,7 +1,7 @@
 """Bodies in and out on the hot paths: bounded, parsed once into typed structs, written by orjson."""
 
 import re
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
 import msgspec
 import numpy as np
@@ -9,7 +9,14 @@ import orjson
 from fastapi import Request
 from starlette.responses import Response
 
-from brain_service.errors import InvalidError, MalformedError, TooLargeError
+from brain_service.api.door import Arrivals
+from brain_service.errors import (
+    InvalidError,
+    MalformedError,
+    TooLargeError,
+    UnavailableError,
+    UnsupportedMediaError,
+)
 
 __all__ = ["JsonResponse", "decode", "read_body", "read_object"]
 
@@ -41,18 +48,34 @@ async def read_body(request: Request, limit_bytes: int) -> bytes:
     """Read the whole body.
 
     Raises:
+        UnsupportedMediaError: it is compressed.
         TooLargeError: it is longer than `limit_bytes`, by its header or as it arrives.
+        UnavailableError: there is no room for it beside all the others that are arriving.
     """
+    coding = request.headers.get("content-encoding", "identity")
+    if coding.strip().lower() not in ("", "identity"):
+        raise UnsupportedMediaError(
+            f"bodies are taken uncompressed, not with Content-Encoding {coding[:100]!r}; leave the header out"
+        )
     declared = request.headers.get("content-length", "")
     if declared.isdigit() and int(declared) > limit_bytes:
         raise TooLargeError(f"body of {declared} bytes is over the limit of {limit_bytes}; send smaller batches")
+    arrivals: Arrivals = request.app.state.services.arrivals
     parts: list[bytes] = []
     size = 0
-    async for part in request.stream():
-        size += len(part)
-        if size > limit_bytes:
-            raise TooLargeError(f"body is over the limit of {limit_bytes} bytes; send smaller batches")
-        parts.append(part)
+    try:
+        async for part in request.stream():
+            size += len(part)
+            if not arrivals.hold(size - len(part), size):
+                raise UnavailableError(
+                    f"{arrivals.held_bytes} bytes of requests are arriving at once, the limit is "
+                    f"capture.max_queued_bytes = {arrivals.limit_bytes}; send a smaller body, or send it later"
+                )
+            if size > limit_bytes:
+                raise TooLargeError(f"body is over the limit of {limit_bytes} bytes; send smaller batches")
+            parts.append(part)
+    finally:
+        arrivals.hold(size, 0)
     return b"".join(parts)
 
 
@@ -69,9 +92,20 @@ def decode(body: bytes, kind: type[T]) -> T:
         where = re.search(r"at `\$\.?([^`]*)`", str(error))
         named = re.search(r"(?:unknown|missing required) field `([^`]*)`", str(error))
         field = "/".join(part for part in (where and where[1].replace(".", "/"), named and named[1]) if part)
-        raise InvalidError(str(error).replace("Object", "the body"), field=field or "body") from error
+        said = str(error).replace("Object", "the body")
+        raise InvalidError(f"{said}{_known(kind, field)}", field=field or "body") from error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise MalformedError(f"the body is not JSON: {error}") from error
+
+
+def _known(kind: Any, field: str) -> str:
+    """Return the valid values of a field that has a set of them; the known fields, if there is no such field."""
+    members = msgspec.structs.fields(kind)
+    hint = next((member.type for member in members if member.encode_name == field), None)
+    if hint is None:
+        return f"; known: {', '.join(member.encode_name for member in members)}"
+    found = [value for part in (hint, *get_args(hint)) if get_origin(part) is Literal for value in get_args(part)]
+    return f"; valid: {', '.join(map(repr, found))}" if found else ""
 
 
 def read_object(body: bytes) -> dict[str, Any]:

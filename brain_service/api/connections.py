@@ -9,75 +9,29 @@ A client that has sent its request and closed its sending half still gets its an
 """
 
 import asyncio
-import logging
-import socket
+import sys
 from typing import Any
 
+from httptools import HttpParserInvalidMethodError
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
-from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
-from brain_service.api.problems import encode_problem, problem_headers
+from brain_service.api.door import Arrivals, Door, refusal
+from brain_service.api.websocket import BoundedWebSocket
 from brain_service.errors import (
     BrainError,
     HeadTooLargeError,
-    MalformedError,
+    MalformedRequestError,
     RequestTimeoutError,
     UnavailableError,
 )
 from brain_service.settings import HttpSettings
 
-__all__ = ["Door", "make_protocols"]
-
-log = logging.getLogger(__name__)
+__all__ = ["make_protocols"]
 
 MAX_HEAD_BYTES = 64 * 1024
 MAX_UNWANTED_BYTES = 64 * 1024**2  # of a body after its answer: more than any socket buffers is cut off
-UNPROVEN_GRACE_S = 1.0  # a connection without one complete head may be closed for another after this long
 
 IDLE, HEAD, BODY = "idle", "head", "body"
-
-REASONS = {400: b"Bad Request", 408: b"Request Timeout", 431: b"Request Header Fields Too Large"}
-
-
-class Door:
-    """Counts the TCP connections, and knows which have not sent a complete head yet, oldest first."""
-
-    def __init__(self, settings: HttpSettings) -> None:
-        self.settings = settings
-        self._inside: set[asyncio.BaseTransport] = set()
-        self._unproven: dict[asyncio.Transport, float] = {}
-        self._warned_s = float("-inf")
-
-    def enter(self, transport: asyncio.Transport, now_s: float) -> bool:
-        """Take a connection in, if need be in the place of one that never asked for anything; else False."""
-        bound = transport.get_extra_info("socket")
-        if bound is None or bound.family == socket.AF_UNIX:
-            return True
-        if len(self._inside) >= self.settings.max_connections and not self._make_room(now_s):
-            if now_s - self._warned_s > 10:
-                self._warned_s = now_s
-                log.warning("connections refused", extra={"max_connections": self.settings.max_connections})
-            return False
-        self._inside.add(transport)
-        self._unproven[transport] = now_s
-        return True
-
-    def prove(self, transport: asyncio.Transport) -> None:
-        """Note that a connection has sent a complete head."""
-        self._unproven.pop(transport, None)
-
-    def leave(self, transport: asyncio.Transport) -> None:
-        """Forget a connection."""
-        self._inside.discard(transport)
-        self._unproven.pop(transport, None)
-
-    def _make_room(self, now_s: float) -> bool:
-        oldest = next(iter(self._unproven), None)
-        if oldest is None or now_s - self._unproven[oldest] < UNPROVEN_GRACE_S:
-            return False
-        self.leave(oldest)
-        oldest.abort()
-        return True
 
 
 class _Corked:
@@ -176,8 +130,15 @@ class _BoundedHttp(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """Note the end of the head."""
         self._phase = BODY
-        self.door.prove(self.transport)
         super().on_headers_complete()
+        if self.parser.should_upgrade() and self._should_upgrade():
+            # A WebSocket has proved itself when it is accepted.
+            if any(
+                name in (b"content-length", b"transfer-encoding") and value != b"0" for name, value in self.headers
+            ):
+                self._refuse(MalformedRequestError("a WebSocket handshake has no body; leave Content-Length out"))
+            return
+        self.door.prove(self.transport)
         if self.cycle is not None:
             self.cycle.transport = self._corked  # type: ignore[assignment]
 
@@ -191,14 +152,32 @@ class _BoundedHttp(HttpToolsProtocol):
         self._corked.flush()
         super().on_response_complete()
 
+    def shutdown(self) -> None:
+        """Let what is being answered end; a request that is not complete is to be sent to the next daemon."""
+        arriving = self._phase != IDLE and not self.pipeline and not self.transport.is_closing()
+        answering = self.cycle is not None and not self.cycle.response_complete
+        if arriving and (not answering or (self._phase == BODY and not self.cycle.response_started)):
+            self._refuse(UnavailableError("the daemon is stopping; send the request again in a moment"))
+        else:
+            super().shutdown()
+
     def handle_websocket_upgrade(self) -> None:
-        """Hand the connection over; its pings keep it honest from now on."""
+        """Hand the connection over, with all of its bounds."""
         self._clear_timer()
-        super().handle_websocket_upgrade()
+        self._phase = IDLE
+        if self.transport.is_closing():
+            return
+        if self.cycle is not None and not self.cycle.response_complete:
+            self._refuse(MalformedRequestError("a WebSocket handshake before the answer to the request before it"))
+        else:
+            super().handle_websocket_upgrade()
+            self.parser = None  # type: ignore[assignment]  # they hold each other, and nobody else does any more
 
     def send_400_response(self, msg: str) -> None:
         """Answer what is no HTTP with a problem document, and close."""
-        self._refuse(MalformedError(msg))
+        if isinstance(sys.exc_info()[1], HttpParserInvalidMethodError):
+            msg = "the request has no HTTP method; GET, POST and DELETE are known"
+        self._refuse(MalformedRequestError(msg))
 
     def _watch(self, more_bytes: int) -> None:
         """Bound the request that is not complete yet; `more_bytes` of it came, 0 where it began just now."""
@@ -250,49 +229,18 @@ class _BoundedHttp(HttpToolsProtocol):
     def _refuse(self, error: BrainError) -> None:
         """Answer in place of the application, which is told that the client left, and close."""
         self._clear_timer()
-        document = error.problem()
-        body = encode_problem(document)
-        reason = REASONS.get(error.status, error.title.encode())
-        head = [b"HTTP/1.1 %d %b\r\n" % (error.status, reason)]
-        for name, value in problem_headers(document).items():
-            head.append(f"{name.lower()}: {value}\r\n".encode())
-        head.append(b"content-length: %d\r\nconnection: close\r\n\r\n" % len(body))
-        self.transport.write(b"".join(head) + body)
+        self.transport.write(refusal(error))
         if self.cycle is not None and not self.cycle.response_complete:
             self.cycle.disconnected = True
             self.cycle.message_event.set()
         self.transport.close()
 
 
-class _BoundedWebSocket(WebSocketsSansIOProtocol):
-    """A WebSocket that gives its place back, and keeps its head and its frames out of the log."""
-
-    door: Door
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        # They would write every query, and at level debug every header (the token's too) and every frame.
-        self.logger = logging.getLogger("brain_service.websocket")
-        self.logger.setLevel(logging.WARNING)
-        self.conn.logger = self.logger
-        self.conn.debug = False
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """Release the connection's place."""
-        self.door.leave(self.transport)
-        super().connection_lost(exc)
-
-    async def send(self, message: Any) -> None:
-        """Send what the application sends."""
-        await super().send(message)
-        # uvicorn 0.54 logs a refused handshake as one that was forgotten; to be removed when it does not.
-        if message["type"] == "websocket.http.response.body":
-            self.handshake_complete = True
-
-
-def make_protocols(settings: HttpSettings) -> tuple[type[asyncio.Protocol], type[asyncio.Protocol]]:
-    """Return uvicorn's `http` and `ws` protocol classes, which share one new door."""
+def make_protocols(
+    settings: HttpSettings, arrivals: Arrivals
+) -> tuple[type[asyncio.Protocol], type[asyncio.Protocol]]:
+    """Return uvicorn's `http` and `ws` protocol classes, which share one new door; `arrivals` bounds messages."""
     door = Door(settings)
     http = type("BoundedHttp", (_BoundedHttp,), {"door": door})
-    websocket = type("BoundedWebSocket", (_BoundedWebSocket,), {"door": door})
+    websocket = type("BoundedWebSocket", (BoundedWebSocket,), {"door": door, "arrivals": arrivals})
     return http, websocket

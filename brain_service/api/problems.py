@@ -11,15 +11,17 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.routing import compile_path
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from brain_service.errors import BrainError
 
-__all__ = ["encode_problem", "install_problem_handlers", "problem_headers", "problem_response"]
+__all__ = ["encode_problem", "install_problem_handlers", "problem_headers", "problem_response", "refuse_websocket"]
 
 log = logging.getLogger(__name__)
 
 MEDIA_TYPE = "application/problem+json"
 RETRIED_STATUS = (429, 503)
+IN_WORDS = {"idempotency-key": "1 to 255 printable characters of ASCII, a UUID for instance"}
 
 
 def encode_problem(document: dict[str, Any]) -> bytes:
@@ -48,6 +50,15 @@ def problem_response(document: dict[str, Any]) -> Response:
     )
 
 
+async def refuse_websocket(error: BrainError, receive: Receive, send: Send) -> None:
+    """Answer the handshake with the problem document (ASGI extension `websocket.http.response`)."""
+    await receive()
+    document = error.problem()
+    headers = [(name.lower().encode(), value.encode()) for name, value in problem_headers(document).items()]
+    await send({"type": "websocket.http.response.start", "status": error.status, "headers": headers})
+    await send({"type": "websocket.http.response.body", "body": encode_problem(document)})
+
+
 async def _brain_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, BrainError)
     if error.status >= 500:
@@ -60,12 +71,14 @@ async def _invalid_request(_: Request, error: Exception) -> Response:
     first = error.errors()[0]
     field = "/".join(str(part) for part in first["loc"] if part not in ("body", "query", "path", "header"))
     malformed = first["type"] == "json_invalid"
+    # A pattern is for machines; who reads a message wants the rule in words.
+    said = f"give {IN_WORDS[field]}" if field in IN_WORDS else first["msg"]
     return problem_response(
         {
             "type": f"urn:continuon-brain:problem:{'malformed' if malformed else 'invalid'}",
             "title": "Malformed body" if malformed else "Invalid value",
             "status": 400 if malformed else 422,
-            "detail": f"{field or 'body'}: {first['msg']}",
+            "detail": f"{field or 'body'}: {said}",
             "field": field or "body",
         }
     )
@@ -104,9 +117,33 @@ async def _client_gone(_: Request, __: Exception) -> Response:
     return Response(status_code=400)
 
 
-async def _unexpected(request: Request, error: Exception) -> Response:
-    log.error("unexpected error", exc_info=error, extra={"path": request.url.path})
-    return problem_response(BrainError("unexpected error; the daemon's log has the details").problem())
+class _Unexpected:
+    """ASGI middleware that answers an error nobody expected, so that the connection goes on.
+
+    Starlette's own raises it once more after its answer, whereupon the server cuts the connection under a client
+    that was told to keep it.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one ASGI connection; an answer that has begun can only be cut off."""
+        begun = False
+
+        async def note(message: Message) -> None:
+            nonlocal begun
+            begun = True
+            await send(message)
+
+        try:
+            await self.app(scope, receive, note)
+        except Exception as error:
+            if begun or scope["type"] != "http":
+                raise
+            log.error("unexpected error", exc_info=error, extra={"path": scope["path"]})
+            problem = BrainError("unexpected error; the daemon's log has the details").problem()
+            await problem_response(problem)(scope, receive, send)
 
 
 def install_problem_handlers(app: FastAPI) -> None:
@@ -115,4 +152,4 @@ def install_problem_handlers(app: FastAPI) -> None:
     app.add_exception_handler(RequestValidationError, _invalid_request)
     app.add_exception_handler(HTTPException, _http_exception)
     app.add_exception_handler(ClientDisconnect, _client_gone)
-    app.add_exception_handler(Exception, _unexpected)
+    app.add_middleware(_Unexpected)

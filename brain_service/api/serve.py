@@ -55,8 +55,8 @@ class _Server(uvicorn.Server):
 
 
 async def _run(settings: Settings, tokens: TokenFile | None, sockets: list[socket.socket]) -> None:
-    http, websocket = make_protocols(settings.http)
     async with open_services(settings, tokens) as services:
+        http, websocket = make_protocols(settings.http, services.arrivals)
         server = _Server(
             uvicorn.Config(
                 create_app(services, tokens),
@@ -154,5 +154,8 @@ def _bind_unix(settings: Settings) -> socket.socket | None:
         path.chmod(0o660)
     except OSError as error:
         bound.close()
+        if settings.uds is None and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            log.warning("no Unix socket: the disk is full", extra={"path": str(path)})
+            return None
         raise ConfigError(f"cannot listen on uds {path}: {error.strerror}") from error
     return bound

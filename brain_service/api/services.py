@@ -2,22 +2,31 @@
 
 import asyncio
 import contextlib
+import logging
+import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated
 
 from fastapi import Depends, Request
 
 from brain_service.api.activation import watch_activations
+from brain_service.api.door import Arrivals
 from brain_service.api.recording import Recorder
 from brain_service.api.token_file import TokenFile
 from brain_service.episodes.store import EpisodeStore
+from brain_service.health.checks import lost_history
 from brain_service.inference.router import InferenceRouter
 from brain_service.jobs.runner import RunnerProcess
 from brain_service.jobs.table import JobTable
 from brain_service.settings import Settings
 
 __all__ = ["Services", "ServicesDep", "open_services"]
+
+log = logging.getLogger(__name__)
+
+_RETRY_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -30,6 +39,8 @@ class Services:
     recorder: Recorder
     jobs: JobTable
     runner: RunnerProcess
+    arrivals: Arrivals
+    started_ns: int
     tokens: TokenFile | None = None
 
 
@@ -40,8 +51,9 @@ async def open_services(settings: Settings, tokens: TokenFile | None = None) -> 
     The router loads its model in the background: capture never waits for it.
 
     Raises:
-        ConfigError: the data directory or its database cannot be used.
+        ConfigError: the directory of episodes cannot be made or written.
     """
+    started_ns = time.time_ns()
     async with contextlib.AsyncExitStack() as stack:
         store = EpisodeStore(
             settings.episodes_dir,
@@ -52,7 +64,12 @@ async def open_services(settings: Settings, tokens: TokenFile | None = None) -> 
         )
         await asyncio.to_thread(store.start)
         stack.push_async_callback(asyncio.to_thread, store.close)
-        jobs = await asyncio.to_thread(JobTable, settings.database)
+        making = asyncio.create_task(_make_when_there_is_room(settings.episodes_dir))
+        stack.push_async_callback(_cancel, making)
+        if history := await asyncio.to_thread(lost_history, settings.database, started_ns):
+            log.warning(history)
+        # Lazily: where its file cannot be used, jobs are refused with the reason, and all the rest goes on.
+        jobs = JobTable(settings.database, lazily=True)
         stack.push_async_callback(asyncio.to_thread, jobs.close)
         recorder = Recorder(store)
         router = InferenceRouter(settings.models_dir, settings.inference, settings.cache_dir, recorder.release)
@@ -64,7 +81,17 @@ async def open_services(settings: Settings, tokens: TokenFile | None = None) -> 
         await stack.enter_async_context(recorder)
         watching = asyncio.create_task(watch_activations(jobs, router, settings.jobs.poll_interval_s))
         stack.push_async_callback(_cancel, watching)
-        yield Services(settings, store, router, recorder, jobs, runner, tokens)
+        arrivals = Arrivals(settings.capture.max_queued_bytes)
+        yield Services(settings, store, router, recorder, jobs, runner, arrivals, started_ns, tokens)
+
+
+async def _make_when_there_is_room(directory: Path) -> None:
+    """Make the directory that a start on a full disk found no room for; no other part makes it again."""
+    while not await asyncio.to_thread(directory.is_dir):
+        await asyncio.sleep(_RETRY_S)
+        with contextlib.suppress(OSError):
+            # Without parents: a data directory whose medium is gone is not made anew on another one.
+            await asyncio.to_thread(directory.mkdir)
 
 
 async def _cancel(task: "asyncio.Task[None]") -> None:

@@ -8,7 +8,16 @@ from fastapi import APIRouter, Query
 from brain_service.api.bodies import JsonResponse
 from brain_service.api.services import ServicesDep
 from brain_service.errors import UnavailableError
-from brain_service.health.checks import Check, gather_checks, overall, recording_check
+from brain_service.health.checks import (
+    Check,
+    capture_obstacle,
+    gather_checks,
+    jobs_check,
+    lost_history,
+    misplaced_files,
+    overall,
+    recording_check,
+)
 
 __all__ = ["router"]
 
@@ -29,10 +38,16 @@ async def readyz(
     """Answer 200 when capture takes steps, or with `?for=inference` when a warmed model answers; else 503.
 
     Raises:
-        UnavailableError: no warmed model.
+        UnavailableError: the medium takes no steps, or there is no warmed model; with the reason.
     """
     if part == "inference" and not services.router.ready:
         raise UnavailableError("no warmed model; GET /models tells why, POST /pipeline trains one")
+    if part == "capture":
+        settings = services.settings
+        # One question to the file system, and that not on the event loop: the medium may be slow.
+        problem = await asyncio.to_thread(capture_obstacle, settings.episodes_dir, settings.capture.min_free_bytes)
+        if problem:
+            raise UnavailableError(f"no steps are taken: {problem}")
     return JsonResponse({"status": "pass"})
 
 
@@ -44,8 +59,13 @@ async def health(services: ServicesDep) -> JsonResponse:
     recording = recording_check(services.recorder.failed_steps, services.recorder.last_error)
 
     def gather() -> dict[str, Check]:
-        capture, runner = services.store.status(), services.runner.status()
-        checks = gather_checks(services.settings, capture, recording, inference, runner)
+        jobs = jobs_check(
+            services.runner.status(),
+            services.jobs.problem(),
+            misplaced_files(services.settings),
+            lost_history(services.settings.database, services.started_ns),
+        )
+        checks = gather_checks(services.settings, services.store.status(), recording, inference, jobs)
         return checks if services.tokens is None else {**checks, "tokens": services.tokens.check()}
 
     checks = await asyncio.to_thread(gather)

@@ -4,6 +4,7 @@ The shape follows the health+json draft (draft-inadarei-api-health-check): `pass
 them depends on the cloud. A missing model warns and does not fail: capture is what a new robot needs.
 """
 
+import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,7 +16,16 @@ import psutil
 
 from brain_service.settings import Settings
 
-__all__ = ["Check", "gather_checks", "overall"]
+__all__ = [
+    "Check",
+    "capture_obstacle",
+    "gather_checks",
+    "jobs_check",
+    "lost_history",
+    "misplaced_files",
+    "overall",
+    "recording_check",
+]
 
 Status = Literal["pass", "warn", "fail"]
 
@@ -51,7 +61,10 @@ def overall(checks: Mapping[str, Check]) -> Status:
 
 def disk_check(data_dir: Path, min_free_bytes: int) -> Check:
     """Free bytes where the data lives; below `min_free_bytes` new steps are refused."""
-    free = shutil.disk_usage(data_dir).free
+    try:
+        free = shutil.disk_usage(data_dir).free
+    except OSError as error:
+        return Check("fail", None, "bytes", f"cannot look at {data_dir}: {error.strerror}; is its medium there?")
     if free < min_free_bytes:
         return Check(
             "fail", free, "bytes", f"below {min_free_bytes} bytes: new steps are refused; free some space"
@@ -59,6 +72,20 @@ def disk_check(data_dir: Path, min_free_bytes: int) -> Check:
     if free < 4 * min_free_bytes:
         return Check("warn", free, "bytes", f"steps are refused below {min_free_bytes} bytes; free some space")
     return Check("pass", free, "bytes")
+
+
+def capture_obstacle(episodes_dir: Path, min_free_bytes: int) -> str:
+    """Tell why no step can be written now, from one look at the file system; nothing where it can."""
+    try:
+        found = os.statvfs(episodes_dir)
+    except OSError as error:
+        return f"cannot look at {episodes_dir}: {error.strerror}; is its medium there?"
+    if found.f_flag & os.ST_RDONLY:
+        return f"the file system of {episodes_dir} is read-only; remount it writable"
+    free_bytes = found.f_bavail * found.f_frsize
+    if free_bytes < max(min_free_bytes, 1):
+        return f"{free_bytes} bytes are free, {min_free_bytes} are kept in reserve; free some space"
+    return ""
 
 
 def memory_check() -> Check:
@@ -140,14 +167,41 @@ def inference_check(status: Mapping[str, Any]) -> Check:
     return Check("pass", p99_us, "us", f"model {status['active_model']} on {status['backend']}")
 
 
-def jobs_check(status: Mapping[str, Any]) -> Check:
-    """Whether the job runner lives (`RunnerProcess.status`); its value is the number of restarts."""
+def jobs_check(status: Mapping[str, Any], *problems_of_files: str) -> Check:
+    """Whether jobs are taken and run (`RunnerProcess.status`); its value is the number of the runner's restarts.
+
+    `problems_of_files` tell what is wrong with the files that jobs need; an empty one is none.
+    """
     restarts = int(status["restarts"])
-    if not status["alive"]:
-        return Check(
-            "warn", restarts, "restarts", "the job runner died and is being restarted; see the daemon's log"
-        )
-    return Check("pass", restarts, "restarts")
+    problems = [problem for problem in problems_of_files if problem]
+    if not status["settled"]:
+        reason = status["last_reason"] or "see the daemon's log"
+        exit_code = status["last_exit"]
+        problems.append(f"the job runner died (exit code {exit_code}) and starts again by itself: {reason}")
+    return Check("warn" if problems else "pass", restarts, "restarts", "; ".join(problems))
+
+
+def misplaced_files(settings: Settings) -> str:
+    """Tell where a file stands in the place of a directory that jobs need; nothing if nowhere."""
+    places = (
+        *(settings.jobs_dir, settings.datasets_dir, settings.checkpoints_dir),
+        *(settings.models_dir, settings.cache_dir),
+    )
+    found = [str(place) for place in places if place.exists() and not place.is_dir()]
+    return f"no directory, as jobs need one there: {', '.join(found)}; move the file away" if found else ""
+
+
+def lost_history(database: Path, since_ns: int) -> str:
+    """Tell which damaged job table was moved aside since a moment (Unix time in ns); nothing if none was."""
+    begin = f"{database.name}.damaged-"
+    for file in sorted(database.parent.glob(f"{begin}*"), reverse=True):
+        moment = file.name.removeprefix(begin)
+        if moment.isdigit() and int(moment) >= since_ns:
+            return (
+                f"{database.name} was damaged and is now {file.name}: the history of jobs and of uploads began "
+                "anew, queued jobs are to be asked for again; a restart of the daemon ends this warning"
+            )
+    return ""
 
 
 def gather_checks(
@@ -155,7 +209,7 @@ def gather_checks(
     capture: Mapping[str, Any],
     recording: Check,
     inference: Mapping[str, Any],
-    runner: Mapping[str, Any],
+    jobs: Check,
 ) -> dict[str, Check]:
     """Run every check on the parts' own reports; asks the file system, so keep it off an event loop."""
     return {
@@ -166,5 +220,5 @@ def gather_checks(
         "wear": wear_check(capture["wear"]),
         "recording": recording,
         "inference": inference_check(inference),
-        "jobs": jobs_check(runner),
+        "jobs": jobs,
     }

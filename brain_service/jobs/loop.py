@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from brain_service.errors import ConflictError
+from brain_service.errors import ConflictError, UnavailableError
 from brain_service.jobs.events import EventLog
 from brain_service.jobs.folder import JobFolder
 from brain_service.jobs.job import Job
@@ -41,7 +41,12 @@ class RunnerLoop:
         self._table = JobTable(settings.database)
 
     def run(self) -> None:
-        """Work until SIGTERM, SIGINT or the end of the lifeline. Call it in the main thread."""
+        """Work until SIGTERM, SIGINT or the end of the lifeline. Call it in the main thread.
+
+        Raises:
+            UnavailableError: the job table fails, or a file stands in the place of the directory of jobs.
+            OSError: that directory cannot be made or locked.
+        """
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_signal)
         # Without this a signal that comes between two checks would wait for the next poll.
@@ -74,7 +79,10 @@ class RunnerLoop:
     @contextmanager
     def _only_runner(self) -> Iterator[bool]:
         """Hold the data directory's runner lock; False if told to stop while another runner still had it."""
-        self._settings.jobs_dir.mkdir(parents=True, exist_ok=True)
+        try:
+            self._settings.jobs_dir.mkdir(parents=True, exist_ok=True)
+        except FileExistsError as error:
+            raise UnavailableError(f"{self._settings.jobs_dir} is no directory; move it away") from error
         lock = os.open(self._settings.jobs_dir / ".runner.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
         try:
             held = False

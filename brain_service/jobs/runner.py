@@ -4,6 +4,7 @@ Under systemd the module is a unit of its own and the daemon starts no child.
 """
 
 import argparse
+import contextlib
 import logging
 import os
 import subprocess
@@ -25,6 +26,8 @@ log = logging.getLogger(__name__)
 FIRST_BACKOFF_S = 0.5
 LAST_BACKOFF_S = 30.0
 STABLE_S = 60.0
+SETTLED_S = 5.0  # a runner that lives this long after a death has found what the one before lacked
+MAX_REASON_BYTES = 2000
 STOP_TIMEOUT_S = 10.0
 
 
@@ -45,6 +48,9 @@ class RunnerProcess:
         self._lock = threading.Lock()
         self._restarts = 0
         self._last_exit: int | None = None
+        self._last_reason = ""
+        self._begun_s = 0.0
+        self._words: int | None = None
 
     @property
     def alive(self) -> bool:
@@ -53,12 +59,19 @@ class RunnerProcess:
         return child is not None and child.poll() is None
 
     def status(self) -> dict[str, Any]:
-        """Return what `/health` shows: alive, pid, restarts since the start, exit code of the last death."""
+        """Return what `/health` shows: alive, pid, restarts since the start, exit code of the last death.
+
+        `settled` is false while the runner is dead or lives for a few seconds only since its last death, and
+        `last_reason` is what the dead one said last.
+        """
+        alive = self.alive
         return {
-            "alive": self.alive,
+            "alive": alive,
+            "settled": alive and (not self._restarts or time.monotonic() - self._begun_s > SETTLED_S),
             "pid": self._child.pid if self._child is not None else None,
             "restarts": self._restarts,
             "last_exit": self._last_exit,
+            "last_reason": self._last_reason,
         }
 
     def start(self) -> None:
@@ -86,32 +99,50 @@ class RunnerProcess:
         self._thread = None
 
     def _spawn(self, lifeline: int) -> "subprocess.Popen[bytes]":
-        # Our own program with our own arguments.
-        return subprocess.Popen(
-            [
-                *(sys.executable, "-m", "brain_service.jobs.runner"),
-                *("--data-dir", str(self._data_dir), "--lifeline-fd", str(lifeline)),
-            ],
-            stdin=subprocess.DEVNULL,
-            env=self._environment,
-            pass_fds=(lifeline,),
-            # Ctrl-C on the terminal is the daemon's to handle: it then stops the runner in order.
-            start_new_session=True,
-        )
+        self._begun_s = time.monotonic()
+        self._words, write_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        try:
+            # Our own program with our own arguments.
+            return subprocess.Popen(
+                [
+                    *(sys.executable, "-m", "brain_service.jobs.runner"),
+                    *("--data-dir", str(self._data_dir)),
+                    *("--lifeline-fd", str(lifeline), "--last-words-fd", str(write_end)),
+                ],
+                stdin=subprocess.DEVNULL,
+                env=self._environment,
+                pass_fds=(lifeline, write_end),
+                # Ctrl-C on the terminal is the daemon's to handle: it then stops the runner in order.
+                start_new_session=True,
+            )
+        finally:
+            os.close(write_end)
+
+    def _hear_last_words(self) -> str:
+        """Return what the runner that ended gave as its reason, and close its pipe."""
+        if self._words is None:
+            return ""
+        try:
+            return os.read(self._words, MAX_REASON_BYTES).decode(errors="replace")
+        except BlockingIOError:
+            return ""
+        finally:
+            os.close(self._words)
+            self._words = None
 
     def _keep_alive(self, read_end: int, write_end: int) -> None:
         pause_s = FIRST_BACKOFF_S
         try:
             while self._child is not None:
-                begun_s = time.monotonic()
                 self._last_exit = self._child.wait()
+                self._last_reason = self._hear_last_words()
                 if self._done.is_set():
                     return
-                if time.monotonic() - begun_s > STABLE_S:
+                if time.monotonic() - self._begun_s > STABLE_S:
                     pause_s = FIRST_BACKOFF_S
                 log.error(
                     "the job runner died; it starts again",
-                    extra={"exit_code": self._last_exit, "pause_s": pause_s},
+                    extra={"exit_code": self._last_exit, "reason": self._last_reason, "pause_s": pause_s},
                 )
                 if self._done.wait(pause_s):
                     return
@@ -122,6 +153,7 @@ class RunnerProcess:
                     self._child = self._spawn(read_end)
                     self._restarts += 1
         finally:
+            self._hear_last_words()
             os.close(read_end)
             os.close(write_end)
 
@@ -131,19 +163,37 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m brain_service.jobs.runner", description=__doc__)
     parser.add_argument("--data-dir", type=Path, required=True, help="the daemon's data directory")
     parser.add_argument("--lifeline-fd", type=int, help="a pipe that closes when the daemon is gone")
+    parser.add_argument("--last-words-fd", type=int, help="a pipe that is told why the runner ends by itself")
     options = parser.parse_args(arguments)
+    setup_logging("info")
+    reason = _run(options.data_dir, options.lifeline_fd)
+    if reason and options.last_words_fd is not None:
+        with contextlib.suppress(OSError):
+            os.write(options.last_words_fd, reason.encode(errors="replace")[:MAX_REASON_BYTES])
+    return 1 if reason else 0
+
+
+def _run(data_dir: Path, lifeline: int | None) -> str:
+    """Run jobs until told to stop; returns why it had to stop otherwise, or nothing."""
     # Here, because the daemon imports this module and has no use for the loop.
     from brain_service.jobs.loop import RunnerLoop
 
-    setup_logging("info")
     try:
-        settings = load_settings({"data_dir": options.data_dir})
+        settings = load_settings({"data_dir": data_dir})
         setup_logging(settings.log_level, settings.log_format)
-        RunnerLoop(settings, options.lifeline_fd).run()
+        RunnerLoop(settings, lifeline).run()
     except BrainError as error:
-        log.error("the job runner stops", extra={"reason": error.detail})
-        return 1
-    return 0
+        reason = error.detail
+    except OSError as error:
+        where = f" on {error.filename}" if error.filename else ""
+        reason = f"the system refused{where}: {error.strerror or error}; check free space and permissions"
+    except Exception as error:
+        log.exception("the job runner fails")
+        return f"unexpected {type(error).__name__}: {error}; the daemon's log has the details"
+    else:
+        return ""
+    log.error("the job runner stops", extra={"reason": reason})
+    return reason
 
 
 if __name__ == "__main__":

@@ -4,7 +4,9 @@ Three processes share it: the daemon creates and cancels, the runner claims and 
 Every change is one transaction, so that a kill at any point leaves a job in one state that somebody owns.
 """
 
+import contextlib
 import secrets
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
@@ -14,7 +16,7 @@ from typing import Any
 import orjson
 
 from brain_service.database import Database
-from brain_service.errors import BrainError, ConflictError, InvalidError, NotFoundError
+from brain_service.errors import BrainError, ConflictError, InvalidError, NotFoundError, UnavailableError
 from brain_service.jobs.job import STATES, Activation, EndState, Job, JobPage, StageReport
 from brain_service.jobs.kinds import KINDS, parse_params
 from brain_service.jobs.rows import SCHEMA, VERSION, dump, end, fetch, requeue_row, same_request, to_job
@@ -27,18 +29,53 @@ ACTIVATION_POLL_INTERVAL_S = 0.1
 class JobTable:
     """Jobs and activations in a SQLite file. Thread-safe; calls block, so keep them off an event loop."""
 
-    def __init__(self, database: Path) -> None:
-        """Open or create the file.
+    def __init__(self, database: Path, *, lazily: bool = False) -> None:
+        """Open or create the file; `lazily` at the first call, and again at every call until that works.
+
+        Lazily, and where the file was moved away since, a call on a file that does not open raises
+        UnavailableError with the reason.
 
         Raises:
             ConfigError: it cannot be opened, or a newer version of this program wrote it.
             CorruptDataError: it is no intact database.
         """
-        self._database = Database(database, SCHEMA, VERSION)
+        self._path = database
+        self._opening = threading.Lock()
+        self._opened: tuple[Database, int] | None = None
+        if not lazily:
+            self._opened = self._open()
 
     def close(self) -> None:
         """Close the database."""
-        self._database.close()
+        if self._opened is not None:
+            self._opened[0].close()
+
+    def problem(self) -> str:
+        """Return why jobs cannot be read now, or nothing where they can."""
+        try:
+            self._database.read("SELECT 1 FROM jobs LIMIT 1")
+        except BrainError as error:
+            return error.detail
+        return ""
+
+    @property
+    def _database(self) -> Database:
+        with self._opening:
+            with contextlib.suppress(OSError):
+                if self._opened is not None and self._path.stat().st_ino == self._opened[1]:
+                    return self._opened[0]
+            # Nothing is open yet, or the catalogue has moved a damaged file aside: others use its successor.
+            try:
+                if not self._path.parent.is_dir():
+                    raise UnavailableError(f"{self._path.parent} is gone; check that its medium is there")
+                self._opened = self._open()
+            except BrainError as error:
+                raise UnavailableError(error.detail) from error
+            return self._opened[0]
+
+    def _open(self) -> tuple[Database, int]:
+        database = Database(self._path, SCHEMA, VERSION)
+        return database, self._path.stat().st_ino
 
     def create(self, kind: str, params: Mapping[str, Any], *, idempotency_key: str | None = None) -> Job:
         """Queue a job, durably; with a key that was used before for the same body, return that first job.

@@ -13,7 +13,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
 from brain_service.api.auth import Tokens, check_origin, scope_for
-from brain_service.errors import ForbiddenError, UnauthorizedError
+from brain_service.errors import ConfigError, ForbiddenError, UnauthorizedError
 from tests.api.wire import step_bytes
 from tests.processes import Daemon, running_daemon
 
@@ -53,6 +53,28 @@ def test_a_token_is_known_by_its_digest_and_never_shown(tmp_path: Path) -> None:
     for header in ("", "Bearer", "Bearer ", "Basic 0123456789abcdef", "Bearer 0123456789abcdeg"):
         with pytest.raises(UnauthorizedError):
             tokens.check(header, "read")
+
+
+def test_a_token_outside_ascii_is_refused_by_its_line_and_never_shown(tmp_path: Path) -> None:
+    path = tmp_path / "tokens"
+    for token in ("пароль-0123456789", "naïve-token-0123456789", "zero\u200bwidth-0123456789"):
+        path.write_text(f"{CONTROL} control\n{token} control\n", encoding="utf-8")
+        with pytest.raises(ConfigError, match=r"line 2: .*ASCII") as refused:
+            Tokens.read(path)
+        assert "0123456789" not in refused.value.detail
+
+
+def test_a_byte_order_mark_is_no_part_of_a_token(tmp_path: Path) -> None:
+    path = tmp_path / "tokens"
+    path.write_text(f"{CONTROL} control\n", encoding="utf-8-sig")
+    Tokens.read(path).check(f"Bearer {CONTROL}", "control")
+    with pytest.raises(UnauthorizedError):
+        Tokens.read(path).check("Bearer " + "?" * len(CONTROL), "control")
+
+
+def test_a_directory_is_no_tokens_file(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="BRAIN_TOKENS_FILE"):
+        Tokens.read(tmp_path)
 
 
 def test_every_known_token_is_compared(tmp_path: Path) -> None:

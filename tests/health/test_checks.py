@@ -14,6 +14,7 @@ from brain_service.health.checks import (
     episodes_check,
     inference_check,
     jobs_check,
+    lost_history,
     memory_check,
     overall,
     recording_check,
@@ -97,11 +98,32 @@ def test_inference(changes: dict[str, Any], status: str, word: str) -> None:
     assert word in check.output
 
 
-def test_jobs() -> None:
-    assert jobs_check({"alive": True, "restarts": 0}).status == "pass"
-    dead = jobs_check({"alive": False, "restarts": 3})
-    assert dead.status == "warn"
-    assert dead.observed_value == 3
+RUNNER: dict[str, Any] = {"settled": True, "restarts": 0, "last_exit": None, "last_reason": ""}
+
+
+def test_jobs_tell_why_they_do_not_run() -> None:
+    assert jobs_check(RUNNER).status == "pass"
+    assert jobs_check({**RUNNER, "restarts": 3}).status == "pass", "what is mended is well"
+    dead = jobs_check({"settled": False, "restarts": 3, "last_exit": 1, "last_reason": "jobs is no directory"})
+    assert (dead.status, dead.observed_value) == ("warn", 3)
+    assert "jobs is no directory" in dead.output
+    refused = jobs_check(RUNNER, "cannot open brain.db")
+    assert refused.status == "warn"
+    assert "cannot open brain.db" in refused.output
+
+
+def test_a_history_of_jobs_that_was_lost_is_told_until_the_next_start(tmp_path: Path) -> None:
+    assert lost_history(tmp_path / "brain.db", 0) == ""
+    (tmp_path / "brain.db.damaged-1000").write_bytes(b"")
+    (tmp_path / "brain.db.damaged-1000-wal").write_bytes(b"")
+    assert "is now brain.db.damaged-1000:" in lost_history(tmp_path / "brain.db", 1000)
+    assert lost_history(tmp_path / "brain.db", 1001) == ""
+
+
+def test_a_disk_that_is_gone_fails_with_the_reason(tmp_path: Path) -> None:
+    gone = disk_check(tmp_path / "gone", 1)
+    assert (gone.status, gone.observed_value) == ("fail", None)
+    assert "No such file" in gone.output
 
 
 def test_recording_warns_of_what_the_policy_did_and_nobody_will_see() -> None:

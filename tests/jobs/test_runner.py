@@ -127,6 +127,26 @@ def test_a_killed_runner_takes_its_worker_along_and_comes_back(
     assert not runner.alive
 
 
+def test_a_runner_that_dies_again_and_again_says_why_and_comes_back_when_that_is_mended(data_dir: Path) -> None:
+    (data_dir / "jobs").write_text("in the way")
+    runner = RunnerProcess(data_dir)
+    runner.start()
+    try:
+        wait_until(lambda: runner.status()["restarts"] >= 2, "the runner to die twice")
+        status = runner.status()
+        assert not status["settled"]
+        assert (status["last_exit"], status["last_reason"]) == (
+            1,
+            f"{data_dir / 'jobs'} is no directory; move it away",
+        )
+        descriptors = len(os.listdir("/proc/self/fd"))
+        (data_dir / "jobs").unlink()
+        wait_until(lambda: runner.status()["settled"], "the runner to live")
+        assert len(os.listdir("/proc/self/fd")) <= descriptors + 1, "a pipe for the last words, and no more"
+    finally:
+        runner.stop()
+
+
 def test_a_killed_daemon_takes_runner_and_worker_along(data_dir: Path, table: JobTable, long_job: str) -> None:
     program = (
         "import sys, time; from pathlib import Path; from brain_service.jobs.runner import RunnerProcess\n"

@@ -243,7 +243,7 @@ def test_old_jobs_are_forgotten_and_live_ones_kept(table: JobTable) -> None:
 
 def test_a_file_that_is_no_database_says_what_to_do(tmp_path: Path) -> None:
     (tmp_path / "brain.db").write_bytes(b"not a database, " * 100)
-    with pytest.raises(CorruptDataError, match="move the file away"):
+    with pytest.raises(CorruptDataError, match="restart the daemon"):
         JobTable(tmp_path / "brain.db")
 
 
