@@ -50,14 +50,14 @@ class Coverage(msgspec.Struct, frozen=True):
     all other training episodes. Empty or None where there was too little to measure.
     """
 
-    components: list[str] = []  # noqa: RUF012  (msgspec copies it for each instance)
-    explained: list[float] = []  # noqa: RUF012
-    extent: list[float] = []  # noqa: RUF012
-    grid: list[list[int]] = []  # noqa: RUF012
+    components: list[str] = []
+    explained: list[float] = []
+    extent: list[float] = []
+    grid: list[list[int]] = []
     occupied_share: float = 0.0
-    val_points: list[list[float]] = []  # noqa: RUF012
-    end_components: list[str] = []  # noqa: RUF012
-    end_points: list[list[float]] = []  # noqa: RUF012
+    val_points: list[list[float]] = []
+    end_components: list[str] = []
+    end_points: list[list[float]] = []
     hole: HoleFigures | None = None
     far_distance: float | None = None
     far_share: float | None = None
@@ -76,7 +76,9 @@ def measure_coverage(
     ends = fit_projection(sample.ends, _END_COMPONENTS)
     hole, points = _hole(sample, ends, dimensions, names)
     far_distance, distances = _distances(projected, sample)
-    findings = [] if hole is None or hole.expected_episodes <= limits.min_hole_episodes else [_hole_finding(hole, limits)]
+    findings = (
+        [] if hole is None or hole.expected_episodes <= limits.min_hole_episodes else [_hole_finding(hole, limits)]
+    )
     far_share = None
     if distances is not None and far_distance is not None:
         far_share = float((distances > far_distance).mean())
@@ -106,7 +108,7 @@ def _thin(points: Float64[np.ndarray, "n k"], most: int = 500) -> list[list[floa
 
 
 def _grid(points: Float64[np.ndarray, "n k"]) -> tuple[list[float], Int64[np.ndarray, "g g"]]:
-    """Return the extent and counts over the first two components; the outermost 0.5 % count in the border cells."""
+    """Return the extent and counts over the first two components; the outermost 0.5 % fall in border cells."""
     low, high = np.quantile(points[:, :2], (0.005, 0.995), axis=0)
     high = np.where(high > low, high, low + 1)
     cells = np.clip((points[:, :2] - low) / (high - low) * GRID, 0, GRID - 1).astype(np.int64)
@@ -225,8 +227,8 @@ def _far_finding(
     return Finding(
         code="val_far_from_train",
         severity="warn",
-        message=f"{far_share:.0%} of the held-out states lie farther from training than 99 % of the training states "
-        f"lie from each other, most of them in {name_some(worst)}",
+        message=f"{far_share:.0%} of the held-out states lie farther from training than 99 % of the training "
+        f"states lie from each other, most of them in {name_some(worst)}",
         fix="record more like these episodes; until then validation asks for what training never showed",
         episodes=worst,
         value=far_share,

@@ -24,7 +24,7 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
     severity: Severity
     message: str
     fix: str
-    episodes: list[str] = []  # noqa: RUF012  (msgspec copies it for each instance)
+    episodes: list[str] = []
     feature: str | None = None
     value: float | None = None
     limit: float | None = None

@@ -45,7 +45,12 @@ class JumpFinder:
         self._limits = limits
         # Flags and modes are meant to jump.
         self._columns = np.array(
-            [i for slot in action.slots if slot.is_float and not slot.pooled for i in range(slot.start, slot.stop)],
+            [
+                i
+                for slot in action.slots
+                if slot.is_float and not slot.pooled
+                for i in range(slot.start, slot.stop)
+            ],
             np.int64,
         )
         self._names = [action.names[i] for i in self._columns]
@@ -130,8 +135,9 @@ class JumpFinder:
             Finding(
                 code="action_rate",
                 severity="warn",
-                message=f"{jump.name} changes by {worst[0][0]:.4g} a second at step {worst[0][2]} of {episodes[0]}, "
-                f"the limit is {limit:g}" + (f"; also in {name_some(episodes[1:])}" if episodes[1:] else ""),
+                message=f"{jump.name} changes by {worst[0][0]:.4g} a second at step {worst[0][2]} of "
+                f"{episodes[0]}, the limit is {limit:g}"
+                + (f"; also in {name_some(episodes[1:])}" if episodes[1:] else ""),
                 fix="limit the rate where the command is made; the robot cannot follow what it is asked here",
                 episodes=episodes,
                 feature=jump.name,

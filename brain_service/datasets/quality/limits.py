@@ -26,7 +26,7 @@ class Limits:
     max_jitter_share: float = 0.1
     # An encoder hits its own extreme now and then; a fifth of all steps there is a limit or a clipped sensor.
     max_saturated_share: float = 0.2
-    # Noise in the last bit makes equal readings rare: ten in a row (a fifth of a second at 50 Hz) is a dead sensor.
+    # Noise in the last bit makes equal readings rare: ten in a row (0.2 s at 50 Hz) are a dead sensor.
     max_frozen_steps: int = 10
     # A feature that often repeats by itself (a goal, a gripper) does not freeze; one that rarely does, can.
     usual_repeat_share: float = 0.2

@@ -25,7 +25,7 @@ def measure_quality(
     dataset: Dataset,
     splits: Sequence[str] = (),
     limits: Limits | None = None,
-    progress: Progress = lambda done, total: None,
+    progress: Progress | None = None,
 ) -> QualityReport:
     """Measure some splits of a dataset (default: all) and return the report.
 
@@ -35,7 +35,11 @@ def measure_quality(
         NotFoundError: the dataset has no such split.
         CorruptDataError: a record fails its checksum; `brain datasets verify` names all that do.
     """
-    return _Measures(dataset, tuple(splits) or dataset.splits, limits or Limits()).run(progress)
+    return _Measures(dataset, tuple(splits) or dataset.splits, limits or Limits()).run(progress or _ignore)
+
+
+def _ignore(done: int, total: int) -> None:
+    """Stand in where nobody watches."""
 
 
 class _Measures:
@@ -86,9 +90,7 @@ class _Measures:
         findings = [
             *self._split_findings(),
             *self._outcomes.findings(),
-            *range_findings(
-                observation, self._ranges[0], sample.observation, sample.episode, self._names, limits
-            ),
+            *range_findings(observation, self._ranges[0], sample.observation, sample.episode, self._names, limits),
             *range_findings(action, self._ranges[1], sample.action, sample.action_episode, self._names, limits),
             *self._time.findings(),
             *self._repeats.findings(),

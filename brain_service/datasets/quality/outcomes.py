@@ -1,6 +1,7 @@
 """How episodes went: lengths, rewards, ends, who controlled, what was asked for; texts and images."""
 
 from collections import Counter
+from itertools import pairwise
 
 import msgspec
 import numpy as np
@@ -10,7 +11,7 @@ from brain_service.datasets.quality.limits import Limits
 from brain_service.datasets.quality.ranges import Histogram, histogram
 from brain_service.datasets.quality.view import EpisodeView
 
-__all__ = ["Images", "Outcomes", "OutcomeTaker", "Rewards"]
+__all__ = ["Images", "OutcomeTaker", "Outcomes", "Rewards"]
 
 _IMITATED = ("expert", "intervention")
 _TEXTS = 10_000
@@ -77,7 +78,7 @@ class _ImageTally:
         self.smallest = min(sizes if self.smallest is None else [self.smallest, *sizes])
         self.largest = max(self.largest, *sizes)
         run = longest = 1
-        for before, after in zip(files, files[1:], strict=False):
+        for before, after in pairwise(files):
             run = run + 1 if before == after else 1
             self.repeated += run > 1
             longest = max(longest, run)
@@ -165,7 +166,13 @@ class OutcomeTaker:
             without_instruction=len(self._silent),
             images=[
                 Images(
-                    name, tally.count, tally.total, tally.smallest or 0, tally.largest, tally.repeated, tally.longest
+                    name,
+                    tally.count,
+                    tally.total,
+                    tally.smallest or 0,
+                    tally.largest,
+                    tally.repeated,
+                    tally.longest,
                 )
                 for name, tally in self._images.items()
             ],
@@ -190,15 +197,20 @@ class OutcomeTaker:
         found = []
         for code, items, limit, fix in (
             ("short_episode", short, shortest, "leave them out: something ended them before they began"),
-            ("long_episode", long, longest, "split them, or leave them out: nobody ended them, and they outweigh others"),
+            (
+                "long_episode",
+                long,
+                longest,
+                "split them, or leave them out: nobody ended them, and they outweigh others",
+            ),
         ):
             if items:
                 found.append(
                     Finding(
                         code=code,
                         severity="warn",
-                        message=f"{len(items)} episodes have {'fewer' if items is short else 'more'} than {limit:g} "
-                        f"steps (usual {median:g}): {items[0][1]} has {items[0][0]}",
+                        message=f"{len(items)} episodes have {'fewer' if items is short else 'more'} than "
+                        f"{limit:g} steps (usual {median:g}): {items[0][1]} has {items[0][0]}",
                         fix=fix,
                         episodes=[name for _, name in items],
                         value=items[0][0],
@@ -268,7 +280,7 @@ class OutcomeTaker:
                 Finding(
                     code="missing_instruction",
                     severity="warn",
-                    message=f"{len(self._silent)} of {episodes} episodes have no language instruction and the others "
+                    message=f"{len(self._silent)} of {episodes} episodes have no language instruction, the others "
                     f"do: {name_some(self._silent)}",
                     fix="give language_instruction in the metadata of every episode, or of none",
                     episodes=self._silent,
@@ -290,7 +302,7 @@ class OutcomeTaker:
                         severity="warn",
                         message=f"{name} shows the same image {worst[0][0]} steps in a row in {episodes[0]}"
                         + (f"; also in {name_some(episodes[1:])}" if episodes[1:] else ""),
-                        fix="check the camera and its rate: an image an older step saw is no observation of this one",
+                        fix="check the camera and its rate: what an older step saw is no observation of this one",
                         episodes=episodes,
                         feature=name,
                         value=worst[0][0],

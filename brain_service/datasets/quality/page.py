@@ -8,6 +8,7 @@ from brain_service.datasets.quality.document import QualityReport
 from brain_service.datasets.quality.findings import Finding
 from brain_service.datasets.quality.plots import ends_plot, histogram_plot, sparkline, states_plot
 from brain_service.datasets.quality.ranges import Dimension
+from brain_service.terminal import size_text
 
 __all__ = ["render_page"]
 
@@ -19,7 +20,7 @@ _SEVERITIES = {"fail": "fail", "warn": "warning", "info": "note"}
 
 
 def render_page(report: QualityReport) -> str:
-    """Return the page. Lists end after the worst 20 episodes, 40 findings and 96 dimensions and say what more is."""
+    """Return the page. Long lists end (20 episodes, 40 findings, 96 dimensions) and say how many more."""
     style = Path(__file__).with_name("page.css").read_text()
     body = "".join(
         (
@@ -53,7 +54,7 @@ def _head(report: QualityReport) -> str:
         "recorded": _duration(seconds) if seconds else "unknown",
         "control period": f"{timing.control_period_s * 1e3:.4g} ms" if timing.control_period_s else "unknown",
         "length, usual": f"{outcomes.lengths.median:g} steps",
-        "size": _size(report.size_bytes),
+        "size": size_text(report.size_bytes),
         "profile": report.profile,
         **{f"{name} split": f"{size.episodes:,} episodes" for name, size in report.splits.items()},
     }
@@ -87,7 +88,9 @@ def _finding(finding: Finding) -> str:
         more = len(finding.episodes) - _EPISODES
         rest = f"<li>and {more:,} more in report.json</li>" if more > 0 else ""
         count = f"{len(finding.episodes):,} episode{'s' if len(finding.episodes) != 1 else ''}"
-        episodes = f"<details><summary>{count} to look at, the worst first</summary><ul>{names}{rest}</ul></details>"
+        episodes = (
+            f"<details><summary>{count} to look at, the worst first</summary><ul>{names}{rest}</ul></details>"
+        )
     return (
         f'<li class="{finding.severity}"><p><span class="badge">{_SEVERITIES[finding.severity]}</span> '
         f"<code>{finding.code}</code></p><p>{escape(finding.message)}</p>"
@@ -193,8 +196,8 @@ def _time(report: QualityReport) -> str:
 def _table(caption: str, heads: Iterable[str], rows: Iterable[str]) -> str:
     head = "".join(f'<th scope="col">{name}</th>' for name in heads)
     return (
-        f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(caption)}"><table><thead><tr>{head}</tr></thead>'
-        f"<tbody>{''.join(rows)}</tbody></table></div>"
+        f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(caption)}">'
+        f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
     )
 
 
@@ -244,7 +247,7 @@ def _images(report: QualityReport) -> str:
     heads = ("feature", "images", "size", "smallest", "largest", "same as before", "longest still run")
     rows = [
         f'<tr><th scope="row">{escape(image.name.partition("/")[2])}</th><td>{image.count:,}</td>'
-        f"<td>{_size(image.total_bytes)}</td><td>{_size(image.min_bytes)}</td><td>{_size(image.max_bytes)}</td>"
+        f"<td>{size_text(image.total_bytes)}</td><td>{size_text(image.min_bytes)}</td><td>{size_text(image.max_bytes)}</td>"
         f"<td>{image.repeated / max(1, image.count):.1%}</td><td>{image.longest_frozen_run}</td></tr>"
         for image in images
     ]
@@ -255,8 +258,8 @@ def _foot(report: QualityReport) -> str:
     repeats = report.repeats
     return (
         f"<footer><p>{repeats.duplicate_episodes:,} duplicate episodes; {repeats.frozen_steps:,} steps with the "
-        f"observation of the step before (longest run {repeats.longest_frozen_run}); {report.quarantined:,} episodes "
-        f"quarantined at conversion. Moments and extremes are of all steps, quantiles, histograms and coverage of "
+        f"observation of the step before (longest run {repeats.longest_frozen_run}); {report.quarantined:,} "
+        f"episodes quarantined at conversion. Moments and extremes are of all steps, quantiles, histograms and coverage of "
         f"{report.sampled_steps:,} evenly spaced ones. Values are float32, as a model sees them.</p></footer>"
     )
 
@@ -269,11 +272,3 @@ def _duration(seconds: float) -> str:
     if seconds < 120:
         return f"{seconds:.3g} s"
     return f"{seconds / 60:.3g} min" if seconds < 7200 else f"{seconds / 3600:.3g} h"
-
-
-def _size(size_bytes: float) -> str:
-    for unit in ("B", "kB", "MB"):
-        if size_bytes < 1000:
-            return f"{size_bytes:.0f} {unit}" if unit == "B" else f"{size_bytes:.1f} {unit}"
-        size_bytes /= 1000
-    return f"{size_bytes:.1f} GB"

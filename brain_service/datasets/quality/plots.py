@@ -3,6 +3,7 @@
 import io
 import re
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from matplotlib import rc_context
@@ -19,7 +20,7 @@ __all__ = ["ends_plot", "histogram_plot", "sparkline", "states_plot"]
 # Colours that nothing else in a plot has; in the page each becomes a CSS variable.
 _INK, _LINE, _DATA, _WARN = "#010203", "#010204", "#010205", "#010206"
 _VARIABLES = {_INK: "var(--ink)", _LINE: "var(--line)", _DATA: "var(--data)", _WARN: "var(--bad)"}
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "report",
     "font.family": "sans-serif",

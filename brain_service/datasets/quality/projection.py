@@ -36,11 +36,13 @@ class Projection:
 
     def __call__(self, rows: Float32[np.ndarray, "n D"]) -> Float64[np.ndarray, "n k"]:
         """Return the rows' components, shape `[n, k]`, in standard deviations of a dimension."""
-        return ((rows[:, self.used] - self.mean) / self.std) @ self.axes.T
+        found: Float64[np.ndarray, "n k"] = ((rows[:, self.used] - self.mean) / self.std) @ self.axes.T
+        return found
 
     def back(self, components: Float64[np.ndarray, " k"]) -> Float64[np.ndarray, " d"]:
         """Return the used dimensions, shape `[d]`, of a point given by its components."""
-        return self.mean + self.std * (components @ self.axes)
+        found: Float64[np.ndarray, " d"] = self.mean + self.std * (components @ self.axes)
+        return found
 
 
 def fit_projection(rows: Float32[np.ndarray, "n D"], components: int) -> Projection | None:

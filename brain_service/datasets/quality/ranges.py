@@ -209,11 +209,14 @@ def _saturated(
     names: list[str],
     limits: Limits,
 ) -> Finding:
-    counts = np.bincount(episode[sampled == np.float32(extreme)], minlength=1)
-    worst = [names[i] for i in np.argsort(-counts, kind="stable") if counts[i]]
+    # Those that stand there more than the others do.
+    steps = np.maximum(np.bincount(episode, minlength=len(names)), 1)
+    shares = np.bincount(episode[sampled == np.float32(extreme)], minlength=len(names)) / steps
+    worst = [names[i] for i in np.argsort(-shares, kind="stable") if shares[i] > share]
     return Finding(
         code="saturated_dimension",
-        severity="warn",
+        # Forces and contacts rest at 0, quaternions at 1: an observation's extreme is often its usual value.
+        severity="warn" if dimension.name.startswith("action/") else "info",
         message=f"{dimension.name} stands at its extreme {extreme:.6g} in {share:.0%} of all steps, "
         f"most often in {name_some(worst)}",
         fix="widen the sensor's range or the action's limits, or scale the command: beyond the limit nothing "

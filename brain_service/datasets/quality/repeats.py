@@ -17,7 +17,7 @@ _NOT_CONTENT = ("timestamp_ns", "control_role", "discount", "is_first", "is_last
 
 
 class Repeats(msgspec.Struct, frozen=True):
-    """`frozen_steps` have the same whole observation as the step before; `groups` are episodes of equal content."""
+    """`frozen_steps` have the whole observation of the step before; `groups` are episodes of equal content."""
 
     frozen_steps: int
     longest_frozen_run: int
@@ -116,9 +116,7 @@ class RepeatFinder:
                 found.append(self._finding("frozen_feature", slot.feature, slot.feature, worst))
         return found
 
-    def _finding(
-        self, code: str, what: str, feature: str | None, worst: list[tuple[float, int, int]]
-    ) -> Finding:
+    def _finding(self, code: str, what: str, feature: str | None, worst: list[tuple[float, int, int]]) -> Finding:
         names = [self._names[episode] for _, episode, _ in worst]
         return Finding(
             code=code,

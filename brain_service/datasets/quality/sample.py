@@ -39,7 +39,7 @@ class Sampler:
     episodes: int
     dimensions: int
     _seen: int = 0
-    _parts: dict[str, list[np.ndarray]] = field(default_factory=dict)  # type: ignore[type-arg]
+    _parts: dict[str, list[np.ndarray]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         room = max(1, min(_STEPS, _BYTES // (4 * max(1, self.dimensions))))
@@ -63,7 +63,7 @@ class Sampler:
             self._keep("ends", view.observation[-1:])
             self._keep("end_episode", np.array([view.position], np.int64))
 
-    def _keep(self, name: str, rows: np.ndarray) -> None:  # type: ignore[type-arg]
+    def _keep(self, name: str, rows: np.ndarray) -> None:
         self._parts.setdefault(name, []).append(rows.copy())
 
     def result(self) -> Sample:

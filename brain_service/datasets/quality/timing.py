@@ -103,7 +103,7 @@ class TimeKeeper:
                     severity="fail",
                     message=f"time runs backwards {self._reversed} times, first in {worst[0][1]} at step "
                     f"{worst[0][2]}; in {name_some(_names(worst))}",
-                    fix="record with a monotonic clock, or leave these episodes out: the order of steps is in doubt",
+                    fix="record with a monotonic clock, or leave these episodes out: their order is in doubt",
                     episodes=_names(worst),
                     value=self._reversed,
                     limit=0,
@@ -115,7 +115,8 @@ class TimeKeeper:
                 Finding(
                     code="time_repeated",
                     severity="warn",
-                    message=f"{self._repeated} steps have the time of the step before, in {name_some(_names(worst))}",
+                    message=f"{self._repeated} steps have the time of the step before, in "
+                    f"{name_some(_names(worst))}",
                     fix="stamp each step when it is sensed; steps that were posted twice must be left out",
                     episodes=_names(worst),
                     value=self._repeated,
@@ -156,17 +157,18 @@ class TimeKeeper:
                 )
             )
         # Time that is not at the usual rate at all was said above.
-        steady = {name for _, name, _ in self._off}
-        jitter = [item for item in self._jitter if item[1] not in steady]
+        elsewhere = {name for _, name, _ in self._off}
+        jitter = [item for item in self._jitter if item[1] not in elsewhere]
         if jitter:
             worst = _worst(jitter)
             found.append(
                 Finding(
                     code="time_jitter",
                     severity="warn",
-                    message=f"in {len(jitter)} episodes more than {limits.max_jitter_share:.0%} of the intervals are "
-                    f"off by more than {limits.jitter_periods:g} control periods; {worst[0][0]:.0%} in {worst[0][1]}",
-                    fix="give the controller's loop a real-time priority or a timer; stamp when sensing, not posting",
+                    message=f"in {len(jitter)} episodes more than {limits.max_jitter_share:.0%} of the intervals "
+                    f"are off by more than {limits.jitter_periods:g} control periods; {worst[0][0]:.0%} in "
+                    f"{worst[0][1]}",
+                    fix="give the controller's loop a real-time priority or a timer; stamp when sensing",
                     episodes=_names(worst),
                     value=worst[0][0],
                     limit=limits.max_jitter_share,
