@@ -35,7 +35,7 @@ class QualityReport(msgspec.Struct, frozen=True, kw_only=True):
     profile: str
     verdict: Literal["pass", "warn", "fail"]
     findings: list[Finding]
-    limits: dict[str, float]
+    limits: dict[str, int | float]
     splits: dict[str, SplitSize]
     size_bytes: int
     quarantined: int

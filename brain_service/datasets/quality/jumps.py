@@ -83,7 +83,7 @@ class JumpFinder:
         median, spread, limit = self._distribution(sample)
         figures = []
         for i, name in enumerate(self._names):
-            kept = self._worst.above(i, -1)
+            kept = self._worst.above(i, -1.0)
             largest = kept[0][0] if kept else 0.0
             z = (largest - median[i]) / spread[i] if spread[i] else 0.0
             figures.append(

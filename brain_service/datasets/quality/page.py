@@ -259,8 +259,9 @@ def _foot(report: QualityReport) -> str:
     return (
         f"<footer><p>{repeats.duplicate_episodes:,} duplicate episodes; {repeats.frozen_steps:,} steps with the "
         f"observation of the step before (longest run {repeats.longest_frozen_run}); {report.quarantined:,} "
-        f"episodes quarantined at conversion. Moments and extremes are of all steps, quantiles, histograms and coverage of "
-        f"{report.sampled_steps:,} evenly spaced ones. Values are float32, as a model sees them.</p></footer>"
+        "episodes quarantined at conversion. Moments and extremes are of all steps; quantiles, histograms and "
+        f"coverage of {report.sampled_steps:,} evenly spaced ones. Values are float32, as a model sees them."
+        "</p></footer>"
     )
 
 

@@ -40,7 +40,13 @@ def histogram_plot(name: str, figures: Histogram, x_label: str, y_label: str, ma
     """Return a histogram as SVG; `mark` is a limit drawn as a dashed line where it lies inside the range."""
 
     def draw(axes: Axes) -> None:
-        edges = np.linspace(figures.low, figures.high, len(figures.counts) + 1)
+        if not figures.counts:
+            return
+        low, high = figures.low, figures.high
+        if low == high:
+            # One value: a bar around it.
+            low, high = low - 0.5, high + 0.5
+        edges = np.linspace(low, high, len(figures.counts) + 1)
         axes.stairs(figures.counts, edges, fill=True, color=_DATA)
         if max(figures.counts, default=0) > 50 * max(1, np.median([n for n in figures.counts if n] or [1])):
             axes.set_yscale("symlog", linthresh=1)
@@ -82,12 +88,14 @@ def states_plot(name: str, coverage: Coverage) -> str:
 def ends_plot(name: str, coverage: Coverage, hole_limit: float) -> str:
     """Return where episodes end, with the largest hole where it is one."""
     hole = coverage.hole
+    if hole and hole.expected_episodes <= hole_limit:
+        hole = None
     x, y = hole.axes if hole else (0, 1)
 
     def draw(axes: Axes) -> None:
         points = np.array(coverage.end_points)
         axes.plot(points[:, x], points[:, y], ".", color=_DATA, markersize=4)
-        if hole and hole.expected_episodes > hole_limit:
+        if hole:
             axes.add_patch(Circle(hole.center, hole.radius, fill=False, color=_WARN, linewidth=1.6))
             axes.annotate("hole", hole.center, color=_WARN, ha="center", va="center")
         axes.set_aspect("equal", adjustable="datalim")

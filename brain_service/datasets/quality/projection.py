@@ -1,9 +1,8 @@
 """Principal components of observations, and the largest hole in a cloud of points.
 
 A hole is an empty disc with data on all sides. How many points it would hold if the density around it went on
-is counted in the ring from its radius r to 2 r, whose area is three times its own: a hole of e points is empty by
-chance with probability e^-e, whatever the density elsewhere. Rings need points in all of eight sectors, so that
-the outside of the cloud is no hole.
+is counted in the ring from its radius r to 2 r, whose area is three times its own, so the density elsewhere does
+not matter. Rings need points in all of eight sectors, so that the outside of the cloud is no hole.
 """
 
 from dataclasses import dataclass
@@ -60,7 +59,7 @@ def fit_projection(rows: Float32[np.ndarray, "n D"], components: int) -> Project
     axes = vectors[:, order].T
     # The sign of an eigenvector is the solver's whim: the largest weight is made positive.
     signs = np.sign(axes[np.arange(len(axes)), np.abs(axes).argmax(axis=1)])
-    explained = np.maximum(values[order], 0) / len(values)
+    explained = np.maximum(values[order], 0) / values.sum()
     return Projection(used, mean, std, axes * signs[:, None], explained)
 
 

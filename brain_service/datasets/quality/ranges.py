@@ -22,12 +22,16 @@ class Histogram(msgspec.Struct, frozen=True):
 
 
 def histogram(values: Float32[np.ndarray, " n"], bins: int = _BINS) -> Histogram:
-    """Return the histogram over the range of the values; empty counts where there is none."""
+    """Return the histogram over the range of the values: one bin where all are equal, none without values."""
     if not len(values):
         return Histogram(0.0, 0.0, [])
     # As float64: the width of a bin may be below what float32 resolves.
-    counts, edges = np.histogram(values.astype(np.float64), bins=bins)
-    return Histogram(float(edges[0]), float(edges[-1]), counts.tolist())
+    low, high = float(values.min()), float(values.max())
+    if low == high:
+        return Histogram(low, high, [len(values)])
+    places = (values.astype(np.float64) - low) * (bins / (high - low))
+    counts = np.bincount(np.minimum(places.astype(np.int64), bins - 1), minlength=bins)
+    return Histogram(low, high, counts.tolist())
 
 
 class Dimension(msgspec.Struct, frozen=True):

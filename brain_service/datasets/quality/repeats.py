@@ -105,13 +105,13 @@ class RepeatFinder:
 
     def _frozen(self) -> list[Finding]:
         limits, found = self._limits, []
-        whole = self._worst.above(len(self._slots), limits.max_frozen_steps)
+        whole = self._worst.above(len(self._slots), float(limits.max_frozen_steps))
         if whole:
             found.append(self._finding("frozen_observation", "the whole observation", None, whole))
         said = {episode for _, episode, _ in whole}
         for i, slot in enumerate(self._slots):
             usual = self._repeats[i] / max(self._pairs, 1)
-            worst = [item for item in self._worst.above(i, limits.max_frozen_steps) if item[1] not in said]
+            worst = [item for item in self._worst.above(i, float(limits.max_frozen_steps)) if item[1] not in said]
             if worst and usual <= limits.usual_repeat_share:
                 found.append(self._finding("frozen_feature", slot.feature, slot.feature, worst))
         return found

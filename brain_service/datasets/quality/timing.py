@@ -58,7 +58,7 @@ class TimeKeeper:
         if intervals.min() <= 0:
             for kept, wrong in ((self._back, intervals < 0), (self._same, intervals == 0)):
                 if wrong.any():
-                    kept.append((int(wrong.sum()), view.episode_id, int(wrong.argmax()) + 1))
+                    kept.append((float(wrong.sum()), view.episode_id, int(wrong.argmax()) + 1))
             self._reversed += int((intervals < 0).sum())
             self._repeated += int((intervals == 0).sum())
         if not self._period_ns:
@@ -74,7 +74,9 @@ class TimeKeeper:
         self._jittery += jittery
         if jittery > self._limits.max_jitter_share * len(periods):
             self._jitter.append((jittery / len(periods), view.episode_id, 0))
-        own = float(np.median(periods))
+        # The mean, since uneven intervals have a median of their own; gaps are no part of the rate.
+        steady = periods[periods <= self._limits.max_gap_periods]
+        own = float(steady.mean()) if len(steady) else float(periods.mean())
         if abs(own - 1) > self._limits.max_period_error:
             self._off.append((own, view.episode_id, 0))
 
