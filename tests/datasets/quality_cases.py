@@ -118,8 +118,8 @@ def _freeze(path: str, steps: int) -> Change:
 
 def _copy(source: int, target: int) -> Change:
     def change(episodes: list[Episode]) -> None:
-        named = {"episode_id": episodes[target].episode_id, "timestamp_ns": episodes[target].timestamp_ns + 7}
-        episodes[target] = replace(episodes[source], **named)
+        copy, times = episodes[target].episode_id, episodes[target].timestamp_ns + 7
+        episodes[target] = replace(episodes[source], episode_id=copy, timestamp_ns=times)
 
     return change
 

@@ -23,7 +23,7 @@ STEPS = 8
 def reach_episodes(count: int, hole: bool, seed: int = 0) -> list[Episode]:
     """A hand goes from near the origin to a goal drawn evenly from the unit square, or from it without a hole."""
     rng = np.random.default_rng(seed)
-    goals: list[np.ndarray] = []  # type: ignore[type-arg]
+    goals: list[np.ndarray] = []
     while len(goals) < count:
         goal = rng.random(2)
         if not hole or (np.abs(goal - HOLE_CENTER) > HOLE_HALF_SIDE).any():
@@ -31,7 +31,7 @@ def reach_episodes(count: int, hole: bool, seed: int = 0) -> list[Episode]:
     return [_reach(f"reach-{n:03d}", goal, rng) for n, goal in enumerate(goals)]
 
 
-def _reach(name: str, goal: "np.ndarray", rng: np.random.Generator) -> Episode:  # type: ignore[type-arg]
+def _reach(name: str, goal: "np.ndarray", rng: np.random.Generator) -> Episode:
     start = rng.normal(0, 0.02, 2)
     way = np.linspace(0, 1, STEPS)[:, None]
     hand = start + (goal - start) * way + rng.normal(0, 0.004, (STEPS, 2))
