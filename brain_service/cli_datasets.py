@@ -120,7 +120,7 @@ def _list(options: argparse.Namespace) -> int:
     for item in found:
         newest = "newest" if item["newest"] else ""
         if item["error"]:
-            table.add_row(item["name"], item["version"], f"damaged: {item['error']}", *[""] * 6, newest)
+            table.add_row(item["name"], item["version"], "damaged", *[""] * 6, newest)
             continue
         splits = ", ".join(f"{split} {count}" for split, count in item["episodes"].items())
         period = f"{item['control_period_s'] * 1e3:.4g} ms" if item["control_period_s"] else "-"
@@ -139,6 +139,9 @@ def _list(options: argparse.Namespace) -> int:
     # In a pipe there is no width to fit into.
     console = Console() if sys.stdout.isatty() else Console(file=sys.stdout, width=240)
     console.print(table)
+    for item in found:
+        if item["error"]:
+            _say(f"damaged: {item['error']}")
     return 0
 
 

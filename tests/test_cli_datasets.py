@@ -35,9 +35,10 @@ def test_versions_are_listed_with_what_they_hold(tmp_path: Path, capsys: pytest.
     assert sum(new["episodes"].values()) == 12
     assert new["control_period_s"] == pytest.approx(0.05)
     assert main(["datasets", "ls", "--output-dir", str(tmp_path / "datasets")]) == 0
-    head, damaged, row = capsys.readouterr().out.splitlines()
+    head, damaged, row, why = capsys.readouterr().out.splitlines()
     assert head.split()[:3] == ["dataset", "version", "episodes"]
-    assert "damaged" in damaged
+    assert damaged.split() == ["episodes", "1.0.0", "damaged"]
+    assert "manifest.json" in why
     assert row.split()[:2] == ["episodes", "1.0.10"]
     assert row.split()[-1] == "newest"
     assert "50 ms" in row
@@ -59,7 +60,7 @@ def test_a_report_stands_beside_the_version_and_exits_by_its_verdict(
     before = sorted(path.name for path in made.iterdir())
     assert main(["datasets", "report", str(tmp_path)]) == code
     said = capsys.readouterr().out
-    assert said.startswith("episodes/1.0.0: 12 episodes (9 train, 3 val), 480 steps: ")
+    assert said.startswith("episodes/1.0.0: 12 episodes (10 train, 2 val), 480 steps: ")
     assert (case.code in said) == bool(code)
     assert all(name in said for name in case.episodes)
     # The version is as it was, and the report is no version.

@@ -3,7 +3,7 @@
     python -m tests.datasets.flipping FOLDER FILE
 
 Run in a process of its own, without the run-time shape checks of the tests, which take ten times as long.
-Prints `{"bytes", "unseen", "altered", "misplaced", "unseen_cuts"}`, the last four lists of positions: flips that were
+Prints `{"bytes", "unseen", "altered", "misplaced", "unseen_cuts"}`, the last four as positions: flips that were
 not found; those of them after which a reader gets other values; flips whose damage was not named by shard, episode
 and byte; lengths at which a cut was not found.
 """
@@ -21,7 +21,7 @@ from brain_service.datasets.dataset import Dataset, open_dataset
 from brain_service.datasets.verify import Damage, verify_dataset
 from brain_service.datasets.verify.record import RecordCheck
 from brain_service.datasets.verify.shard import check_shard
-from brain_service.datasets.verify.sidecars import check_sidecars
+from brain_service.datasets.verify.sidecars import check_layout, check_statistics
 
 
 def flips(path: Path) -> Iterator[int]:
@@ -115,14 +115,20 @@ def main(folder: Path, file: str) -> dict[str, Any]:
         return flip_shard(folder, dataset, file)
     if file == "manifest.json":
         return flip_sidecar(folder / file, lambda: verify_dataset(folder).ok, lambda: values(folder))
+    path = folder / file
+    if "statistics" not in file:
+        return flip_sidecar(
+            path,
+            lambda: not check_layout(folder, dataset.manifest),
+            lambda: orjson.loads(path.read_bytes()),
+        )
     check = RecordCheck(dataset.spec, dataset.profile)
     for shard in dataset.manifest.shards:
         entries = [entry for entry in dataset.entries(shard.split) if entry.shard == shard.file]
         check_shard(folder, shard, entries, check)
-    path = folder / file
     return flip_sidecar(
         path,
-        lambda: not check_sidecars(folder, dataset.manifest, check),
+        lambda: not check_statistics(folder, dataset.manifest, check),
         lambda: orjson.loads(path.read_bytes()),
     )
 

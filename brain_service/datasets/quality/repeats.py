@@ -4,7 +4,7 @@ import hashlib
 
 import msgspec
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Bool, Float32
 
 from brain_service.datasets.quality.findings import Finding, Worst, name_some
 from brain_service.datasets.quality.limits import Limits
@@ -50,9 +50,8 @@ class RepeatFinder:
             self._groups.setdefault(first, [first]).append(view.position)
         if len(view) < 2:
             return
-        same = view.observation[1:] == view.observation[:-1]
-        runs = [_longest_run(same[:, slot.start : slot.stop].all(axis=1)) for slot in self._slots]
-        whole = same.all(axis=1)
+        runs = [_longest_run(_same_rows(view.observation[:, slot.start : slot.stop])) for slot in self._slots]
+        whole = _same_rows(view.observation)
         if whole.any():
             whole &= _others_same(view)
         runs.append(_longest_run(whole))
@@ -147,6 +146,18 @@ def _digest(view: EpisodeView) -> bytes:
         else:
             digest.update(np.ascontiguousarray(column).data)
     return digest.digest()
+
+
+def _same_rows(rows: Float32[np.ndarray, "T n"]) -> Bool[np.ndarray, " t"]:
+    """Return for each row but the first whether it equals the one before."""
+    if not rows.shape[1]:
+        return np.ones(len(rows) - 1, np.bool_)
+    same: Bool[np.ndarray, " t"] = rows[1:, 0] == rows[:-1, 0]
+    # Most often the first dimension alone says no.
+    at = np.flatnonzero(same)
+    if len(at):
+        same[at] = (rows[at + 1] == rows[at]).all(axis=1)
+    return same
 
 
 def _others_same(view: EpisodeView) -> Bool[np.ndarray, " T"]:

@@ -21,7 +21,7 @@ from brain_service.datasets.verify.damage import Damage
 from brain_service.datasets.verify.record import RecordCheck
 from brain_service.errors import BrainError
 
-__all__ = ["check_sidecars"]
+__all__ = ["check_layout", "check_statistics"]
 
 # Fields of TFDS 4.9.2's DatasetInfo and SplitInfo in proto3 JSON; its parser refuses every other one.
 _INFO_KEYS = frozenset(
@@ -53,17 +53,19 @@ _SAMPLED_FROM = 50_000
 _TOLERANCE = 1e-6
 
 
-def check_sidecars(folder: Path, manifest: Manifest, check: RecordCheck) -> list[Damage]:
-    """Return what does not hold in the four files; `check` has seen all records."""
+def check_layout(folder: Path, manifest: Manifest) -> list[Damage]:
+    """Return what does not hold in TFDS's two files."""
     found = []
-    for file, problems in (
-        (INFO_FILE, _info_problems),
-        (FEATURES_FILE, _features_problems),
-    ):
+    for file, problems in ((INFO_FILE, _info_problems), (FEATURES_FILE, _features_problems)):
         document = _read(folder / file)
         messages = [document] if isinstance(document, str) else problems(document, manifest)
         found += [Damage(file, message) for message in messages]
-    found += _statistics(folder, check)
+    return found
+
+
+def check_statistics(folder: Path, manifest: Manifest, check: RecordCheck) -> list[Damage]:
+    """Return what does not hold in the figures that were counted; `check` has seen all records."""
+    found = _statistics(folder, check)
     period_s = check.statistics.control_period_s
     if check.complete and not np.isclose(period_s, manifest.control_period_s, rtol=_TOLERANCE, atol=0):
         message = f"says control_period_s {manifest.control_period_s}, the steps are {period_s} s apart"

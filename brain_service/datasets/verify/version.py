@@ -8,7 +8,7 @@ from brain_service.datasets.manifest import MANIFEST_FILE, Manifest, read_manife
 from brain_service.datasets.verify.damage import Damage, VerifyReport
 from brain_service.datasets.verify.record import RecordCheck
 from brain_service.datasets.verify.shard import check_shard, walk_shard
-from brain_service.datasets.verify.sidecars import check_sidecars
+from brain_service.datasets.verify.sidecars import check_layout, check_statistics
 from brain_service.datasets.versions import list_versions
 from brain_service.errors import BrainError, InvalidError, NotFoundError
 
@@ -65,7 +65,7 @@ def verify_dataset(path: str | Path, progress: Progress | None = None) -> Verify
         damages += found
         done += shard.size_bytes
         progress(done, total)
-    damages += check_sidecars(folder, manifest, check)
+    damages += check_layout(folder, manifest) + check_statistics(folder, manifest, check)
     episodes = sum(len(entries) for entries in manifest.splits.values())
     return VerifyReport(str(folder), episodes, sound, len(manifest.shards), total, damages)
 
