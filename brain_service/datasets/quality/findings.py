@@ -7,7 +7,7 @@ import msgspec
 import numpy as np
 from jaxtyping import Float32, Int64
 
-__all__ = ["Finding", "Severity", "Worst", "by_severity", "name_some", "verdict"]
+__all__ = ["Finding", "Severity", "Worst", "by_severity", "count_of", "name_some", "verdict"]
 
 Severity = Literal["info", "warn", "fail"]
 _ORDER: tuple[Severity, ...] = ("fail", "warn", "info")
@@ -39,6 +39,11 @@ def verdict(findings: Iterable[Finding]) -> Literal["pass", "warn", "fail"]:
 def by_severity(findings: Iterable[Finding]) -> list[Finding]:
     """Return findings with the gravest first, otherwise in their order."""
     return sorted(findings, key=lambda finding: _ORDER.index(finding.severity))
+
+
+def count_of(count: int, noun: str) -> str:
+    """Return a count with its noun, in the plural where it is not one."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
 def name_some(names: list[str], most: int = 3) -> str:

@@ -6,7 +6,7 @@ from itertools import pairwise
 import msgspec
 import numpy as np
 
-from brain_service.datasets.quality.findings import Finding, name_some
+from brain_service.datasets.quality.findings import Finding, count_of, name_some
 from brain_service.datasets.quality.limits import Limits
 from brain_service.datasets.quality.ranges import Histogram, histogram
 from brain_service.datasets.quality.view import EpisodeView
@@ -209,8 +209,8 @@ class OutcomeTaker:
                     Finding(
                         code=code,
                         severity="warn",
-                        message=f"{len(items)} episodes have {'fewer' if items is short else 'more'} than "
-                        f"{limit:g} steps (usual {median:g}): {items[0][1]} has {items[0][0]}",
+                        message=f"{count_of(len(items), 'episode')} with {'fewer' if items is short else 'more'} "
+                        f"than {limit:g} steps (usual {median:g}): {items[0][1]} has {items[0][0]}",
                         fix=fix,
                         episodes=[name for _, name in items],
                         value=items[0][0],

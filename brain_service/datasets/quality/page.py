@@ -5,7 +5,7 @@ from html import escape
 from pathlib import Path
 
 from brain_service.datasets.quality.document import QualityReport
-from brain_service.datasets.quality.findings import Finding
+from brain_service.datasets.quality.findings import Finding, count_of
 from brain_service.datasets.quality.plots import ends_plot, histogram_plot, sparkline, states_plot
 from brain_service.datasets.quality.ranges import Dimension
 from brain_service.terminal import size_text
@@ -180,7 +180,7 @@ def _time(report: QualityReport) -> str:
     if not timing.control_period_s:
         return ""
     said = (
-        f"{timing.gaps:,} gaps, {timing.jitter_share:.1%} of the intervals off by more than "
+        f"{count_of(timing.gaps, 'gap')}, {timing.jitter_share:.1%} of the intervals off by more than "
         f"{report.limits['jitter_periods']:g} periods, the longest {timing.longest_interval_s * 1e3:.4g} ms"
     )
     plot = _figure(

@@ -6,7 +6,7 @@ import msgspec
 import numpy as np
 from jaxtyping import Bool, Float32
 
-from brain_service.datasets.quality.findings import Finding, Worst, name_some
+from brain_service.datasets.quality.findings import Finding, Worst, count_of, name_some
 from brain_service.datasets.quality.limits import Limits
 from brain_service.datasets.quality.view import EpisodeView, Slot
 
@@ -91,7 +91,7 @@ class RepeatFinder:
                 Finding(
                     code="validation_leak" if leaks else "duplicate_episode",
                     severity="fail" if leaks else "warn",
-                    message=f"{copies} episodes have the content of another one: "
+                    message=f"{count_of(copies, 'episode')} with the content of another one: "
                     f"{' = '.join(groups[0][:3])}{where}",
                     fix="delete the copies (brain episodes rm) and convert again"
                     + ("; until then validation measures memory" if leaks else "; they count double in training"),

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import msgspec
 import numpy as np
 
-from brain_service.datasets.quality.findings import Finding, name_some
+from brain_service.datasets.quality.findings import Finding, count_of, name_some
 from brain_service.datasets.quality.limits import Limits
 from brain_service.datasets.quality.ranges import Histogram
 from brain_service.datasets.quality.view import EpisodeView
@@ -70,7 +70,9 @@ class TimeKeeper:
         if gaps:
             self._gaps += gaps
             self._gap.append((float(periods.max()), view.episode_id, int(periods.argmax()) + 1))
-        jittery = int((np.abs(periods - 1) > self._limits.jitter_periods).sum())
+        uneven = np.abs(periods - 1) > self._limits.jitter_periods
+        # A gap is named as one.
+        jittery = int((uneven & (periods <= self._limits.max_gap_periods)).sum())
         self._jittery += jittery
         if jittery > self._limits.max_jitter_share * len(periods):
             self._jitter.append((jittery / len(periods), view.episode_id, 0))
@@ -103,8 +105,8 @@ class TimeKeeper:
                 Finding(
                     code="time_reversed",
                     severity="fail",
-                    message=f"time runs backwards {self._reversed} times, first in {worst[0][1]} at step "
-                    f"{worst[0][2]}; in {name_some(_names(worst))}",
+                    message=f"time runs backwards {count_of(self._reversed, 'time')}, first in {worst[0][1]} "
+                    f"at step {worst[0][2]}; in {name_some(_names(worst))}",
                     fix="record with a monotonic clock, or leave these episodes out: their order is in doubt",
                     episodes=_names(worst),
                     value=self._reversed,
@@ -117,7 +119,7 @@ class TimeKeeper:
                 Finding(
                     code="time_repeated",
                     severity="warn",
-                    message=f"{self._repeated} steps have the time of the step before, in "
+                    message=f"{count_of(self._repeated, 'step')} with the time of the step before, in "
                     f"{name_some(_names(worst))}",
                     fix="stamp each step when it is sensed; steps that were posted twice must be left out",
                     episodes=_names(worst),
@@ -131,8 +133,9 @@ class TimeKeeper:
                 Finding(
                     code="time_gap",
                     severity="warn",
-                    message=f"{self._gaps} gaps of more than {limits.max_gap_periods:g} control periods "
-                    f"({limits.max_gap_periods * period_ms:g} ms); the longest, {worst[0][0] * period_ms:g} ms, "
+                    message=f"{count_of(self._gaps, 'gap')} of more than {limits.max_gap_periods:g} control "
+                    f"periods ({limits.max_gap_periods * period_ms:g} ms); "
+                    f"the longest, {worst[0][0] * period_ms:g} ms, "
                     f"in {worst[0][1]} before step {worst[0][2]}",
                     fix="split these episodes at the gap or leave them out; look for what held the controller up",
                     episodes=_names(worst),
@@ -150,8 +153,8 @@ class TimeKeeper:
                 Finding(
                     code="period_mismatch",
                     severity="warn",
-                    message=f"{len(self._off)} episodes run at another rate than the usual {period_ms:g} ms: "
-                    f"{worst[0][1]} at {worst[0][0] * period_ms:g} ms",
+                    message=f"{count_of(len(self._off), 'episode')} at another rate than the usual "
+                    f"{period_ms:g} ms: {worst[0][1]} at {worst[0][0] * period_ms:g} ms",
                     fix="convert episodes of one rate into one dataset; a recurrent model learns one period",
                     episodes=_names(worst),
                     value=worst[0][0],
@@ -167,8 +170,10 @@ class TimeKeeper:
                 Finding(
                     code="time_jitter",
                     severity="warn",
-                    message=f"in {len(jitter)} episodes more than {limits.max_jitter_share:.0%} of the intervals "
-                    f"are off by more than {limits.jitter_periods:g} control periods; {worst[0][0]:.0%} in "
+                    message=f"in {count_of(len(jitter), 'episode')} more than {limits.max_jitter_share:.0%} of "
+                    f"the intervals are off by more than {limits.jitter_periods:g} control"
+                    f" periods;"
+                    f" {worst[0][0]:.0%} in "
                     f"{worst[0][1]}",
                     fix="give the controller's loop a real-time priority or a timer; stamp when sensing",
                     episodes=_names(worst),
