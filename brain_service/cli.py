@@ -1,19 +1,20 @@
 """`brain`: serve, and the loop's steps by hand."""
 
 import argparse
-import contextlib
 import json
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import brain_service
 from brain_service.cli_episodes import add_episodes_command
+from brain_service.cli_formats import add_format_commands
 from brain_service.errors import BrainError, UnavailableError
 from brain_service.logs import setup_logging
+from brain_service.progress_bar import progress_bar
 from brain_service.settings import load_settings
 
 if TYPE_CHECKING:
@@ -102,6 +103,7 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--output-dir", type=Path, required=True, help="<model_id>/ is made in here")
 
     add_episodes_command(commands)
+    add_format_commands(commands)
 
     health = command("health", _health, "Ask a running daemon how it is; exit code 0 pass, 1 warn, 2 fail.")
     health.add_argument("--url", default="http://127.0.0.1:8080", help="(default: %(default)s)")
@@ -121,7 +123,7 @@ def _serve(options: argparse.Namespace) -> int:
 def _convert(options: argparse.Namespace) -> int:
     from brain_service.datasets.convert import convert_directory_to_tfrecord
 
-    with _bar("converting") as report:
+    with progress_bar("converting") as report:
         done = convert_directory_to_tfrecord(
             options.input_dir,
             options.output_dir,
@@ -140,7 +142,7 @@ def _train(options: argparse.Namespace) -> int:
 
     names = ("preset", "steps", "batch_size", "sequence_length", "learning_rate", "seed")
     given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
-    with _bar("training") as report:
+    with progress_bar("training") as report:
 
         def on_progress(now: "TrainProgress") -> None:
             report(now.step, now.steps, f"training, loss {now.loss:.3f}")
@@ -185,20 +187,3 @@ def _health(options: argparse.Namespace) -> int:
 
 def _print(document: dict[str, Any]) -> None:
     print(json.dumps(document, indent=2, default=str))
-
-
-@contextlib.contextmanager
-def _bar(label: str) -> Iterator[Callable[..., None]]:
-    """Show a progress bar on standard error where that is a terminal; yields `report(done, total, label)`."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        bar = progress.add_task(label, total=None)
-
-        def report(done: int, total: int, description: str = label) -> None:
-            progress.update(bar, completed=done, total=total, description=description)
-
-        yield report
