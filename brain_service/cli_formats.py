@@ -14,7 +14,7 @@ __all__ = ["add_format_commands"]
 EXPORT_EXAMPLES = """\
 examples:
   brain export-dataset --dataset ./datasets/episodes --output-dir ./lerobot --format lerobot
-  brain export-dataset --dataset ./datasets/episodes/1.0.0 --output-dir ./lerobot --format lerobot --images --fps 30
+  brain export-dataset --dataset ./datasets/episodes/1.0.0 --output-dir ./lr --format lerobot --images --fps 30
   brain export-dataset --dataset ./datasets --output-dir ./mcap --format mcap --split val
 
 The folder appears whole or not at all. lerobot: LeRobot v3.0 (parquet, no video; images only with --images).

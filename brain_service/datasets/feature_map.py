@@ -23,6 +23,10 @@ class ChosenFeatures:
     action: dict[str, str]
     left_out: dict[str, str]
 
+    def names(self) -> set[str]:
+        """Return the foreign names that are taken."""
+        return {*self.observation.values(), *self.action.values()}
+
     def spec(self, known: Mapping[str, Feature]) -> EpisodeSpec:
         """Return the features of a step.
 

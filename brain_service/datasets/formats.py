@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from brain_service.datasets.dataset import open_dataset
 from brain_service.datasets.export_source import ExportNotes, ExportRequest, Progress
@@ -28,6 +28,7 @@ __all__ = [
 ]
 
 
+@runtime_checkable
 class ExportFormat(Protocol):
     """Writes a dataset into an empty folder that is published when it returns."""
 
@@ -41,6 +42,7 @@ class ExportFormat(Protocol):
         """
 
 
+@runtime_checkable
 class ImportFormat(Protocol):
     """Opens a foreign dataset for reading."""
 

@@ -4,7 +4,7 @@ import contextlib
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import orjson
@@ -39,7 +39,7 @@ _MEMBERS = ("environment_id", "xr_mode", "robot_id", "control_role", "tags", "la
 class ImportOptions:
     """How to read a foreign dataset.
 
-    Names of features (None: all), what the last step means (None: find out), and steps a second where it tells none.
+    Names of features (None: all), what the last step means (None: find out), steps a second where it tells none.
     """
 
     observation: tuple[str, ...] | None = None
@@ -75,6 +75,7 @@ class ImportNotes:
             self.warnings.append(message)
 
 
+@runtime_checkable
 class ImportSource(Protocol):
     """A foreign dataset, open for reading."""
 

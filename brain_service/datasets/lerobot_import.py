@@ -3,13 +3,11 @@
 One frame becomes one step. A dataset that tells no true times gets those of its frames.
 """
 
-import operator
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 import orjson
 
@@ -23,23 +21,23 @@ from brain_service.datasets.import_source import (
     paced_times,
     read_roles,
 )
-from brain_service.datasets.lerobot_layout import CODEBASE_VERSION, INFO_PATH, TASKS_PATH
+from brain_service.datasets.lerobot_files import (
+    LeRobotInfo,
+    known_features,
+    read_column,
+    read_episode_rows,
+    read_info,
+    read_parquet,
+    read_tasks,
+    sized_feature,
+)
+from brain_service.datasets.lerobot_layout import TASKS_PATH
 from brain_service.episodes.episode import Column, Episode
-from brain_service.errors import BrainError, CorruptDataError, InvalidError, NotFoundError
-from brain_service.image_header import read_image_header
-from brain_service.spec import Dtype, Feature
+from brain_service.errors import BrainError, CorruptDataError
+from brain_service.spec import Feature
 
 __all__ = ["LeRobotImport"]
 
-_CONVERTER = "python -m lerobot.datasets.v30.convert_dataset_v21_to_v30"
-_DTYPES: dict[str, Dtype] = {
-    "bool": "bool",
-    "uint8": "uint8",
-    "string": "text",
-    "image": "image",
-    **dict.fromkeys(("int8", "int16", "int32", "int64", "uint16", "uint32"), "int64"),
-    **dict.fromkeys(("float16", "float32", "float64"), "float32"),
-}
 _USED = frozenset(
     (
         "timestamp",
@@ -58,15 +56,6 @@ _USED = frozenset(
 _GRID_TOLERANCE_S = 1e-3
 
 
-class _Info(msgspec.Struct, kw_only=True):
-    codebase_version: str
-    fps: float
-    features: dict[str, dict[str, Any]]
-    total_episodes: int
-    data_path: str
-    robot_type: str | None = None
-
-
 @dataclass(frozen=True)
 class LeRobotImport:
     """Opens a LeRobot v3.0 folder with pyarrow."""
@@ -79,8 +68,8 @@ class LeRobotImport:
             InvalidError: pyarrow is not installed, another version, or features that cannot be taken.
             CorruptDataError: its description is damaged.
         """
-        info = _read_info(path)
-        known, unreadable = _known_features(info)
+        info = read_info(path)
+        known, unreadable = known_features(info)
         used = frozenset(name for name in _USED if name in known)
         chosen = options.feature_map(".").choose(known, unreadable, used)
         return _LeRobotSource(
@@ -90,8 +79,8 @@ class LeRobotImport:
             known=known,
             chosen=chosen,
             fps=options.fps or info.fps,
-            rows=_read_rows(path, info),
-            tasks=_read_tasks(path / TASKS_PATH),
+            rows=read_episode_rows(path, info),
+            tasks=read_tasks(path / TASKS_PATH),
             notes=ImportNotes(left_out=chosen.left_out, facts={"codebase_version": info.codebase_version}),
         )
 
@@ -100,7 +89,7 @@ class LeRobotImport:
 class _LeRobotSource:
     folder: Path
     name: str
-    info: _Info
+    info: LeRobotInfo
     known: dict[str, Feature]
     chosen: ChosenFeatures
     fps: float
@@ -130,8 +119,8 @@ class _LeRobotSource:
                 yield Rejected(place, error.detail)
 
     def _read_frames(self, path: Path) -> Any:
-        names = {*self.chosen.observation.values(), *self.chosen.action.values(), *(_USED & self.known.keys())}
-        return _read_parquet(path, sorted(names))
+        names = self.chosen.names() | (_USED & self.known.keys())
+        return read_parquet(path, sorted(names))
 
     def _episode(self, row: Mapping[str, Any], table: Any, place: str) -> Episode:
         mine = np.flatnonzero(np.asarray(table.column("episode_index")) == row["episode_index"])
@@ -141,10 +130,10 @@ class _LeRobotSource:
                 f"{place}: the index says {steps} frames, its file holds {len(mine)}; fetch the dataset again"
             )
         frames = table.slice(int(mine[0]), steps)
-        names = {**self.chosen.observation, **self.chosen.action}.values()
-        columns = {name: _column(frames, name, self.known[name], steps) for name in names}
-        told = {name: _column(frames, name, self.known[name], steps) for name in _USED & self.known.keys()}
-        features = {name: _sized(self.known[name], columns[name], name) for name in names}
+        names = self.chosen.names()
+        columns = {name: read_column(frames, name, self.known[name], steps) for name in names}
+        told = {name: read_column(frames, name, self.known[name], steps) for name in _USED & self.known.keys()}
+        features = {name: sized_feature(self.known[name], columns[name], name) for name in names}
         episode_id = episode_name(row.get("episode_id"), self.name, "episode", row["episode_index"], self.taken)
         self.taken.add(episode_id)
         return Episode(
@@ -200,132 +189,3 @@ def _terminal(told: Mapping[str, Column], steps: int) -> np.ndarray[Any, np.dtyp
     done = np.asarray(told.get("next.done", np.zeros(steps, np.bool_))).reshape(steps)
     cut = np.asarray(told.get("next.truncated", np.zeros(steps, np.bool_))).reshape(steps)
     return done.astype(np.bool_) & ~cut.astype(np.bool_)
-
-
-def _read_info(folder: Path) -> _Info:
-    path = folder / INFO_PATH
-    try:
-        document = msgspec.json.decode(path.read_bytes())
-        version = document.get("codebase_version") if isinstance(document, dict) else None
-        if isinstance(version, str) and version != CODEBASE_VERSION:
-            raise InvalidError(
-                f"{path}: codebase version {version} is not {CODEBASE_VERSION}; convert the dataset first, with "
-                f"'{_CONVERTER} --repo-id ... --root {folder}' of lerobot",
-                field="codebase_version",
-            )
-        return msgspec.convert(document, _Info)
-    except FileNotFoundError as error:
-        raise NotFoundError(f"no LeRobot dataset at {folder}: {INFO_PATH} is missing") from error
-    except msgspec.MsgspecError as error:
-        raise CorruptDataError(f"{path}: {error}; fetch the dataset again") from error
-
-
-def _known_features(info: _Info) -> tuple[dict[str, Feature], dict[str, str]]:
-    """Return the features that can be read, and why others cannot."""
-    known: dict[str, Feature] = {}
-    unreadable: dict[str, str] = {}
-    for name, described in info.features.items():
-        dtype, shape = described.get("dtype"), described.get("shape") or []
-        if dtype == "video":
-            unreadable[name] = "videos are not decoded; convert them to images, or use the vectors alone"
-        elif dtype not in _DTYPES:
-            unreadable[name] = f"its dtype {dtype} is none of {', '.join(_DTYPES)}"
-        elif not all(type(n) is int and n > 0 for n in shape):
-            unreadable[name] = f"its shape {shape} is not a list of positive integers"
-        else:
-            known[name] = Feature(_DTYPES[dtype], () if dtype == "string" else tuple(shape))
-    missing = sorted({"episode_index", "frame_index"} - known.keys())
-    if missing:
-        raise CorruptDataError(f"{INFO_PATH}: features lacks {', '.join(missing)}; fetch the dataset again")
-    return known, unreadable
-
-
-def _read_rows(folder: Path, info: _Info) -> list[dict[str, Any]]:
-    """Return the rows of the episode index without their statistics, in order."""
-    needed = ("episode_index", "length", "data/chunk_index", "data/file_index")
-    rows: list[dict[str, Any]] = []
-    for path in sorted((folder / "meta" / "episodes").glob("*/*.parquet")):
-        table = _read_parquet(path, None)
-        missing = [name for name in needed if name not in table.column_names]
-        if missing:
-            raise CorruptDataError(f"{path}: lacks {', '.join(missing)}; fetch the dataset again")
-        rows += table.select([n for n in table.column_names if not n.startswith("stats/")]).to_pylist()
-    if len(rows) != info.total_episodes:
-        raise CorruptDataError(
-            f"{folder / 'meta' / 'episodes'} lists {len(rows)} episodes, {INFO_PATH} says {info.total_episodes}; "
-            "fetch the dataset again"
-        )
-    return sorted(rows, key=operator.itemgetter("episode_index"))
-
-
-def _read_tasks(path: Path) -> dict[int, str]:
-    """Return the instruction of each task; pandas has named the column `task` or not at all."""
-    table = _read_parquet(path, None)
-    names = [name for name in table.column_names if name != "task_index"]
-    if "task_index" not in table.column_names or not names:
-        raise CorruptDataError(f"{path}: lacks task_index or the tasks; fetch the dataset again")
-    texts = table.column("task" if "task" in names else names[0]).to_pylist()
-    return dict(zip(table.column("task_index").to_pylist(), map(str, texts), strict=True))
-
-
-def _read_parquet(path: Path, columns: list[str] | None) -> Any:
-    try:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-    except ImportError as error:
-        raise InvalidError("LeRobot needs pyarrow: pip install 'continuon-brain[formats]'") from error
-    try:
-        table = pq.ParquetFile(path).read(columns=columns)
-    except FileNotFoundError as error:
-        raise CorruptDataError(f"{path} is missing; fetch the dataset again") from error
-    except (pa.ArrowInvalid, OSError) as error:
-        raise CorruptDataError(f"{path}: {str(error)[:200]}; fetch the dataset again") from error
-    missing = [name for name in columns or () if name not in table.column_names]
-    if missing:
-        raise CorruptDataError(f"{path}: lacks the column {missing[0]!r} that {INFO_PATH} names; fetch it again")
-    return table
-
-
-def _column(frames: Any, name: str, feature: Feature, steps: int) -> Column:
-    """Return a column of `steps` rows as an array `[T, *shape]`, T texts or T images."""
-    column = frames.column(name).combine_chunks()
-    if column.null_count:
-        raise CorruptDataError(f"{name}: {column.null_count} of {steps} frames have no value")
-    if feature.dtype == "text":
-        return [str(value) for value in column.to_pylist()]
-    if feature.dtype == "image":
-        images: list[Any] = [
-            value.get("bytes") if isinstance(value, dict) else value for value in column.to_pylist()
-        ]
-        if not all(isinstance(image, bytes) for image in images):
-            raise CorruptDataError(
-                f"{name}: the images lie in files of their own; embed them in the parquet files"
-            )
-        found: list[bytes] = images
-        return found
-    # The lists of each row must have the feature's sizes, not only their sum.
-    for size in feature.shape if feature.shape != (1,) or _is_list(column) else ():
-        lengths = np.unique(np.asarray(column.value_lengths())) if _is_list(column) else np.zeros(1)
-        if lengths.tolist() != [size]:
-            raise CorruptDataError(
-                f"{name}: rows of {', '.join(str(int(n)) for n in lengths)} values, {INFO_PATH} says {size}"
-            )
-        column = column.flatten()
-    if column.null_count or _is_list(column):
-        raise CorruptDataError(f"{name}: its values do not have the shape {list(feature.shape)} of {INFO_PATH}")
-    values = column.to_numpy(zero_copy_only=False)
-    if values.dtype.kind not in "bfiu" or (values.dtype.kind == "b") != (feature.dtype == "bool"):
-        raise CorruptDataError(f"{name}: holds {values.dtype}, {INFO_PATH} says {feature.dtype}")
-    array: np.ndarray[Any, np.dtype[Any]] = values.astype(feature.dtype).reshape(steps, *feature.shape)
-    return array
-
-
-def _is_list(column: Any) -> bool:
-    return hasattr(column, "value_lengths")
-
-
-def _sized(feature: Feature, column: Column, name: str) -> Feature:
-    """Return the feature with the shape that its images really have; LeRobot also writes channels first."""
-    if feature.dtype != "image" or not isinstance(column, list) or not isinstance(column[0], bytes):
-        return feature
-    return Feature("image", read_image_header(column[0], name).shape)

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import orjson
 
 from brain_service.datasets.columns import PROFILES, Profile
 from brain_service.datasets.example import Values, decode_example
@@ -29,10 +28,10 @@ from brain_service.datasets.import_source import (
 from brain_service.datasets.layout import FEATURES_FILE, INFO_FILE
 from brain_service.datasets.manifest import MANIFEST_FILE
 from brain_service.datasets.tfds_features import TfdsFeatures, read_features
+from brain_service.datasets.tfds_folder import Shard, find_folder, list_shards, read_json
 from brain_service.datasets.tfrecord import read_record
-from brain_service.datasets.versions import list_versions
 from brain_service.episodes.episode import Column, Episode
-from brain_service.errors import BrainError, CorruptDataError, InvalidError, NotFoundError
+from brain_service.errors import BrainError, CorruptDataError, InvalidError
 from brain_service.image_header import read_image_header
 from brain_service.spec import EpisodeSpec, Feature
 
@@ -59,14 +58,6 @@ _LOOKED_AT = 32
 
 
 @dataclass(frozen=True)
-class _Shard:
-    path: Path
-    split: str
-    first: int
-    length: int
-
-
-@dataclass(frozen=True)
 class RldsImport:
     """Opens a TFDS folder: a version, a dataset with versions, or a root with one dataset."""
 
@@ -78,12 +69,12 @@ class RldsImport:
             InvalidError: it holds no RLDS episodes, or not what was asked for.
             CorruptDataError: its description is damaged.
         """
-        folder = _find(path)
-        info = _read_json(folder / INFO_FILE)
-        features = read_features(_read_json(folder / FEATURES_FILE), str(folder / FEATURES_FILE))
+        folder = find_folder(path)
+        info = read_json(folder / INFO_FILE)
+        features = read_features(read_json(folder / FEATURES_FILE), str(folder / FEATURES_FILE))
         used = frozenset(name for name in _USED if name in features.steps)
         chosen = options.feature_map("/").choose(features.steps, features.unreadable, used)
-        shards = _shards(folder, info)
+        shards = list_shards(folder, info)
         source = _RldsSource(
             folder=folder,
             name=f"{info.get('name')}/{info.get('version')}",
@@ -104,7 +95,7 @@ class _RldsSource:
     name: str
     total: int
     notes: ImportNotes
-    shards: list[_Shard]
+    shards: list[Shard]
     features: TfdsFeatures
     chosen: ChosenFeatures
     options: ImportOptions
@@ -119,7 +110,7 @@ class _RldsSource:
             self.notes.facts |= {"profile": self.profile, "profile_from": "as asked"}
             return
         manifest = self.folder / MANIFEST_FILE
-        if manifest.is_file() and (profile := _read_json(manifest).get("profile")) in PROFILES:
+        if manifest.is_file() and (profile := read_json(manifest).get("profile")) in PROFILES:
             self.profile, self.is_ours = profile, True
             self.notes.facts |= {"profile": self.profile, "profile_from": f"told by its {MANIFEST_FILE}"}
             return
@@ -201,7 +192,7 @@ class _RldsSource:
         if steps < 1:
             raise InvalidError(f"{place}: {stored} stored steps make none in profile {self.profile}")
         spec = self._spec(values)
-        names = {**self.chosen.observation, **self.chosen.action}.values()
+        names = self.chosen.names()
         columns = {name: _column(values, name, self._feature(name, values), stored) for name in names}
         extra = {
             name: _column(values, name, self.features.steps[name], stored)
@@ -253,8 +244,7 @@ class _RldsSource:
         return Feature("image", read_image_header(images[0], f"steps/{name}").shape)
 
     def _spec(self, values: Mapping[str, Values]) -> EpisodeSpec:
-        names = {*self.chosen.observation.values(), *self.chosen.action.values()}
-        return self.chosen.spec({name: self._feature(name, values) for name in names})
+        return self.chosen.spec({name: self._feature(name, values) for name in self.chosen.names()})
 
     def _reward(self, column: Column | None, steps: int) -> np.ndarray[Any, np.dtype[np.float32]]:
         if not isinstance(column, np.ndarray):
@@ -269,64 +259,6 @@ class _RldsSource:
         if self.options.fps is None:
             self.notes.warn(f"it tells no times: {fps:g} steps a second are assumed; say otherwise with --fps")
         return paced_times(steps, fps)
-
-
-def _find(path: Path) -> Path:
-    """Return the version folder at or below `path`.
-
-    Raises:
-        NotFoundError: there is none.
-        InvalidError: there are several datasets.
-    """
-    if (path / INFO_FILE).is_file():
-        return path
-    if versions := list_versions(path):
-        return path / versions[-1]
-    names = sorted(child for child in path.iterdir() if list_versions(child)) if path.is_dir() else []
-    if len(names) > 1:
-        raise InvalidError(f"{path} holds several datasets, {', '.join(n.name for n in names)}; give one of them")
-    if not names:
-        raise NotFoundError(f"no TFDS dataset at {path}: give the folder that holds {INFO_FILE}")
-    return names[0] / list_versions(names[0])[-1]
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        document = orjson.loads(path.read_bytes())
-    except FileNotFoundError as error:
-        raise NotFoundError(f"{path} is missing: TFDS 4 writes it beside the shards; fetch it as well") from error
-    except orjson.JSONDecodeError as error:
-        raise CorruptDataError(f"{path}: {error}; fetch it again") from error
-    if not isinstance(document, dict):
-        raise CorruptDataError(f"{path}: not a JSON object; fetch it again")
-    return document
-
-
-def _shards(folder: Path, info: Mapping[str, Any]) -> list[_Shard]:
-    file_format = info.get("fileFormat") or "tfrecord"
-    if file_format != "tfrecord":
-        raise InvalidError(f"{folder}: its files are {file_format}, not tfrecord; write it with TFDS as tfrecord")
-    shards = []
-    try:
-        for split in info["splits"]:
-            lengths = [int(length) for length in split["shardLengths"]]
-            template = split.get("filepathTemplate") or "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
-            for index, length in enumerate(lengths):
-                width = max(5, len(str(len(lengths))))
-                file = template.format(
-                    DATASET=info["name"],
-                    SPLIT=split["name"],
-                    FILEFORMAT=file_format,
-                    SHARD_INDEX=f"{index:0{width}d}",
-                    NUM_SHARDS=f"{len(lengths):0{width}d}",
-                    SHARD_X_OF_Y=f"{index:0{width}d}-of-{len(lengths):0{width}d}",
-                )
-                shards.append(_Shard(folder / Path(file).name, split["name"], sum(lengths[:index]), length))
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise CorruptDataError(
-            f"{folder / INFO_FILE}: its splits lack or garble {error}; fetch it again"
-        ) from error
-    return shards
 
 
 def _column(values: Mapping[str, Values], name: str, feature: Feature, stored: int) -> Column:
