@@ -10,6 +10,7 @@ import importlib.util
 import json
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from unittest.mock import MagicMock
@@ -161,7 +162,7 @@ def records(folder: Path) -> dict[str, Any]:
 
 def main(folder: Path, other: Path, output: Path) -> None:
     """Run every reader."""
-    readers = {
+    readers: dict[str, Callable[[], dict[str, Any]]] = {
         "directories": lambda: from_directories([folder, other]),
         "raw": lambda: raw(folder),
         "trajectories": lambda: trajectories(folder),

@@ -304,7 +304,7 @@ def test_two_imports_into_one_directory(folder: Path, tmp_path: Path) -> None:
     assert import_dataset(folder, tmp_path / "back", "rlds", progress=second).episodes == 6
 
 
-REFUSED: dict[str, tuple[Callable[[Path], None], type[BrainError], str]] = {
+REFUSED: dict[str, tuple[Callable[[Path], object], type[BrainError], str]] = {
     "no info": (lambda f: (f / "dataset_info.json").unlink(), NotFoundError, "no TFDS dataset"),
     "no features": (lambda f: (f / "features.json").unlink(), NotFoundError, r"features\.json is missing"),
     "no JSON": (lambda f: (f / "features.json").write_text("{"), CorruptDataError, r"features\.json"),
