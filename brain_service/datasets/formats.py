@@ -28,6 +28,7 @@ __all__ = [
 ]
 
 
+# Checkable at run time since the tests check every annotation there.
 @runtime_checkable
 class ExportFormat(Protocol):
     """Writes a dataset into an empty folder that is published when it returns."""

@@ -75,6 +75,7 @@ class ImportNotes:
             self.warnings.append(message)
 
 
+# Checkable at run time since the tests check every annotation there.
 @runtime_checkable
 class ImportSource(Protocol):
     """A foreign dataset, open for reading."""

@@ -85,7 +85,7 @@ def known_features(info: LeRobotInfo) -> tuple[dict[str, Feature], dict[str, str
             unreadable[name] = "videos are not decoded; convert them to images, or use the vectors alone"
         elif dtype not in _DTYPES:
             unreadable[name] = f"its dtype {dtype} is none of {', '.join(_DTYPES)}"
-        elif not all(type(n) is int and n > 0 for n in shape):
+        elif not isinstance(shape, list) or not all(type(n) is int and n > 0 for n in shape):
             unreadable[name] = f"its shape {shape} is not a list of positive integers"
         else:
             known[name] = Feature(_DTYPES[dtype], () if dtype == "string" else tuple(shape))

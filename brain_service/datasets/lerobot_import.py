@@ -31,7 +31,7 @@ from brain_service.datasets.lerobot_files import (
     read_tasks,
     sized_feature,
 )
-from brain_service.datasets.lerobot_layout import TASKS_PATH
+from brain_service.datasets.lerobot_layout import INFO_PATH, TASKS_PATH
 from brain_service.episodes.episode import Column, Episode
 from brain_service.errors import BrainError, CorruptDataError
 from brain_service.spec import Feature
@@ -109,14 +109,21 @@ class _LeRobotSource:
         for row in self.rows:
             place = f"episode {row['episode_index']}"
             try:
-                path = self.folder / self.info.data_path.format(
-                    chunk_index=row["data/chunk_index"], file_index=row["data/file_index"]
-                )
+                path = self._file_of(row)
                 if opened is None or opened[0] != path:
                     opened = (path, self._read_frames(path))
                 yield self._episode(row, opened[1], place)
             except BrainError as error:
                 yield Rejected(place, error.detail)
+
+    def _file_of(self, row: Mapping[str, Any]) -> Path:
+        indices = {"chunk_index": row["data/chunk_index"], "file_index": row["data/file_index"]}
+        try:
+            return self.folder / self.info.data_path.format(**indices)
+        except (LookupError, ValueError, TypeError) as error:
+            raise CorruptDataError(
+                f"{INFO_PATH}: data_path {self.info.data_path!r} does not lead from {indices} to a file"
+            ) from error
 
     def _read_frames(self, path: Path) -> Any:
         names = self.chosen.names() | (_USED & self.known.keys())

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from brain_service.errors import InvalidError
+from brain_service.errors import CorruptDataError, InvalidError
 from brain_service.spec import Dtype, Feature
 
 __all__ = ["TfdsFeatures", "read_features"]
@@ -40,7 +40,15 @@ def read_features(document: Any, name: str) -> TfdsFeatures:
 
     Raises:
         InvalidError: the dataset does not hold episodes of steps.
+        CorruptDataError: a feature is described in another form than TFDS's.
     """
+    try:
+        return _read(document, name)
+    except (AttributeError, TypeError, ValueError) as error:
+        raise CorruptDataError(f"{name}: not as TFDS writes it: {error}; fetch it again") from error
+
+
+def _read(document: Any, name: str) -> TfdsFeatures:
     top = _children(document)
     steps = top.get("steps") if top else None
     sequence = steps.get("sequence") if isinstance(steps, Mapping) else None

@@ -90,7 +90,7 @@ def list_shards(folder: Path, info: Mapping[str, Any]) -> list[Shard]:
                     SHARD_X_OF_Y=f"{index:0{width}d}-of-{len(lengths):0{width}d}",
                 )
                 shards.append(Shard(folder / Path(file).name, split["name"], sum(lengths[:index]), length))
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise CorruptDataError(
             f"{folder / INFO_FILE}: its splits lack or garble {error}; fetch it again"
         ) from error

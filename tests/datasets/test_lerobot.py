@@ -417,6 +417,11 @@ REFUSED: dict[str, tuple[Callable[[Path], None], type[BrainError], str]] = {
     "no fps": (lambda folder: edit_info(folder, fps="gone"), CorruptDataError, "fps"),
     "no features": (lambda folder: edit_info(folder, features="gone"), CorruptDataError, "features"),
     "no data path": (lambda folder: edit_info(folder, data_path="gone"), CorruptDataError, "data_path"),
+    "paths of v2": (
+        lambda folder: edit_info(folder, data_path="data/episode_{episode_index:06d}.parquet"),
+        InvalidError,
+        "data_path .* does not lead from",
+    ),
     "v2.1": (
         lambda folder: edit_info(folder, codebase_version="v2.1"),
         InvalidError,

@@ -319,6 +319,16 @@ REFUSED: dict[str, tuple[Callable[[Path], object], type[BrainError], str]] = {
         CorruptDataError,
         "shardLengths",
     ),
+    "an unknown template": (
+        lambda f: edit(f / "dataset_info.json", lambda d: d["splits"][0].update(filepathTemplate="{0}-{NAME}")),
+        CorruptDataError,
+        "its splits lack or garble",
+    ),
+    "a garbled shape": (
+        lambda f: edit_features(f, lambda s: s["action"]["tensor"].update(shape={"dimensions": ["two"]})),
+        CorruptDataError,
+        "not as TFDS writes it",
+    ),
     "array_record": (
         lambda f: edit(f / "dataset_info.json", lambda d: d.update(fileFormat="array_record")),
         InvalidError,
