@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any
 import brain_service
 from brain_service.cli_datasets import add_datasets_command
 from brain_service.cli_episodes import add_episodes_command
+from brain_service.cli_formats import add_format_commands
 from brain_service.errors import BrainError, UnavailableError
 from brain_service.logs import setup_logging
+from brain_service.progress_bar import progress_bar
 from brain_service.settings import load_settings
 from brain_service.terminal import progress_bar
 
@@ -106,6 +108,7 @@ def _parser() -> argparse.ArgumentParser:
 
     add_datasets_command(commands)
     add_episodes_command(commands)
+    add_format_commands(commands)
 
     health = command("health", _health, "Ask a running daemon how it is; exit code 0 pass, 1 warn, 2 fail.")
     health.add_argument("--url", default="http://127.0.0.1:8080", help="(default: %(default)s)")
