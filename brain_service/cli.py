@@ -15,7 +15,6 @@ from brain_service.cli_episodes import add_episodes_command
 from brain_service.cli_formats import add_format_commands
 from brain_service.errors import BrainError, UnavailableError
 from brain_service.logs import setup_logging
-from brain_service.progress_bar import progress_bar
 from brain_service.settings import load_settings
 from brain_service.terminal import progress_bar
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from brain_service.progress_bar import progress_bar
+from brain_service.terminal import progress_bar
 
 __all__ = ["add_format_commands"]
 
