@@ -48,8 +48,8 @@ class Window:
 class EpisodeAccess:
     """Reads windows of one split. Safe to use from several threads, and picklable for worker processes.
 
-    The indices of the episodes last used stay in memory, up to `cache_bytes` (about 1 % of their data); on a bucket
-    so do the episodes themselves, which else are read again by ranges.
+    The indices of the episodes last used stay in memory, up to `cache_bytes`; they take about 2 % of their data.
+    On a bucket so do the episodes themselves, which else are read again by ranges.
     """
 
     def __init__(self, folder: Folder, entries: Sequence[EpisodeEntry], layout: Layout, cache_bytes: int) -> None:

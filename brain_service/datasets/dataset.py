@@ -117,6 +117,11 @@ class Dataset:
         """A: numbers of an action's flat vector."""
         return sum(column.width for column in self._layout.action)
 
+    @property
+    def cached_bytes(self) -> int:
+        """Memory in bytes that what was checked takes, over all splits."""
+        return sum(access.cached_bytes for access in self._access.values())
+
     def entries(self, split: str) -> list[EpisodeEntry]:
         """Return a split's index.
 
@@ -271,6 +276,7 @@ def open_dataset(path: str | Path, *, cache_bytes: int = CACHE_BYTES) -> Dataset
         raise InvalidError(
             f"{folder.location} holds several datasets, {', '.join(names)}; give one of their folders"
         )
-    raise NotFoundError(
-        f"no dataset at {folder.location}; make one with convert_directory_to_tfrecord or POST /convert"
-    )
+    hint = "make one with convert_directory_to_tfrecord or POST /convert"
+    if not isinstance(folder, LocalFolder):
+        hint = "check the bucket and the path, or upload one"
+    raise NotFoundError(f"no dataset at {folder.location}; {hint}")

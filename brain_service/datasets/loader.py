@@ -64,8 +64,8 @@ class SequenceLoader:
 
     - `windows`: one window of an episode, shuffled over all episodes anew each epoch.
     - `packed`: several short windows behind each other; else as `windows`.
-    - `episodes`: one whole episode, padded to a bucket's length; `sequence_length` bounds them (None: the longest).
-    - `streams`: the next T steps of a stream of episodes, the continuation of the same row in the batch before.
+    - `episodes`: one whole episode, padded to a bucket's length; `sequence_length` bounds it (None: the longest).
+    - `streams`: the next T steps of a stream of episodes, going on where this row of the batch before ended.
 
     `roles` are the control roles whose actions are imitated; steps of other roles are there, with `loss_mask` 0.
     `batch_size` counts the rows of all hosts together; this host makes its share of them.
@@ -130,7 +130,7 @@ class SequenceLoader:
         _check_step(step)
         pieces, length = self._plan.pieces(step)
         ours = [piece for piece in pieces if piece.row in self._rows]
-        wanted = [Steps(piece.episode, piece.first - _lead(piece), piece.first + piece.count) for piece in ours]
+        wanted = [Steps(piece.episode, piece.first - _lead(piece), piece.first + piece.steps) for piece in ours]
         batch = _empty(len(self._rows), length, *self._sizes)
         segment = row = -1
         for piece, window in zip(ours, self.dataset.windows(self.split, wanted), strict=True):
@@ -140,10 +140,10 @@ class SequenceLoader:
         return batch
 
     def batches(self, start: int = 0, *, prefetch: int = 2, workers: int = 0) -> BatchIterator[Batch]:
-        """Return an iterator over the batches from step `start` on, without end; `prefetch` are made ahead of time.
+        """Return an iterator over the batches from step `start` on, without end; `prefetch` are made ahead.
 
-        They are made by a thread, or by `workers` processes. The iterator's state is the step alone. Close it to
-        end what works for it.
+        A thread makes them, or `workers` processes. The iterator's state is the step alone. Close it to end what
+        works for it.
 
         Raises:
             InvalidError: `start`, `prefetch` or `workers` is negative.
@@ -220,14 +220,14 @@ def _empty(rows: int, length: int, observation_size: int, action_size: int) -> B
 
 
 def _lead(piece: Piece) -> int:
-    """Return 1 where the step before the piece is needed: a row that starts inside an episode knows what was done."""
+    """Return 1 where the step before the piece is read along: a row knows what was done before its first step."""
     return int(piece.first > 0 and piece.column == 0)
 
 
 def _place(batch: Batch, piece: Piece, window: Window, segment: int, roles: frozenset[str]) -> None:
     """Write a piece's steps into its row."""
     row, lead = piece.row, _lead(piece)
-    here = slice(piece.column, piece.column + piece.count)
+    here = slice(piece.column, piece.column + piece.steps)
     after = slice(here.start + 1 - lead, here.stop)
     batch.observation[row, here] = window.observation[lead:]
     batch.action[row, here] = window.action[lead:]

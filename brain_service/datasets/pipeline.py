@@ -57,6 +57,7 @@ class BatchIterator(Generic[T]):
 
         source = grain.MapDataset.source(BatchSource(self._make, self._step))
         if self._workers:
+            _parse_flags()
             options = grain.MultiprocessingOptions(self._workers, max(self._prefetch // self._workers, 1))
             read = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
             return iter(source.to_iter_dataset(read).mp_prefetch(options))
@@ -92,3 +93,12 @@ class BatchIterator(Generic[T]):
     def close(self) -> None:
         """End the thread or the processes; a batch that is being made is finished and dropped."""
         self._batches.close()
+
+
+def _parse_flags() -> None:
+    # Grain reads flags of absl when it starts processes, and absl refuses in a program that never parsed its own.
+    # To be removed when Grain asks no flag.
+    from absl import flags
+
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()

@@ -17,13 +17,13 @@ __all__ = ["Piece", "Plan", "RowPlan", "RowTable", "plan_windows", "window_rows"
 
 
 class Piece(NamedTuple):
-    """`count` steps of an episode from step `first` on, at `column` and following of row `row` of a batch."""
+    """`steps` steps of an episode from step `first` on, at `column` and following of row `row` of a batch."""
 
     row: int
     column: int
     episode: int
     first: int
-    count: int
+    steps: int
 
 
 @runtime_checkable

@@ -188,9 +188,9 @@ class GcsFolder:
             NotFoundError: there is no such bucket or object.
             UnavailableError: the service cannot be reached or refuses.
         """
-        place = f"{self.location}/{file}"
+        place, system = f"{self.location}/{file}", _file_system()
         try:
-            data: bytes = _file_system().cat_file(place)
+            data: bytes = system.cat_file(place)
         except FileNotFoundError as error:
             raise NotFoundError(f"{place} does not exist; check the bucket and the path") from error
         except Exception as error:
@@ -204,12 +204,12 @@ class GcsFolder:
             CorruptDataError: an object is gone.
             UnavailableError: the service cannot be reached or refuses.
         """
-        merged = merge_ranges(ranges)
+        merged, system = merge_ranges(ranges), _file_system()
         places = [f"{self.location}/{part.file}" for part in merged]
         starts = [part.start_byte for part in merged]
         stops = [part.start_byte + part.size_bytes for part in merged]
         try:
-            pieces: list[bytes] = _file_system().cat_ranges(places, starts, stops, on_error="raise")
+            pieces: list[bytes] = system.cat_ranges(places, starts, stops, on_error="raise")
         except FileNotFoundError as error:
             raise CorruptDataError(
                 f"{self.location}: {error} is gone; upload it again or convert the episodes again"
@@ -269,11 +269,13 @@ def _file_system() -> Any:
         ConfigError: gcsfs is not installed; names the extra.
     """
     try:
-        import gcsfs
+        # Not the package's own name for it: that one first asks a control service over gRPC for the kind of each
+        # bucket, which takes another permission and which no emulator answers. Objects are read the same.
+        from gcsfs.core import GCSFileSystem
     except ImportError as error:
         raise ConfigError("gs:// needs gcsfs: pip install 'continuon-brain[gcs]'") from error
     # Credentials, and the address of an emulator, are gcsfs's own settings: it reads them from its environment.
-    return gcsfs.GCSFileSystem()
+    return GCSFileSystem()
 
 
 def open_folder(place: str | Path) -> Folder:

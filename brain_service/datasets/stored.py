@@ -155,14 +155,14 @@ class StoredEpisode:
             if google_crc32c.value(data[at : at + BLOCK_BYTES]) != self.blocks[(low + at) // BLOCK_BYTES]:
                 byte = self.entry.offset_bytes + _HEADER_BYTES + low + at
                 raise CorruptDataError(
-                    f"{self.place}: the {BLOCK_BYTES} bytes from byte {byte} on have changed since they were checked; "
+                    f"{self.place}: the {BLOCK_BYTES} bytes from byte {byte} on changed since they were checked; "
                     "restore the shard or convert the episodes again",
                     file=self.entry.shard,
                 )
 
 
 def open_record(record: bytes, entry: EpisodeEntry, layout: Layout, shard: str, *, keep: bool) -> StoredEpisode:
-    """Check a framed record of the shard called `shard` in errors, and find its columns; `keep` its payload or not.
+    """Check a framed record of the shard called `shard` in errors, and find its columns; `keep` its payload if so.
 
     Raises:
         CorruptDataError: a checksum does not hold, or a feature is missing or of another length or kind.
@@ -252,12 +252,13 @@ def _require_length(roles: list[bytes], length: int, place: str) -> None:
 
 def _checked(values: Values | None, column: StoredColumn, length: int, place: str) -> Array:
     """Return a column's flat values if they are of its kind and as many as there should be."""
-    if isinstance(values, np.ndarray) and len(values) == length * column.width:
-        if (values.dtype == np.float32) == (column.dtype == "float32"):
-            return values
+    count = length * column.width
+    numbers = values if isinstance(values, np.ndarray) and len(values) == count else None
+    if numbers is not None and (numbers.dtype == np.float32) == (column.dtype == "float32"):
+        return numbers
     found = "nothing" if values is None else f"{len(values)} of kind {type(values).__name__}"
     raise CorruptDataError(
-        f"{place}: {column.key} should hold {length * column.width} values of {column.dtype}, found {found}; "
+        f"{place}: {column.key} should hold {count} values of {column.dtype}, found {found}; "
         "convert the episodes again"
     )
 
