@@ -62,11 +62,12 @@ class EpisodeAccess:
 
     def _forget(self) -> None:
         self._cached: OrderedDict[int, StoredEpisode] = OrderedDict()
+        self._whole: OrderedDict[int, None] = OrderedDict()  # those of them whose payload is kept
         self._cached_bytes = 0
         self._lock = threading.Lock()
 
     def __getstate__(self) -> dict[str, Any]:
-        held = {"_cached", "_cached_bytes", "_lock"}
+        held = {"_cached", "_whole", "_cached_bytes", "_lock"}
         return {name: value for name, value in vars(self).items() if name not in held}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -124,6 +125,8 @@ class EpisodeAccess:
         with self._lock:
             for episode in wanted & self._cached.keys():
                 self._cached.move_to_end(episode)
+                if episode in self._whole:
+                    self._whole.move_to_end(episode)
                 found[episode] = self._cached[episode]
         for group in self._groups(sorted(wanted - found.keys())):
             entries = [self._entries[episode] for episode in group]
@@ -154,13 +157,17 @@ class EpisodeAccess:
             if episode not in self._cached:
                 self._cached[episode] = stored
                 self._cached_bytes += stored.size_bytes
+                if stored.payload is not None:
+                    self._whole[episode] = None
             while self._cached_bytes > self._cache_bytes and self._cached:
-                oldest, dropped = self._cached.popitem(last=False)
-                self._cached_bytes -= dropped.size_bytes
-                if dropped.payload is not None:
-                    # The index alone still saves reading the whole record for each of its windows.
-                    self._cached[oldest] = dropped.without_payload()
-                    self._cached_bytes += self._cached[oldest].size_bytes
+                # Payloads go first: an index alone still saves reading a whole record for each of its windows.
+                if self._whole:
+                    oldest, _ = self._whole.popitem(last=False)
+                    self._cached_bytes -= len(self._cached[oldest].payload or b"")
+                    self._cached[oldest] = self._cached[oldest].without_payload()
+                else:
+                    _, dropped = self._cached.popitem(last=False)
+                    self._cached_bytes -= dropped.size_bytes
 
 
 def _take(pieces: Iterator[bytes], count: int) -> list[bytes]:

@@ -120,7 +120,7 @@ def test_a_bit_that_flips_after_the_check_is_found_where_it_is_used(tmp_path: Pa
     dataset.windows("train", spans)
     (shard,) = folder.glob("*.tfrecord-*")
     good = shard.read_bytes()
-    state = good.rindex(np.float32([1.0, 0.0]).tobytes())  # the second episode's first observation
+    state = good.rindex(np.array([1.0, 0.0], np.float32).tobytes())  # the second episode's first observation
     bad = bytearray(good)
     bad[state + 4 * 64 * 210] ^= 1
     shard.write_bytes(bad)

@@ -94,8 +94,8 @@ def test_streams_show_each_episode_in_order_and_go_on_from_batch_to_batch(
                 end = piece.column + piece.steps
                 rows[row] += [(piece.episode, piece.first + t) for t in range(piece.steps)]
     for steps in rows:
-        for episode, its in groupby(steps, key=lambda pair: pair[0]):
-            assert [t for _, t in its] == list(range(lengths[episode]))
+        for episode, run in groupby(steps, key=lambda pair: pair[0]):
+            assert [t for _, t in run] == list(range(lengths[episode]))
     assert Counter(step for steps in rows for step in steps) == _every_step(lengths)
 
 
