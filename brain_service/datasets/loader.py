@@ -95,8 +95,13 @@ class SequenceLoader:
         self.seed = seed
         self.mode = mode
         self.roles = frozenset(roles)
-        self._steps = int(dataset.lengths(split).sum())
-        self._plan = _plan(mode, dataset.lengths(split), batch_size, sequence_length, seed)
+        lengths = dataset.lengths(split)
+        if not len(lengths):
+            raise InvalidError(
+                f"{dataset.location}: split {split!r} is empty; record more episodes", field="split"
+            )
+        self._steps = int(lengths.sum())
+        self._plan = _plan(mode, lengths, batch_size, sequence_length, seed)
         self._rows = range(host_index * batch_size // host_count, (host_index + 1) * batch_size // host_count)
         self._sizes = (dataset.observation_size, dataset.action_size)
 

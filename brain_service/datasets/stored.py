@@ -145,12 +145,18 @@ class StoredEpisode:
         if self.payload is not None:
             data, low = self.payload, 0
         else:
-            data, (low, _) = next(pieces), self._blocks_around(column, first, stop)
-            self._check(data, low)
+            data, (low, high) = next(pieces), self._blocks_around(column, first, stop)
+            self._check(data, low, high)
         flat = np.frombuffer(data, "<f4", (stop - first) * column.width, start - low)
         return flat.reshape(stop - first, column.width)
 
-    def _check(self, data: bytes, low: int) -> None:
+    def _check(self, data: bytes, low: int, high: int) -> None:
+        if len(data) != high - low:
+            raise CorruptDataError(
+                f"{self.place}: the shard now ends before the episode's last byte; "
+                "restore it or convert the episodes again",
+                file=self.entry.shard,
+            )
         for at in range(0, len(data), BLOCK_BYTES):
             if google_crc32c.value(data[at : at + BLOCK_BYTES]) != self.blocks[(low + at) // BLOCK_BYTES]:
                 byte = self.entry.offset_bytes + _HEADER_BYTES + low + at
@@ -192,7 +198,7 @@ def open_record(record: bytes, entry: EpisodeEntry, layout: Layout, shard: str, 
         role=np.fromiter((codes[name] for name in roles), smallest, len(roles))
         if len(names) > 1
         else np.zeros(len(roles), smallest),
-        roles=tuple(name.decode() for name in names),
+        roles=tuple(name.decode(errors="replace") for name in names),
         payload=payload if keep else None,
     )
 

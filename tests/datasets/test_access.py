@@ -169,6 +169,9 @@ def test_a_shard_that_vanishes_under_an_open_dataset_is_named(tmp_path: Path) ->
         dataset.windows("train", [Steps(1, 0, 1)])
     with pytest.raises(CorruptDataError, match=shard.name):
         dataset.windows("train", [Steps(0, 0, 1)])
+    shard.write_bytes(b"")
+    with pytest.raises(CorruptDataError, match=f"{shard.name}, byte 0, .* ends before the episode's last byte"):
+        dataset.windows("train", [Steps(0, 0, 1)])
     shard.unlink()
     with pytest.raises(CorruptDataError, match=f"{shard.name}: No such file"):
         dataset.windows("train", [Steps(0, 0, 1)])

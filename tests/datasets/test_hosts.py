@@ -194,6 +194,11 @@ def test_efficiency_is_the_share_of_real_steps(dataset: Dataset) -> None:
     assert _loader(dataset, "packed").efficiency > _loader(dataset, "windows").efficiency
 
 
+def test_an_empty_split_is_said(tmp_path: Path) -> None:
+    with pytest.raises(InvalidError, match="split 'train' is empty"):
+        _loader(open_dataset(write_dataset(tmp_path / "bench" / "1.0.0", [])), "windows")
+
+
 def test_modes_ask_for_what_they_need(dataset: Dataset) -> None:
     with pytest.raises(InvalidError, match="'packed' needs a sequence_length"):
         SequenceLoader(dataset, "train", batch_size=1, sequence_length=None, seed=0, mode="packed")
