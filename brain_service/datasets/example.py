@@ -13,6 +13,7 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from google.protobuf.message import DecodeError
 from jaxtyping import Float32, Int64
 
+from brain_service.datasets.wire import bytes_at, find_spans, floats_at, integers_at
 from brain_service.errors import CorruptDataError
 
 __all__ = ["Values", "decode_example", "encode_example"]
@@ -98,6 +99,25 @@ def decode_example(data: bytes, name: str) -> dict[str, Values]:
     Raises:
         CorruptDataError: the bytes are not an example.
     """
+    found = _decode_canonical(data)
+    return _decode_any(data, name) if found is None else found
+
+
+def _decode_canonical(data: bytes) -> dict[str, Values] | None:
+    """Decode without an object for every number; None where the layout is not the usual one."""
+    found: dict[str, Values] = {}
+    for key, span in (find_spans(data) or {}).items():
+        if span.kind == "float":
+            found[key] = floats_at(data, span)
+            continue
+        values = bytes_at(data, span) if span.kind == "bytes" else integers_at(data, span)
+        if values is None:
+            return None
+        found[key] = values
+    return found or None
+
+
+def _decode_any(data: bytes, name: str) -> dict[str, Values]:
     example = _Example()
     try:
         example.ParseFromString(data)

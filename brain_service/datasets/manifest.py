@@ -21,6 +21,7 @@ __all__ = [
     "Manifest",
     "ShardEntry",
     "SourceEntry",
+    "parse_manifest",
     "read_manifest",
     "write_manifest",
 ]
@@ -104,9 +105,24 @@ def read_manifest(folder: Path) -> Manifest:
     """
     path = folder / MANIFEST_FILE
     try:
-        manifest = msgspec.json.decode(path.read_bytes(), type=Manifest)
-    except (OSError, msgspec.DecodeError) as error:
+        data = path.read_bytes()
+    except OSError as error:
         raise CorruptDataError(f"{path}: {error}; convert the episodes again to rebuild it") from error
+    return parse_manifest(data, str(path))
+
+
+def parse_manifest(data: bytes, place: str) -> Manifest:
+    """Parse the bytes of a manifest; `place` stands for the file in errors.
+
+    Raises:
+        CorruptDataError: they are not what was written, or of another schema.
+    """
+    try:
+        manifest = msgspec.json.decode(data, type=Manifest)
+    except msgspec.DecodeError as error:
+        raise CorruptDataError(f"{place}: {error}; convert the episodes again to rebuild it") from error
     if manifest.schema != SCHEMA:
-        raise CorruptDataError(f"{path}: schema {manifest.schema!r} is not {SCHEMA!r}; convert the episodes again")
+        raise CorruptDataError(
+            f"{place}: schema {manifest.schema!r} is not {SCHEMA!r}; convert the episodes again"
+        )
     return manifest

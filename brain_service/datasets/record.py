@@ -137,5 +137,6 @@ def _column(values: Mapping[str, Values], path: str, feature: Feature, length: i
     if feature.dtype == "image":
         return list(flat)
     if feature.dtype == "text":
-        return [text.decode() for text in flat]
+        texts = {text: text.decode() for text in set(flat)}
+        return [texts[text] for text in flat]
     return np.asarray(flat).reshape(length, *feature.shape).astype(feature.dtype, copy=False)

@@ -17,6 +17,7 @@ __all__ = [
     "FeatureStatistics",
     "Statistics",
     "StatisticsBuilder",
+    "parse_statistics",
     "read_statistics",
     "write_statistics",
 ]
@@ -201,9 +202,21 @@ def read_statistics(folder: Path) -> Statistics:
     Raises:
         CorruptDataError: the file is missing or not what was written.
     """
+    path = folder / STATISTICS_FILE
     try:
-        return msgspec.json.decode((folder / STATISTICS_FILE).read_bytes(), type=Statistics)
-    except (OSError, msgspec.DecodeError) as error:
-        raise CorruptDataError(
-            f"{folder / STATISTICS_FILE}: {error}; convert the episodes again to rebuild it"
-        ) from error
+        data = path.read_bytes()
+    except OSError as error:
+        raise CorruptDataError(f"{path}: {error}; convert the episodes again to rebuild it") from error
+    return parse_statistics(data, str(path))
+
+
+def parse_statistics(data: bytes, place: str) -> Statistics:
+    """Parse the bytes of a `statistics.json`; `place` stands for the file in errors.
+
+    Raises:
+        CorruptDataError: they are not what was written.
+    """
+    try:
+        return msgspec.json.decode(data, type=Statistics)
+    except msgspec.DecodeError as error:
+        raise CorruptDataError(f"{place}: {error}; convert the episodes again to rebuild it") from error

@@ -14,7 +14,7 @@ import google_crc32c
 
 from brain_service.errors import CorruptDataError
 
-__all__ = ["FRAME_BYTES", "frame", "read_record", "read_records"]
+__all__ = ["FRAME_BYTES", "frame", "read_record", "read_records", "unframe"]
 
 FRAME_BYTES = 16
 """What framing adds to a record, in bytes."""
@@ -64,6 +64,29 @@ def read_record(file: BinaryIO, name: str) -> bytes | None:
     if _masked_crc(payload) != _CRC.unpack_from(body, length)[0]:
         raise CorruptDataError(
             f"{name}: the record at byte {offset} ({length} bytes) fails its checksum; convert the episodes again"
+        )
+    return payload
+
+
+def unframe(record: bytes, name: str, offset_bytes: int) -> bytes:
+    """Return the bytes of one framed record that lies at `offset_bytes` of the file called `name` in errors.
+
+    Raises:
+        CorruptDataError: the frame is cut short, longer than its content, or a checksum does not hold.
+    """
+    if len(record) < FRAME_BYTES:
+        raise _cut(name, offset_bytes, FRAME_BYTES, len(record))
+    (length,) = _LENGTH.unpack_from(record)
+    if _masked_crc(record[:8]) != _CRC.unpack_from(record, 8)[0] or length != len(record) - FRAME_BYTES:
+        raise CorruptDataError(
+            f"{name}: the length of the record at byte {offset_bytes} fails its checksum or is not the index's; "
+            "convert the episodes again"
+        )
+    payload = record[_HEADER_BYTES:-4]
+    if _masked_crc(payload) != _CRC.unpack_from(record, len(record) - 4)[0]:
+        raise CorruptDataError(
+            f"{name}: the record at byte {offset_bytes} ({length} bytes) fails its checksum; "
+            "convert the episodes again"
         )
     return payload
 

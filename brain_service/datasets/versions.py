@@ -3,14 +3,14 @@
 import fcntl
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from brain_service.datasets.manifest import Manifest, read_manifest
 from brain_service.errors import CorruptDataError
 
-__all__ = ["check_files", "exclusive_work", "find_reusable", "list_versions", "next_version"]
+__all__ = ["check_files", "exclusive_work", "find_reusable", "list_versions", "next_version", "sort_versions"]
 
 FIRST_VERSION = "1.0.0"
 _VERSION = re.compile(r"(\d+)\.(\d+)\.(\d+)")
@@ -22,8 +22,12 @@ def list_versions(folder: Path) -> list[str]:
     """Return the versions `x.y.z` below a dataset's folder, oldest first; empty where there is no folder."""
     if not folder.is_dir():
         return []
-    names = [entry.name for entry in folder.iterdir() if entry.is_dir() and _VERSION.fullmatch(entry.name)]
-    return sorted(names, key=_order)
+    return sort_versions(entry.name for entry in folder.iterdir() if entry.is_dir())
+
+
+def sort_versions(names: Iterable[str]) -> list[str]:
+    """Return those of the names that are versions `x.y.z`, oldest first."""
+    return sorted((name for name in names if _VERSION.fullmatch(name)), key=_order)
 
 
 def _order(version: str) -> tuple[int, ...]:
