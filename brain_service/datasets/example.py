@@ -13,15 +13,18 @@ from typing import Any
 import numpy as np
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from google.protobuf.message import DecodeError
-from jaxtyping import Float32, Int64
+from jaxtyping import Bool, Float32, Integer
 
 from brain_service.datasets.varint import pack_varints, unpack_varints, varint
 from brain_service.errors import CorruptDataError
 
 __all__ = ["Values", "decode_example", "encode_example", "encode_parts"]
 
-Values = Float32[np.ndarray, " n"] | Int64[np.ndarray, " n"] | list[bytes]
-"""One feature of an example: a flat list of one of the three kinds that the format knows."""
+Values = Float32[np.ndarray, " n"] | Integer[np.ndarray, " n"] | Bool[np.ndarray, " n"] | list[bytes]
+"""One feature of an example: a flat list of one of the three kinds that the format knows.
+
+Booleans and all integers are written as int64 and come back as that.
+"""
 
 
 def _message_classes() -> tuple[Any, Any]:
@@ -63,11 +66,11 @@ def _message_classes() -> tuple[Any, Any]:
     add(example, "features", 1, kinds.TYPE_MESSAGE, type_name=".tensorflow.Features")
     pool = descriptor_pool.DescriptorPool()
     pool.Add(file)
-    example, byte_list = (
-        message_factory.GetMessageClass(pool.FindMessageTypeByName(f"tensorflow.{name}"))
-        for name in ("Example", "BytesList")
+    made = (
+        message_factory.GetMessageClass(pool.FindMessageTypeByName(f"tensorflow.{kind}"))
+        for kind in ("Example", "BytesList")
     )
-    return example, byte_list
+    return next(made), next(made)
 
 
 _Example, _ByteList = _message_classes()
@@ -75,6 +78,8 @@ _Example, _ByteList = _message_classes()
 
 _BYTES, _FLOATS, _INTS = 0x0A, 0x12, 0x1A
 """Tags of the three kinds of list in a `Feature`."""
+# Images are not copied.
+_LARGE_BYTES = 1024
 _LENGTH_DELIMITED = b"\x0a"
 _VALUE = b"\x12"
 
@@ -114,9 +119,9 @@ def encode_parts(features: Mapping[str, Values]) -> list[bytes | memoryview]:
 def _list_of(key: str, values: Values) -> tuple[int, list[bytes | memoryview]]:
     """Return the tag of a feature's kind, and the serialised list."""
     if isinstance(values, list):
-        return _BYTES, [_byte_list(values)]
+        return _BYTES, _byte_list(values)
     if values.dtype == np.float32:
-        floats = memoryview(np.ascontiguousarray(values, "<f4").reshape(-1).view(np.uint8))
+        floats = np.ascontiguousarray(values, "<f4").reshape(-1).view(np.uint8).data
         return _FLOATS, [_LENGTH_DELIMITED + varint(len(floats)), floats] if len(floats) else []
     if values.dtype.kind in "iub" and values.dtype != np.uint64:
         packed = pack_varints(values)
@@ -124,10 +129,12 @@ def _list_of(key: str, values: Values) -> tuple[int, list[bytes | memoryview]]:
     raise TypeError(f"{key}: an example holds float32, integers or bytes, not {values.dtype}")
 
 
-def _byte_list(values: list[bytes]) -> bytes:
+def _byte_list(values: list[bytes]) -> list[bytes | memoryview]:
+    if any(len(value) > _LARGE_BYTES for value in values):
+        return [part for value in values for part in (_LENGTH_DELIMITED + varint(len(value)), value)]
     # Most texts of an episode are the same at every step.
     made = {value: _LENGTH_DELIMITED + varint(len(value)) + value for value in set(values)}
-    return b"".join([made[value] for value in values])
+    return [b"".join([made[value] for value in values])]
 
 
 def decode_example(data: bytes, name: str) -> dict[str, Values]:

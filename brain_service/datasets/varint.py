@@ -39,7 +39,8 @@ def _pack(values: Int64[np.ndarray, " n"]) -> bytes:
     written[:, 0] = True
     table = (groups & np.uint64(0x7F)).astype(np.uint8)
     table[:, :-1] |= np.where(written[:, 1:], np.uint8(0x80), np.uint8(0))
-    return table[written].tobytes()
+    packed: bytes = table[written].tobytes()
+    return packed
 
 
 def unpack_varints(data: UInt8[np.ndarray, " bytes"]) -> Int64[np.ndarray, " n"]:

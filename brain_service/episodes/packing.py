@@ -38,7 +38,7 @@ class _Buffer:
         self.data = bytearray()
         self.items: list[Any] = []
 
-    def add(self, value: Leaf) -> None:
+    def add(self, value: Leaf | np.generic) -> None:
         if self.feature.is_numeric:
             self.data += np.asarray(value, self.feature.dtype).tobytes()
         else:
