@@ -1,5 +1,6 @@
 """One dataset version, written into a folder that nobody sees yet, on what an earlier version already holds."""
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,6 +33,7 @@ Progress = Callable[[int, int], None]
 
 # Below this a process takes longer to start than the files to read.
 _WORTH_PROCESSES_BYTES = 32 * 1024**2
+_TICK_S = 0.2
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,7 @@ class _Reading:
         self._options = options
         self._progress = progress
         self._rounds = 0
+        self._told, self._told_s = -1, 0.0
         self._done = 0
         known = set(changes.unchanged)
         if base is not None:
@@ -113,8 +116,11 @@ class _Reading:
             self._read(sorted(decision.unread))
 
     def tick(self) -> None:
-        """Let the caller stop."""
-        self._progress(self._done, len(self._inventory.sources))
+        """Tell the caller what is done, if that is new or it has not heard for a while; it may stop us."""
+        now_s = time.monotonic()
+        if self._done != self._told or now_s - self._told_s >= _TICK_S:
+            self._told, self._told_s = self._done, now_s
+            self._progress(self._done, len(self._inventory.sources))
 
     def _read(self, files: Sequence[str]) -> None:
         total = len(self._inventory.sources)
