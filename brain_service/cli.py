@@ -116,7 +116,8 @@ def _serve(options: argparse.Namespace) -> int:
 
 
 def _convert(options: argparse.Namespace) -> int:
-    return run_convert(options, _bar("converting"))
+    print(run_convert(options, _bar("converting")))
+    return 0
 
 
 def _train(options: argparse.Namespace) -> int:

@@ -33,8 +33,8 @@ def add_convert_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print the whole report, as where the output is piped")
 
 
-def run_convert(options: argparse.Namespace, bar: AbstractContextManager[Callable[..., None]]) -> int:
-    """Convert and print what went where; `bar` shows the progress over files."""
+def run_convert(options: argparse.Namespace, bar: AbstractContextManager[Callable[..., None]]) -> str:
+    """Convert and return what went where, to be printed; `bar` shows the progress over files."""
     from brain_service.datasets.convert import convert_directory_to_tfrecord
 
     with bar as report:
@@ -49,8 +49,7 @@ def run_convert(options: argparse.Namespace, bar: AbstractContextManager[Callabl
             jobs=options.jobs,
             progress=report,
         )
-    print(summary(done) if sys.stdout.isatty() and not options.json else json.dumps(done.to_json(), indent=2))
-    return 0
+    return summary(done) if sys.stdout.isatty() and not options.json else json.dumps(done.to_json(), indent=2)
 
 
 def summary(report: "ConvertReport") -> str:

@@ -84,8 +84,10 @@ def _read_log(path: Path, blocks: Iterator[bytes]) -> Episode:
     if first is None:
         raise CorruptDataError(f"{path}: the file is empty")
     log = _Log(path)
-    for lines in line_batches(itertools.chain([first], blocks)):
-        log.read(lines)
+    for lines, whole in line_batches(itertools.chain([first], blocks), path):
+        # A line without its newline is still being written.
+        if whole:
+            log.read(lines)
     header, packer, end = log.header, log.packer, log.end
     if header is None:
         raise CorruptDataError(f"{path}:1: the line does not end in its checksum: it was cut short or changed")
@@ -166,22 +168,25 @@ def episode_digest(path: Path) -> str:
 
 
 def _step(record: Mapping[str, Any], spec: EpisodeSpec, expected: int, images: ImageStore) -> Step:
-    metadata = record.get("step_metadata", {})
+    metadata = record.get("step_metadata")
+    metadata = metadata if isinstance(metadata, Mapping) else {}
     if record.get("type") != "step" or metadata.get("step_index") != expected:
         raise CorruptDataError(f"the line is not step {expected}")
     executed = record.get("executed_action")
     try:
-        reward = record["reward"]
-        if isinstance(reward, bool) or not isinstance(reward, float | int):
-            raise CorruptDataError(f"reward: {reward!r} is not a number", field="reward")
+        time_ns, role = metadata["timestamp_ns"], metadata["control_role"]
+        if type(time_ns) is not int or time_ns.bit_length() > 63:
+            raise CorruptDataError(f"timestamp_ns: {time_ns!r} is not an integer of 64 bits", field="timestamp_ns")
+        if type(role) is not str:
+            raise CorruptDataError(f"control_role: {role!r} is not a name", field="control_role")
         return Step(
             step_index=expected,
             observation=_observation(record["observation"], spec, "observation", images),
             action=check_values(flatten(record["action"], "action"), spec.action, "action"),
-            reward=np.float32(reward),
+            reward=_reward(record["reward"]),
             is_terminal=bool(record["is_terminal"]),
-            timestamp_ns=int(metadata["timestamp_ns"]),
-            control_role=metadata["control_role"],
+            timestamp_ns=time_ns,
+            control_role=role,
             executed_action=None
             if executed is None
             else check_values(flatten(executed, "executed_action"), spec.action, "executed_action"),
@@ -189,6 +194,15 @@ def _step(record: Mapping[str, Any], spec: EpisodeSpec, expected: int, images: I
         )
     except KeyError as error:
         raise CorruptDataError(f"the step has no {error}") from error
+
+
+def _reward(value: Any) -> np.float32:
+    if type(value) is float or type(value) is int:
+        with np.errstate(over="ignore"):
+            reward = np.float32(value)
+        if np.isfinite(reward):
+            return reward
+    raise CorruptDataError(f"reward: {value!r} is not a number of float32", field="reward")
 
 
 def _observation(tree: Any, spec: EpisodeSpec, field: str, images: ImageStore) -> dict[str, Leaf]:

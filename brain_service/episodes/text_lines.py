@@ -1,6 +1,7 @@
 """Whole lines of a text that comes in blocks, some at a time and never more of it in memory than that."""
 
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import BinaryIO
 
 from brain_service.errors import CorruptDataError
@@ -24,27 +25,27 @@ def read_blocks(file: BinaryIO) -> Iterator[bytes]:
         yield block
 
 
-def line_batches(blocks: Iterable[bytes], *, torn: bool = False) -> Iterator[list[bytes]]:
-    """Yield the lines without their newlines; a last one that has none comes only where `torn` is set.
+def line_batches(blocks: Iterable[bytes], path: Path) -> Iterator[tuple[list[bytes], bool]]:
+    """Yield lines without their newlines, and True; at last a line that had none by itself, and False.
 
     Raises:
-        CorruptDataError: a line is longer than 128 MiB; says which.
+        CorruptDataError: a line is longer than 128 MiB; names `path` and the line.
     """
     number, rest = 1, [b""]
     rest_bytes = 0
     for block in blocks:
         head, newline, tail = block.rpartition(b"\n")
-        if not newline:
-            rest.append(block)
-            rest_bytes += len(block)
-            if rest_bytes > MAX_LINE_BYTES:
-                raise CorruptDataError(
-                    f"line {number} is longer than {MAX_LINE_BYTES} bytes; each step has its own"
-                )
+        if newline:
+            lines = b"".join((*rest, head)).split(b"\n")
+            number += len(lines)
+            rest, rest_bytes = [tail], len(tail)
+            yield lines, True
             continue
-        lines = b"".join((*rest, head)).split(b"\n")
-        number += len(lines)
-        rest, rest_bytes = [tail], len(tail)
-        yield lines
-    if torn and (last := b"".join(rest)):
-        yield [last]
+        rest.append(block)
+        rest_bytes += len(block)
+        if rest_bytes > MAX_LINE_BYTES:
+            raise CorruptDataError(
+                f"{path}:{number}: the line is longer than {MAX_LINE_BYTES} bytes; each step has its own"
+            )
+    if last := b"".join(rest):
+        yield [last], False
