@@ -34,7 +34,7 @@ def _header(episode_id: str) -> bytes:
         "observation": {"state": {"dtype": "float32", "shape": [OBSERVATION]}},
         "action": {"command": {"dtype": "float32", "shape": [ACTION]}},
     }
-    metadata = {
+    metadata: dict[str, object] = {
         "environment_id": "bench",
         "xr_mode": "trainer",
         "control_role": "expert",

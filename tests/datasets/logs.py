@@ -14,7 +14,7 @@ def header(episode_id: str, state: int = 3, **members: Any) -> dict[str, Any]:
         "observation": {"state": {"dtype": "float32", "shape": [state]}},
         "action": {"command": {"dtype": "float32", "shape": [2]}},
     }
-    metadata = {
+    metadata: dict[str, object] = {
         "environment_id": "bench",
         "xr_mode": "trainer",
         "control_role": "expert",
