@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import brain_service
+from brain_service.cli_convert import add_convert_arguments, run_convert
 from brain_service.cli_datasets import add_datasets_command
 from brain_service.cli_episodes import add_episodes_command
 from brain_service.cli_formats import add_format_commands
@@ -80,11 +81,7 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("--log-level", choices=["debug", "info", "warning", "error"])
 
     convert = command("convert", _convert, "Convert .json and .jsonl episodes into an RLDS dataset (TFDS layout).")
-    convert.add_argument("--input-dir", type=Path, required=True, help="a directory of episodes, or one file")
-    convert.add_argument("--output-dir", type=Path, required=True, help="<name>/<x.y.z>/ is made in here")
-    convert.add_argument("--name", default="episodes", help="the dataset's name (default: %(default)s)")
-    convert.add_argument("--profile", choices=["oxe", "rlds"], default="oxe", help="meaning of the last step")
-    convert.add_argument("--compress", action="store_true", help="also write gzip shards for transport")
+    add_convert_arguments(convert)
 
     train = command("train", _train, "Train the CoreModel; the same call takes a run up where it stood.")
     train.add_argument("--data-path", type=Path, required=True, help="dataset directory")
@@ -125,18 +122,7 @@ def _serve(options: argparse.Namespace) -> int:
 
 
 def _convert(options: argparse.Namespace) -> int:
-    from brain_service.datasets.convert import convert_directory_to_tfrecord
-
-    with progress_bar("converting") as report:
-        done = convert_directory_to_tfrecord(
-            options.input_dir,
-            options.output_dir,
-            options.compress,
-            name=options.name,
-            profile=options.profile,
-            progress=report,
-        )
-    _print(done.to_json())
+    print(run_convert(options, progress_bar("converting")))
     return 0
 
 
