@@ -219,7 +219,7 @@ def test_two_commands_lead_from_a_foreign_folder_to_training(
 
 
 @pytest.mark.parametrize(
-    "template", ["{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_INDEX}", "{SPLIT}.{SHARD_X_OF_Y}.rec"]
+    "template", ["{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}", "{SPLIT}.{SHARD_X_OF_Y}.rec"]
 )
 def test_shards_of_another_template(tmp_path: Path, template: str) -> None:
     folder = foreign(convert(tmp_path, several(VECTOR_SPEC), val_fraction=0.0, shard_bytes=2000))
@@ -235,7 +235,7 @@ def test_shards_of_another_template(tmp_path: Path, template: str) -> None:
             SHARD_INDEX=f"{index:05d}",
             SHARD_X_OF_Y=place,
         )
-        (folder / f"episodes-train.tfrecord-{place}").rename(folder / name)
+        (folder / f"episodes-train.tfrecord-{index:05d}").rename(folder / name)
     info["splits"][0]["filepathTemplate"] = template
     (folder / "dataset_info.json").write_text(json.dumps(info))
     assert import_dataset(folder, tmp_path / "back", "rlds").episodes == 6
