@@ -7,15 +7,19 @@ import json
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import brain_service
+from brain_service.cli_convert import add_convert_arguments, run_convert
+from brain_service.cli_datasets import add_datasets_command
 from brain_service.cli_episodes import add_episodes_command
+from brain_service.cli_formats import add_format_commands
 from brain_service.errors import BrainError, ConfigError, UnauthorizedError, UnavailableError
 from brain_service.logs import setup_logging
 from brain_service.settings import load_settings
+from brain_service.terminal import progress_bar
 
 if TYPE_CHECKING:
     from brain_service.training.loop import TrainProgress
@@ -29,6 +33,7 @@ examples:
   brain train    --data-path ./datasets --checkpoint-dir ./checkpoints/run1 --steps 1000
   brain evaluate --data-path ./datasets --checkpoint-dir ./checkpoints/run1
   brain export   --checkpoint-dir ./checkpoints/run1 --output-dir ./models
+  brain datasets report ./datasets
   brain episodes ls --data-dir ./brain
   brain health   --url http://127.0.0.1:8080
 """
@@ -37,7 +42,8 @@ Run = Callable[[argparse.Namespace], int]
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command and return its exit code: 0 done, 2 failed; `health`: 0 pass, 1 warn, 2 fail.
+    """Run one command and return its exit code: 0 done, 2 failed; `health` and `datasets report`:
+    0 pass, 1 warn, 2 fail.
 
     An expected failure is one line on standard error with the next step, never a traceback.
     """
@@ -77,11 +83,7 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("--log-level", choices=["debug", "info", "warning", "error"])
 
     convert = command("convert", _convert, "Convert .json and .jsonl episodes into an RLDS dataset (TFDS layout).")
-    convert.add_argument("--input-dir", type=Path, required=True, help="a directory of episodes, or one file")
-    convert.add_argument("--output-dir", type=Path, required=True, help="<name>/<x.y.z>/ is made in here")
-    convert.add_argument("--name", default="episodes", help="the dataset's name (default: %(default)s)")
-    convert.add_argument("--profile", choices=["oxe", "rlds"], default="oxe", help="meaning of the last step")
-    convert.add_argument("--compress", action="store_true", help="also write gzip shards for transport")
+    add_convert_arguments(convert)
 
     train = command("train", _train, "Train the CoreModel; the same call takes a run up where it stood.")
     train.add_argument("--data-path", type=Path, required=True, help="dataset directory")
@@ -102,7 +104,9 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--checkpoint-dir", type=Path, required=True, help="checkpoints of one run")
     export.add_argument("--output-dir", type=Path, required=True, help="<model_id>/ is made in here")
 
+    add_datasets_command(commands)
     add_episodes_command(commands)
+    add_format_commands(commands)
 
     health = command("health", _health, "Ask a running daemon how it is; exit code 0 pass, 1 warn, 2 fail.")
     health.add_argument("--url", default="http://127.0.0.1:8080", help="(default: %(default)s)")
@@ -125,18 +129,7 @@ def _serve(options: argparse.Namespace) -> int:
 
 
 def _convert(options: argparse.Namespace) -> int:
-    from brain_service.datasets.convert import convert_directory_to_tfrecord
-
-    with _bar("converting") as report:
-        done = convert_directory_to_tfrecord(
-            options.input_dir,
-            options.output_dir,
-            options.compress,
-            name=options.name,
-            profile=options.profile,
-            progress=report,
-        )
-    _print(done.to_json())
+    print(run_convert(options, progress_bar("converting")))
     return 0
 
 
@@ -146,7 +139,7 @@ def _train(options: argparse.Namespace) -> int:
 
     names = ("preset", "steps", "batch_size", "sequence_length", "learning_rate", "seed")
     given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
-    with _bar("training") as report:
+    with progress_bar("training") as report:
 
         def on_progress(now: "TrainProgress") -> None:
             report(now.step, now.steps, f"training, loss {now.loss:.3f}")
@@ -239,20 +232,3 @@ def _ask_health(url: str, token: str) -> dict[str, Any]:
 
 def _print(document: dict[str, Any]) -> None:
     print(json.dumps(document, indent=2, default=str))
-
-
-@contextlib.contextmanager
-def _bar(label: str) -> Iterator[Callable[..., None]]:
-    """Show a progress bar on standard error where that is a terminal; yields `report(done, total, label)`."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        bar = progress.add_task(label, total=None)
-
-        def report(done: int, total: int, description: str = label) -> None:
-            progress.update(bar, completed=done, total=total, description=description)
-
-        yield report

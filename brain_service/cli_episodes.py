@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from brain_service.errors import BrainError, NotFoundError
 from brain_service.settings import Settings, load_settings
+from brain_service.terminal import size_text
 
 if TYPE_CHECKING:
     from brain_service.episodes.store import EpisodeStore
@@ -99,7 +100,7 @@ def _list(options: argparse.Namespace) -> int:
     for item in found:
         marks = [name for name in ("compressed", "converted", "uploaded") if item[name]]
         _say(
-            f"{item['episode_id']:38} {item['state']:10} {item['steps']:9} {_size(item['size_bytes']):>10}  "
+            f"{item['episode_id']:38} {item['state']:10} {item['steps']:9} {size_text(item['size_bytes']):>10}  "
             f"{item['metadata']['environment_id']}{' (' + ', '.join(marks) + ')' if marks else ''}"
         )
     return 0
@@ -115,7 +116,7 @@ def _show(options: argparse.Namespace) -> int:
         if name.endswith("_ns") and value is not None:
             shown = f"{value} ({datetime.fromtimestamp(value / 1e9, UTC):%Y-%m-%d %H:%M:%S} UTC)"
         elif name == "size_bytes":
-            shown = f"{value} ({_size(value)})"
+            shown = f"{value} ({size_text(value)})"
         elif isinstance(value, dict):
             shown = json.dumps(value, indent=2)
         _say(f"{name:16} {'-' if shown is None else shown}")
@@ -146,7 +147,7 @@ def _retain(options: argparse.Namespace) -> int:
         )
     for item in plan.doomed:
         _say(f"{'would delete' if options.dry_run else 'deleted'} {item.episode_id} ({item.reason})")
-    freed = _size(sum(item.size_bytes for item in plan.doomed))
+    freed = size_text(sum(item.size_bytes for item in plan.doomed))
     _say(f"{len(plan.doomed)} episodes, {freed} {'would be ' if options.dry_run else ''}freed")
     if plan.blocked:
         _say(plan.blocked)
@@ -193,14 +194,6 @@ def _database(settings: Settings) -> Path | None:
         sys.stderr.write(f"brain episodes: {error.detail}; what was uploaded is not known\n")
         return None
     return settings.database
-
-
-def _size(size_bytes: float) -> str:
-    for unit in ("B", "kB", "MB"):
-        if size_bytes < 1000:
-            return f"{size_bytes:.0f} {unit}" if unit == "B" else f"{size_bytes:.1f} {unit}"
-        size_bytes /= 1000
-    return f"{size_bytes:.1f} GB"
 
 
 def _say(line: str) -> None:

@@ -7,15 +7,20 @@ read it; the name is not a version, so TFDS overlooks it.
 import gzip
 import hashlib
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import msgspec
 
-from brain_service.datasets.manifest import Manifest
+from brain_service.datasets.manifest import Manifest, ShardEntry
+from brain_service.datasets.shards import Base, link_or_copy
 from brain_service.durable import publish_directory
 
 __all__ = ["archive_path", "write_archive"]
 
+_LABEL_FILE = "ARCHIVE.json"
+# Floats hardly shrink: level 6 saves 1 % more than 1 at twice the time.
+_LEVEL = 6
 _HOW_TO_READ = (
     "gunzip, or tf.data.TFRecordDataset(path, compression_type='GZIP'); tfds reads the dataset beside it"
 )
@@ -35,8 +40,20 @@ def archive_path(dataset: Path) -> Path:
     return dataset.with_name(f"{dataset.name}-archive")
 
 
-def write_archive(dataset: Path, manifest: Manifest, work: Path) -> Path:
+class _Label(msgspec.Struct, frozen=True):
+    """`ARCHIVE.json`."""
+
+    kind: str
+    compression: str
+    dataset: str
+    how_to_read: str
+    shards: list[ArchivedShard]
+
+
+def write_archive(dataset: Path, manifest: Manifest, work: Path, jobs: int = 1, base: Base | None = None) -> Path:
     """Write the transport archive of a published dataset, building it in `work`; an existing one is kept.
+
+    Shards that the archive of `base` holds are shared with it. `jobs` shards are zipped at a time.
 
     Raises:
         OSError: the medium is full; no archive appears.
@@ -46,26 +63,49 @@ def write_archive(dataset: Path, manifest: Manifest, work: Path) -> Path:
         return final
     temporary = work / final.name
     temporary.mkdir()
-    shards = []
-    for shard in manifest.shards:
+    known = {} if base is None else _zipped(archive_path(base.folder))
+
+    def make(shard: ShardEntry) -> ArchivedShard:
         packed = temporary / f"{shard.file}.gz"
-        # Neither name nor time in the header: equal shards give equal archives.
-        with (
-            (dataset / shard.file).open("rb") as source,
-            packed.open("wb") as target,
-            gzip.GzipFile(filename="", mode="wb", fileobj=target, compresslevel=6, mtime=0) as zipped,
-        ):
-            shutil.copyfileobj(source, zipped, 1 << 20)
-        with packed.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        shards.append(ArchivedShard(packed.name, packed.stat().st_size, digest, shard.sha256))
-    label = {
-        "kind": "transport archive, not a TFDS dataset",
-        "compression": "GZIP",
-        "dataset": f"{manifest.name}/{manifest.version}",
-        "how_to_read": _HOW_TO_READ,
-        "shards": shards,
-    }
-    (temporary / "ARCHIVE.json").write_bytes(msgspec.json.format(msgspec.json.encode(label), indent=1))
+        earlier = known.get(shard.sha256)
+        if earlier is None:
+            return _zip(dataset / shard.file, packed, shard.sha256)
+        link_or_copy(earlier[0], packed)
+        return ArchivedShard(packed.name, earlier[1].size_bytes, earlier[1].sha256, shard.sha256)
+
+    # zlib lets go of the interpreter: threads are enough.
+    with ThreadPoolExecutor(jobs, thread_name_prefix="gzip") as pool:
+        shards = list(pool.map(make, manifest.shards))
+    label = _Label(
+        kind="transport archive, not a TFDS dataset",
+        compression="GZIP",
+        dataset=f"{manifest.name}/{manifest.version}",
+        how_to_read=_HOW_TO_READ,
+        shards=shards,
+    )
+    (temporary / _LABEL_FILE).write_bytes(msgspec.json.format(msgspec.json.encode(label), indent=1))
     publish_directory(temporary, final)
     return final
+
+
+def _zip(shard: Path, packed: Path, shard_sha256: str) -> ArchivedShard:
+    # Neither name nor time in the header: equal shards give equal archives.
+    with (
+        shard.open("rb") as source,
+        packed.open("wb") as target,
+        gzip.GzipFile(filename="", mode="wb", fileobj=target, compresslevel=_LEVEL, mtime=0) as zipped,
+    ):
+        shutil.copyfileobj(source, zipped, 1 << 20)
+    with packed.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return ArchivedShard(packed.name, packed.stat().st_size, digest, shard_sha256)
+
+
+def _zipped(archive: Path) -> dict[str, tuple[Path, ArchivedShard]]:
+    """Return what an earlier archive holds by the hash of the shard; nothing where it is missing or not whole."""
+    try:
+        label = msgspec.json.decode((archive / _LABEL_FILE).read_bytes(), type=_Label)
+        found = {shard.shard_sha256: (archive / shard.file, shard) for shard in label.shards}
+        return {key: item for key, item in found.items() if item[0].stat().st_size == item[1].size_bytes}
+    except (OSError, msgspec.DecodeError):
+        return {}

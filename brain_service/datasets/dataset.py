@@ -1,33 +1,29 @@
 """Random access to the episodes of a dataset on disk."""
 
-import threading
-from collections import OrderedDict
-from dataclasses import dataclass, fields
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Bool, Float32, Int64
 
-from brain_service.datasets.columns import (
-    Column,
-    Columns,
-    Profile,
-    action_name,
-    step_features,
-    valid_transitions,
-)
-from brain_service.datasets.manifest import MANIFEST_FILE, EpisodeEntry, Manifest, read_manifest
+from brain_service.datasets.access import EpisodeAccess, Steps, Window
+from brain_service.datasets.columns import Column, Columns, Profile, action_name, valid_transitions
+from brain_service.datasets.manifest import MANIFEST_FILE, EpisodeEntry, Manifest, parse_manifest
 from brain_service.datasets.record import decode_episode
-from brain_service.datasets.statistics import Statistics, read_statistics
-from brain_service.datasets.tfrecord import read_record
-from brain_service.datasets.versions import check_files, list_versions
+from brain_service.datasets.statistics import STATISTICS_FILE, Statistics, parse_statistics
+from brain_service.datasets.storage import Folder, LocalFolder, Range, open_folder
+from brain_service.datasets.stored import Layout
+from brain_service.datasets.tfrecord import unframe
+from brain_service.datasets.versions import sort_versions
 from brain_service.errors import CorruptDataError, InvalidError, NotFoundError
 from brain_service.spec import EpisodeSpec, FeatureSpec
 
 __all__ = ["Dataset", "EpisodeVectors", "open_dataset"]
 
-CACHE_BYTES = 1024**3
+CACHE_BYTES = 256 * 1024**2
+"""Default memory for what was checked: beside a training on a machine of 4 GB. A local dataset of 20 GB fits."""
 
 
 @dataclass(frozen=True)
@@ -49,34 +45,52 @@ class EpisodeVectors:
     def __len__(self) -> int:
         return len(self.control_role)
 
-    @property
-    def size_bytes(self) -> int:
-        """Memory of the arrays in bytes."""
-        arrays = (getattr(self, field.name) for field in fields(self) if field.name != "control_role")
-        return sum(array.nbytes for array in arrays)
-
 
 class Dataset:
-    """An open dataset version. Reads are checked by CRC; safe to use from several threads.
+    """An open dataset version. Reads are checked by CRC; safe to use from several threads and in worker processes.
 
-    Decoded vectors stay in memory, the least recently used go first once they exceed `cache_bytes`.
+    What was checked of the episodes last used stays in memory, at most `cache_bytes` a split.
     """
 
-    def __init__(self, path: Path, cache_bytes: int = CACHE_BYTES) -> None:
-        self.path = path
-        self.manifest: Manifest = read_manifest(path)
-        check_files(path, self.manifest)
+    def __init__(self, folder: Folder, cache_bytes: int = CACHE_BYTES) -> None:
+        self.folder = folder
+        try:
+            data = folder.read(MANIFEST_FILE)
+        except NotFoundError as error:
+            raise CorruptDataError(f"{error.detail}; convert the episodes again to rebuild it") from error
+        self.manifest: Manifest = parse_manifest(data, f"{folder.location}/{MANIFEST_FILE}")
+        check_index(folder, self.manifest)
         self.spec: EpisodeSpec = self.manifest.episode_spec()
-        self._features = step_features(self.spec)
-        self._cache: OrderedDict[tuple[str, int], EpisodeVectors] = OrderedDict()
-        self._cache_bytes = cache_bytes
-        self._cached_bytes = 0
-        self._lock = threading.Lock()
+        self._layout = Layout(self.spec, self.manifest.profile)
+        self._access = {
+            split: EpisodeAccess(folder, entries, self._layout, cache_bytes)
+            for split, entries in self.manifest.splits.items()
+        }
+
+    @property
+    def location(self) -> str:
+        """Where the version lies, as a user would type it."""
+        return self.folder.location
+
+    @property
+    def path(self) -> Path:
+        """The version's folder on this machine.
+
+        Raises:
+            InvalidError: it lies on a bucket.
+        """
+        if not isinstance(self.folder, LocalFolder):
+            raise InvalidError(f"{self.location} is no folder of this machine; download it first", field="path")
+        return self.folder.path
 
     @cached_property
     def statistics(self) -> Statistics:
         """Figures of the training split."""
-        return read_statistics(self.path)
+        try:
+            data = self.folder.read(STATISTICS_FILE)
+        except NotFoundError as error:
+            raise CorruptDataError(f"{error.detail}; convert the episodes again to rebuild it") from error
+        return parse_statistics(data, f"{self.location}/{STATISTICS_FILE}")
 
     @property
     def profile(self) -> Profile:
@@ -93,6 +107,21 @@ class Dataset:
         """The splits that hold episodes."""
         return tuple(self.manifest.splits)
 
+    @property
+    def observation_size(self) -> int:
+        """D: numbers of an observation's flat vector."""
+        return sum(column.width for column in self._layout.observation)
+
+    @property
+    def action_size(self) -> int:
+        """A: numbers of an action's flat vector."""
+        return sum(column.width for column in self._layout.action)
+
+    @property
+    def cached_bytes(self) -> int:
+        """Memory in bytes that what was checked takes, over all splits."""
+        return sum(access.cached_bytes for access in self._access.values())
+
     def entries(self, split: str) -> list[EpisodeEntry]:
         """Return a split's index.
 
@@ -103,7 +132,7 @@ class Dataset:
             return self.manifest.splits[split]
         except KeyError as error:
             raise NotFoundError(
-                f"{self.path} has no split {split!r}; it has {', '.join(self.splits)}"
+                f"{self.location} has no split {split!r}; it has {', '.join(self.splits)}"
                 + ("; record at least two episodes to get a validation split" if split == "val" else "")
             ) from error
 
@@ -127,10 +156,17 @@ class Dataset:
         """
         entries = self.entries(split)
         if not 0 <= index < len(entries):
-            raise NotFoundError(f"{self.path}: split {split!r} has episodes 0 to {len(entries) - 1}, not {index}")
+            raise NotFoundError(
+                f"{self.location}: split {split!r} has episodes 0 to {len(entries) - 1}, not {index}"
+            )
         entry = entries[index]
-        place = f"{self.path / entry.shard}, episode {entry.episode_id}"
-        columns = decode_episode(self._payload(entry), self._features, entry.length, place)
+        shard = f"{self.location}/{entry.shard}"
+        (record,) = self.folder.read_ranges([Range(entry.shard, entry.offset_bytes, entry.size_bytes)])
+        if not record:
+            raise CorruptDataError(f"{shard} ends before byte {entry.offset_bytes}", file=entry.shard)
+        payload = unframe(record, shard, entry.offset_bytes)
+        place = f"{shard}, byte {entry.offset_bytes}, episode {entry.episode_id}"
+        columns = decode_episode(payload, self._layout.features, entry.length, place)
         for path, feature in self.spec.action.items():
             column = columns.pop(action_name(self.spec, path))
             if not isinstance(column, list):
@@ -138,41 +174,55 @@ class Dataset:
             columns[f"action/{path}"] = column
         return columns
 
-    def _payload(self, entry: EpisodeEntry) -> bytes:
-        path = self.path / entry.shard
-        try:
-            with path.open("rb") as file:
-                file.seek(entry.offset_bytes)
-                payload = read_record(file, str(path))
-        except OSError as error:
-            raise CorruptDataError(
-                f"{path}: {error.strerror}; restore it or convert the episodes again", file=entry.shard
-            ) from error
-        if payload is None:
-            raise CorruptDataError(f"{path} ends before byte {entry.offset_bytes}", file=entry.shard)
-        return payload
-
     def vectors(self, split: str, index: int) -> EpisodeVectors:
-        """Return an episode as flat vectors; decoded once while the cache holds it. Do not write to the arrays.
+        """Return a whole episode as flat vectors, decoded anew. Do not write to the arrays.
 
         Raises:
             NotFoundError: there is no such split or episode.
             CorruptDataError: as in `read`.
         """
-        key = (split, index)
-        with self._lock:
-            if (found := self._cache.get(key)) is not None:
-                self._cache.move_to_end(key)
-                return found
-        made = _to_vectors(self.read(split, index), self.spec, self.profile)
-        with self._lock:
-            if key not in self._cache:
-                self._cache[key] = made
-                self._cached_bytes += made.size_bytes
-            while self._cached_bytes > self._cache_bytes and len(self._cache) > 1:
-                _, dropped = self._cache.popitem(last=False)
-                self._cached_bytes -= dropped.size_bytes
-        return made
+        return _to_vectors(self.read(split, index), self.spec, self.profile)
+
+    def windows(self, split: str, wanted: Sequence[Steps]) -> list[Window]:
+        """Return windows of a split's episodes, in order: random access that reads little more than they hold.
+
+        Raises:
+            NotFoundError: there is no such split.
+            CorruptDataError: a record is gone or fails its checksum, names shard and byte.
+            UnavailableError: the bucket cannot be reached.
+        """
+        self.entries(split)
+        return self._access[split].windows(wanted)
+
+
+def check_index(folder: Folder, manifest: Manifest) -> None:
+    """Check that every shard is there, has its size, and that the index stays inside it. Reads no data.
+
+    Raises:
+        CorruptDataError: names the file and what is wrong.
+    """
+    sizes = folder.sizes()
+    for shard in manifest.shards:
+        place = f"{folder.location}/{shard.file}"
+        if shard.file not in sizes:
+            raise CorruptDataError(
+                f"{place} is missing; restore it or convert the episodes again", file=shard.file
+            )
+        if sizes[shard.file] != shard.size_bytes:
+            raise CorruptDataError(
+                f"{place} has {sizes[shard.file]} bytes, the manifest says {shard.size_bytes}; "
+                "restore it or convert the episodes again",
+                file=shard.file,
+            )
+    for entries in manifest.splits.values():
+        for entry in entries:
+            if entry.offset_bytes + entry.size_bytes > sizes.get(entry.shard, 0):
+                raise CorruptDataError(
+                    f"{folder.location}/{entry.shard}: episode {entry.episode_id} would lie at bytes "
+                    f"{entry.offset_bytes} to {entry.offset_bytes + entry.size_bytes}, outside the shards of the "
+                    "manifest",
+                    file=entry.shard,
+                )
 
 
 def _to_vectors(columns: Columns, spec: EpisodeSpec, profile: Profile) -> EpisodeVectors:
@@ -203,23 +253,30 @@ def _stack(columns: Columns, part: str, spec: FeatureSpec, length: int) -> Float
 def open_dataset(path: str | Path, *, cache_bytes: int = CACHE_BYTES) -> Dataset:
     """Open a dataset by its version folder, its name folder (newest version) or a root that holds one name.
 
-    The index is held against the files at once; the data is checked as it is read.
+    The place is a local path or `gs://bucket/path`. The index is held against the files at once; the data is
+    checked as it is read.
 
     Raises:
-        NotFoundError: nothing there is a dataset.
+        NotFoundError: nothing there is a dataset, or there is no such bucket.
         InvalidError: the root holds several datasets; names them.
         CorruptDataError: a file is missing, has another size, or the index cannot be read.
+        UnavailableError: the bucket cannot be reached.
+        ConfigError: `gs://` and gcsfs is not installed.
     """
-    folder = Path(path)
-    if (folder / MANIFEST_FILE).is_file():
+    folder = open_folder(path)
+    if MANIFEST_FILE in folder.sizes():
         return Dataset(folder, cache_bytes)
-    if versions := list_versions(folder):
-        return Dataset(folder / versions[-1], cache_bytes)
-    names = sorted(child for child in folder.iterdir() if list_versions(child)) if folder.is_dir() else []
+    children = folder.subfolders()
+    if versions := sort_versions(children):
+        return Dataset(folder.child(versions[-1]), cache_bytes)
+    names = [name for name in children if sort_versions(folder.child(name).subfolders())]
     if len(names) == 1:
-        return Dataset(names[0] / list_versions(names[0])[-1], cache_bytes)
+        return open_dataset(folder.child(names[0]).location, cache_bytes=cache_bytes)
     if names:
         raise InvalidError(
-            f"{folder} holds several datasets, {', '.join(name.name for name in names)}; give one of their folders"
+            f"{folder.location} holds several datasets, {', '.join(names)}; give one of their folders"
         )
-    raise NotFoundError(f"no dataset at {folder}; make one with convert_directory_to_tfrecord or POST /convert")
+    hint = "make one with convert_directory_to_tfrecord or POST /convert"
+    if not isinstance(folder, LocalFolder):
+        hint = "check the bucket and the path, or upload one"
+    raise NotFoundError(f"no dataset at {folder.location}; {hint}")

@@ -1,8 +1,10 @@
-"""`tf.train.Example` on protobuf alone: one flat map of float, integer and byte lists.
+"""`tf.train.Example` without TensorFlow: one flat map of float, integer and byte lists.
 
-The message is described here, in a descriptor pool of its own, so that it neither needs TensorFlow nor clashes
-with TensorFlow's registration of the same names in a process that has both.
-Source: `tensorflow/core/example/{example,feature}.proto`.
+The message is written straight from arrays, and read as views where it has the form that every writer gives it
+(packed lists, one of a kind): no number becomes a Python object, and a long episode is not copied. Bytes of any
+other form go to protobuf, which decides whether they are an example. It has the message described in a pool of
+its own, so that it does not clash with TensorFlow's registration in a process that has both.
+Source: `tensorflow/core/example/{example,feature}.proto`, and protobuf's encoding guide.
 """
 
 from collections.abc import Mapping
@@ -11,14 +13,19 @@ from typing import Any
 import numpy as np
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from google.protobuf.message import DecodeError
-from jaxtyping import Float32, Int64
+from jaxtyping import Bool, Float32, Integer
 
+from brain_service.datasets.varint import pack_varints, varint
+from brain_service.datasets.wire import bytes_at, find_spans, floats_at, integers_at
 from brain_service.errors import CorruptDataError
 
-__all__ = ["Values", "decode_example", "encode_example"]
+__all__ = ["Values", "decode_example", "encode_example", "encode_parts"]
 
-Values = Float32[np.ndarray, " n"] | Int64[np.ndarray, " n"] | list[bytes]
-"""One feature of an example: a flat list of one of the three kinds that the format knows."""
+Values = Float32[np.ndarray, " n"] | Integer[np.ndarray, " n"] | Bool[np.ndarray, " n"] | list[bytes]
+"""One feature of an example: a flat list of one of the three kinds that the format knows.
+
+Booleans and all integers are written as int64 and come back as that.
+"""
 
 
 def _example_class() -> Any:
@@ -66,38 +73,96 @@ def _example_class() -> Any:
 _Example = _example_class()
 
 
-def encode_example(features: Mapping[str, Values]) -> bytes:
-    """Return a serialised `tf.train.Example`; equal features give equal bytes.
+_BYTES, _FLOATS, _INTS = 0x0A, 0x12, 0x1A
+"""Tags of the three kinds of list in a `Feature`."""
+# Images are not copied.
+_LARGE_BYTES = 1024
+_LENGTH_DELIMITED = b"\x0a"
+_VALUE = b"\x12"
 
-    float32 arrays become float lists, int64 arrays int64 lists, lists of bytes byte lists.
+
+def encode_example(features: Mapping[str, Values]) -> bytes:
+    """Return a serialised `tf.train.Example`; equal features give equal bytes, those of protobuf.
+
+    float32 arrays become float lists, integer and boolean arrays int64 lists, lists of bytes byte lists.
 
     Raises:
         TypeError: an array has another dtype.
     """
-    example = _Example()
-    for key, values in features.items():
-        feature = example.features.feature[key]
-        if isinstance(values, list):
-            feature.bytes_list.value.extend(values)
-        elif values.dtype == np.float32:
-            # A packed list is its field header and the little-endian floats: parsing that copies memory once,
-            # where `extend` would box every float.
-            floats = np.ascontiguousarray(values, dtype="<f4").tobytes()
-            feature.float_list.ParseFromString(b"\x0a" + _varint(len(floats)) + floats)
-        elif values.dtype == np.int64:
-            feature.int64_list.value.extend(values.tolist())
-        else:
-            raise TypeError(f"{key}: an example holds float32, int64 or bytes, not {values.dtype}")
-    data: bytes = example.SerializeToString(deterministic=True)
-    return data
+    return b"".join(encode_parts(features))
+
+
+def encode_parts(features: Mapping[str, Values]) -> list[bytes | memoryview]:
+    """Return what `encode_example` does as parts to be written one after another; float arrays are not copied.
+
+    Raises:
+        TypeError: an array has another dtype.
+    """
+    parts: list[bytes | memoryview] = []
+    # In the order of the keys' UTF-8 bytes, as protobuf's deterministic form has them.
+    for key in sorted(features, key=str.encode):
+        tag, values = _list_of(key, features[key])
+        values_bytes = sum(map(len, values))
+        feature = bytes([tag]) + varint(values_bytes)
+        value = _VALUE + varint(len(feature) + values_bytes) + feature
+        name = key.encode()
+        entry = _LENGTH_DELIMITED + varint(len(name)) + name + value
+        parts.append(_LENGTH_DELIMITED + varint(len(entry) + values_bytes) + entry)
+        parts += values
+    size_bytes = sum(map(len, parts))
+    return [_LENGTH_DELIMITED + varint(size_bytes), *parts]
+
+
+def _list_of(key: str, values: Values) -> tuple[int, list[bytes | memoryview]]:
+    """Return the tag of a feature's kind, and the serialised list."""
+    if isinstance(values, list):
+        return _BYTES, _byte_list(values)
+    if values.dtype == np.float32:
+        floats = np.ascontiguousarray(values, "<f4").reshape(-1).view(np.uint8).data
+        return _FLOATS, [_LENGTH_DELIMITED + varint(len(floats)), floats] if len(floats) else []
+    if values.dtype.kind in "iub" and values.dtype != np.uint64:
+        packed = pack_varints(values)
+        return _INTS, [_LENGTH_DELIMITED + varint(len(packed)), packed] if packed else []
+    raise TypeError(f"{key}: an example holds float32, integers or bytes, not {values.dtype}")
+
+
+def _byte_list(values: list[bytes]) -> list[bytes | memoryview]:
+    if any(len(value) > _LARGE_BYTES for value in values):
+        return [part for value in values for part in (_LENGTH_DELIMITED + varint(len(value)), value)]
+    # Most texts of an episode are the same at every step.
+    made = {value: _LENGTH_DELIMITED + varint(len(value)) + value for value in set(values)}
+    return [b"".join([made[value] for value in values])]
 
 
 def decode_example(data: bytes, name: str) -> dict[str, Values]:
     """Parse a serialised `tf.train.Example`; `name` stands for its place in errors.
 
+    Arrays may be views of `data`: do not write to them.
+
     Raises:
         CorruptDataError: the bytes are not an example.
     """
+    found = _read(data)
+    return _parse(data, name) if found is None else found
+
+
+def _read(data: bytes) -> dict[str, Values] | None:
+    """Read the form that every writer gives it; None for any other."""
+    found: dict[str, Values] = {}
+    for key, span in (find_spans(data) or {}).items():
+        if span.kind == "float":
+            floats = floats_at(data, span)
+            # A small view, kept, would keep the whole record with it.
+            found[key] = floats.copy() if floats.nbytes < len(data) // 4 else floats
+            continue
+        values = bytes_at(data, span) if span.kind == "bytes" else integers_at(data, span)
+        if values is None:
+            return None
+        found[key] = values
+    return found or None
+
+
+def _parse(data: bytes, name: str) -> dict[str, Values]:
     example = _Example()
     try:
         example.ParseFromString(data)
@@ -107,19 +172,9 @@ def decode_example(data: bytes, name: str) -> dict[str, Values]:
     for key, feature in example.features.feature.items():
         kind = feature.WhichOneof("kind")
         if kind == "float_list":
-            packed = feature.float_list.SerializeToString()
-            found[key] = np.frombuffer(packed, "<f4", offset=len(packed) - 4 * len(feature.float_list.value))
+            found[key] = np.array(feature.float_list.value, np.float32)
         elif kind == "int64_list":
             found[key] = np.array(feature.int64_list.value, np.int64)
         else:
             found[key] = list(feature.bytes_list.value)
     return found
-
-
-def _varint(number: int) -> bytes:
-    parts = bytearray()
-    while number > 0x7F:
-        parts.append(number & 0x7F | 0x80)
-        number >>= 7
-    parts.append(number)
-    return bytes(parts)

@@ -23,12 +23,13 @@ ImageEncoding = Literal["png", "jpeg"]
 """What TFDS says of an image feature. It decodes by the file's first bytes, so a feature may hold both kinds."""
 
 _FEATURES = "tensorflow_datasets.core.features"
-_TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
+# Without the number of shards in it, a name stays what it is when a later version has more.
+_TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_INDEX}"
 
 
-def shard_name(dataset: str, split: str, index: int, count: int) -> str:
-    """Return the file name of shard `index` (from 0) of `count` shards, as TFDS spells it."""
-    return f"{dataset}-{split}.tfrecord-{index:05d}-of-{count:05d}"
+def shard_name(dataset: str, split: str, index: int) -> str:
+    """Return the file name of shard `index` (from 0), as TFDS spells it."""
+    return f"{dataset}-{split}.tfrecord-{index:05d}"
 
 
 def features_json(spec: EpisodeSpec, encodings: Mapping[str, ImageEncoding]) -> dict[str, Any]:

@@ -1,38 +1,46 @@
 """Fixed-size training batches of sequences: a pure function of (manifest, seed, step).
 
-Episodes are cut into windows of T steps; the last window of an episode is padded with zeros and masked. The
-windows are shuffled anew each epoch. Nothing but the step number is state, so a trainer that resumes at step n
-gets the batches that it would have got.
+Nothing but the step number is state, so a trainer that resumes at step n gets the batches that it would have got,
+on any number of hosts: host h of H makes rows `h * B / H` to `(h + 1) * B / H - 1` of the same global batch.
 """
 
-from collections import deque
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import count
+from typing import Literal, get_args
 
 import numpy as np
-from jaxtyping import Float32, Int64
+from jaxtyping import Float32, Int32, Int64
 
+from brain_service.datasets.access import Steps, Window
 from brain_service.datasets.dataset import Dataset, EpisodeVectors, open_dataset
-from brain_service.datasets.shuffle import permutation
+from brain_service.datasets.packing import pack_rows
+from brain_service.datasets.pipeline import BatchIterator
+from brain_service.datasets.rows import Piece, Plan, RowPlan, window_rows
+from brain_service.datasets.streams import StreamPlan
+from brain_service.datasets.whole import EpisodePlan
 from brain_service.errors import InvalidError
 
-__all__ = ["Batch", "Dataset", "EpisodeVectors", "SequenceLoader", "open_dataset"]
+__all__ = ["Batch", "Dataset", "EpisodeVectors", "Mode", "SequenceLoader", "open_dataset"]
 
 IMITATED_ROLES = ("expert", "intervention")
+
+Mode = Literal["windows", "packed", "episodes", "streams"]
+MODES: tuple[str, ...] = get_args(Mode)
 
 
 @dataclass(frozen=True)
 class Batch:
-    """B sequences of T steps, float32, raw units; zeros beyond the end of a sequence.
+    """B rows of T steps, float32, raw units; zeros where a row holds no step.
 
-    `previous_action` and `previous_reward` are those of step t-1, also where a window starts in the middle of an
-    episode; they are zero where `is_first` is 1.
+    `previous_action` and `previous_reward` are those of step t-1, also where a row starts in the middle of an
+    episode; they are zero where `is_first` is 1. `is_first` is 1 where the state must be fresh: on the first step
+    of an episode, and where a sequence follows another one in its row.
 
     The masks are 1 or 0: `mask` for real steps; `valid_mask` where action and reward mean something as well;
     `loss_mask` where the action is one to imitate: valid, and its control role among the loader's roles;
     `next_mask` where step t+1 is in the same sequence, so that its observation is a target.
+
+    `segment_id` counts the sequences of a row from 1; 0 where there is no step.
     """
 
     observation: Float32[np.ndarray, "B T D"]
@@ -46,15 +54,24 @@ class Batch:
     valid_mask: Float32[np.ndarray, "B T"]
     loss_mask: Float32[np.ndarray, "B T"]
     next_mask: Float32[np.ndarray, "B T"]
+    segment_id: Int32[np.ndarray, "B T"]
 
 
 class SequenceLoader:
-    """Batches of `batch_size` windows of `sequence_length` steps from one split of a dataset.
+    """Batches of `batch_size` rows of `sequence_length` steps from one split of a dataset.
+
+    What a row is, the mode says:
+
+    - `windows`: one window of an episode, shuffled over all episodes anew each epoch.
+    - `packed`: several short windows behind each other; else as `windows`.
+    - `episodes`: one whole episode, padded to a bucket's length; `sequence_length` bounds it (None: the longest).
+    - `streams`: the next T steps of a stream of episodes, going on where this row of the batch before ended.
 
     `roles` are the control roles whose actions are imitated; steps of other roles are there, with `loss_mask` 0.
+    `batch_size` counts the rows of all hosts together; this host makes its share of them.
 
     Raises:
-        InvalidError: a size is not positive.
+        InvalidError: a size or the host is impossible, or the mode cannot be had of these episodes.
         NotFoundError: the dataset has no such split.
     """
 
@@ -64,121 +81,171 @@ class SequenceLoader:
         split: str,
         *,
         batch_size: int,
-        sequence_length: int,
+        sequence_length: int | None,
         seed: int,
         roles: Sequence[str] = IMITATED_ROLES,
+        mode: Mode = "windows",
+        host_index: int = 0,
+        host_count: int = 1,
     ) -> None:
-        for field, value in (("batch_size", batch_size), ("sequence_length", sequence_length)):
-            if value <= 0:
-                raise InvalidError(f"{field} {value} is not positive", field=field)
+        _check(batch_size, sequence_length, mode, host_index, host_count)
         self.dataset = dataset
         self.split = split
         self.batch_size = batch_size
-        self.sequence_length = sequence_length
         self.seed = seed
+        self.mode = mode
         self.roles = frozenset(roles)
-        self._windows = plan_windows(dataset.lengths(split), sequence_length)
-
-    @property
-    def window_count(self) -> int:
-        """Windows an epoch: sequences of at most T steps."""
-        return len(self._windows)
+        lengths = dataset.lengths(split)
+        if not len(lengths):
+            raise InvalidError(
+                f"{dataset.location}: split {split!r} is empty; record more episodes", field="split"
+            )
+        self._steps = int(lengths.sum())
+        self._plan = _plan(mode, lengths, batch_size, sequence_length, seed)
+        self._rows = range(host_index * batch_size // host_count, (host_index + 1) * batch_size // host_count)
+        self._sizes = (dataset.observation_size, dataset.action_size)
 
     @property
     def steps_per_epoch(self) -> int:
-        """Batches of B windows until every window has been seen once, rounded up."""
-        return -(-self.window_count // self.batch_size)
+        """Batches until every step of every episode has been seen once, rounded up."""
+        return self._plan.steps_per_epoch
 
-    def windows(self, step: int) -> list[tuple[int, int]]:
-        """Return B pairs (episode, first step), one for each row of batch `step`.
+    @property
+    def efficiency(self) -> float:
+        """Share of an epoch's places that hold a step and no padding, in (0, 1]."""
+        return self._steps / self._plan.places_per_epoch
 
-        Epochs follow each other without a gap: a batch may hold the end of one and the start of the next.
+    def pieces(self, step: int) -> list[Piece]:
+        """Return which steps stand where in batch `step`, of all hosts' rows.
+
+        Raises:
+            InvalidError: `step` is negative.
         """
-        found: list[tuple[int, int]] = []
-        position = step * self.batch_size
-        while len(found) < self.batch_size:
-            epoch, start = divmod(position, self.window_count)
-            order = permutation(self.window_count, self.seed, epoch)
-            rows = self._windows[order[start : start + self.batch_size - len(found)]]
-            found += [(int(episode), int(first)) for episode, first in rows]
-            position += len(rows)
-        return found
+        _check_step(step)
+        return self._plan.pieces(step)[0]
 
     def batch(self, step: int) -> Batch:
-        """Return batch `step` (counted from 0, without end).
+        """Return this host's rows of batch `step` (counted from 0, without end).
 
         Raises:
             InvalidError: `step` is negative.
             CorruptDataError: a record fails its checksum; names shard and byte.
+            UnavailableError: the bucket cannot be reached.
         """
-        if step < 0:
-            raise InvalidError(f"batch step {step} is negative; steps count from 0", field="step")
-        rows = [
-            _row(self.dataset.vectors(self.split, episode), first, self.sequence_length, self.roles)
-            for episode, first in self.windows(step)
-        ]
-        return Batch(**{name: np.stack([row[name] for row in rows]) for name in rows[0]})
+        _check_step(step)
+        pieces, length = self._plan.pieces(step)
+        ours = [piece for piece in pieces if piece.row in self._rows]
+        wanted = [Steps(piece.episode, piece.first - _lead(piece), piece.first + piece.steps) for piece in ours]
+        batch = _empty(len(self._rows), length, *self._sizes)
+        segment = row = -1
+        for piece, window in zip(ours, self.dataset.windows(self.split, wanted), strict=True):
+            segment = 1 if piece.row != row else segment + 1
+            row = piece.row
+            _place(batch, piece._replace(row=row - self._rows.start), window, segment, self.roles)
+        return batch
 
-    def batches(self, start: int = 0, prefetch: int = 2) -> Iterator[Batch]:
-        """Yield batches from step `start` on, without end; a thread makes `prefetch` of them ahead of time.
+    def batches(self, start: int = 0, *, prefetch: int = 2, workers: int = 0) -> BatchIterator[Batch]:
+        """Return an iterator over the batches from step `start` on, without end; `prefetch` are made ahead.
 
-        Close the iterator (or let it go) to end the thread.
+        A thread makes them, or `workers` processes. The iterator's state is the step alone. Close it to end what
+        works for it.
 
         Raises:
-            InvalidError: `start` is negative.
-            CorruptDataError: a record fails its checksum; names shard and byte.
+            InvalidError: `start`, `prefetch` or `workers` is negative.
         """
-        with ThreadPoolExecutor(1, thread_name_prefix="loader-prefetch") as pool:
-            ahead = deque(pool.submit(self.batch, start + n) for n in range(prefetch))
-            try:
-                for step in count(start + prefetch):
-                    ahead.append(pool.submit(self.batch, step))
-                    yield ahead.popleft().result()
-            finally:
-                pool.shutdown(wait=True, cancel_futures=True)
+        _check_step(start)
+        return BatchIterator(self.batch, start, prefetch=prefetch, workers=workers)
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> BatchIterator[Batch]:
         return self.batches()
 
 
-def plan_windows(lengths: Int64[np.ndarray, " n"], sequence_length: int) -> Int64[np.ndarray, "windows 2"]:
-    """Return (episode, first step) of every window, shape `[windows, 2]`: each step lies in exactly one."""
-    counts = -(-lengths // sequence_length)
-    episodes = np.repeat(np.arange(len(lengths)), counts)
-    firsts = np.concatenate([np.arange(n) for n in counts]) * sequence_length
-    return np.stack([episodes, firsts], axis=1).astype(np.int64)
+def _check(batch_size: int, sequence_length: int | None, mode: str, host_index: int, host_count: int) -> None:
+    if mode not in MODES:
+        raise InvalidError(f"mode {mode!r} is none of {', '.join(MODES)}", field="mode")
+    if sequence_length is None and mode != "episodes":
+        raise InvalidError(
+            f"mode {mode!r} needs a sequence_length; only 'episodes' does without", field="sequence_length"
+        )
+    for field, value in (
+        ("batch_size", batch_size),
+        ("sequence_length", sequence_length),
+        ("host_count", host_count),
+    ):
+        if value is not None and value <= 0:
+            raise InvalidError(f"{field} {value} is not positive", field=field)
+    if batch_size % host_count:
+        raise InvalidError(
+            f"batch_size {batch_size} is not divisible by host_count {host_count}: each host makes as many rows; "
+            f"use {batch_size // host_count * host_count or host_count} or "
+            f"{(batch_size // host_count + 1) * host_count}",
+            field="batch_size",
+        )
+    if not 0 <= host_index < host_count:
+        raise InvalidError(f"host_index {host_index} is not in 0 to {host_count - 1}", field="host_index")
 
 
-def _row(
-    episode: EpisodeVectors, first: int, length: int, roles: frozenset[str]
-) -> dict[str, Float32[np.ndarray, "T ..."]]:
-    """Cut one window of `length` steps, padded with zeros."""
-    stop = min(first + length, len(episode))
-    here = slice(first, stop)
-    # A window that starts inside an episode knows what was done and earned just before it.
-    before = slice(max(first - 1, 0), stop - 1)
-    shift = 1 if first == 0 else 0
-    imitated = np.array([role in roles for role in episode.control_role[here]])
-    follows = np.arange(first, stop) < stop - 1
-    ones = np.ones(stop - first, np.float32)
-    return {
-        "observation": _pad(episode.observation[here], length),
-        "action": _pad(episode.action[here], length),
-        "previous_action": _pad(episode.action[before], length, shift),
-        "previous_reward": _pad(episode.reward[before], length, shift),
-        "reward": _pad(episode.reward[here], length),
-        "is_first": _pad(episode.is_first[here], length),
-        "is_terminal": _pad(episode.is_terminal[here], length),
-        "mask": _pad(ones, length),
-        "valid_mask": _pad(episode.valid[here], length),
-        "loss_mask": _pad(episode.valid[here] & imitated, length),
-        "next_mask": _pad(follows, length),
-    }
+def _check_step(step: int) -> None:
+    if step < 0:
+        raise InvalidError(f"batch step {step} is negative; steps count from 0", field="step")
 
 
-def _pad(
-    rows: np.ndarray[tuple[int, ...], np.dtype[np.generic]], length: int, shift: int = 0
-) -> Float32[np.ndarray, "T ..."]:
-    padded = np.zeros((length, *rows.shape[1:]), np.float32)
-    padded[shift : shift + len(rows)] = rows
-    return padded
+def _plan(
+    mode: Mode, lengths: Int64[np.ndarray, " n"], batch_size: int, sequence_length: int | None, seed: int
+) -> Plan:
+    if mode == "episodes":
+        return EpisodePlan(lengths, batch_size, sequence_length, seed)
+    assert sequence_length is not None  # checked for every other mode
+    if mode == "streams":
+        return StreamPlan(lengths, batch_size, sequence_length, seed)
+    table = (pack_rows if mode == "packed" else window_rows)(lengths, sequence_length)
+    return RowPlan(table, batch_size, sequence_length, seed)
+
+
+def _empty(rows: int, length: int, observation_size: int, action_size: int) -> Batch:
+    shape = (rows, length)
+
+    def zeros(*size: int) -> Float32[np.ndarray, "..."]:
+        return np.zeros((*shape, *size), np.float32)
+
+    return Batch(
+        observation=zeros(observation_size),
+        action=zeros(action_size),
+        previous_action=zeros(action_size),
+        previous_reward=zeros(),
+        reward=zeros(),
+        is_first=zeros(),
+        is_terminal=zeros(),
+        mask=zeros(),
+        valid_mask=zeros(),
+        loss_mask=zeros(),
+        next_mask=zeros(),
+        segment_id=np.zeros(shape, np.int32),
+    )
+
+
+def _lead(piece: Piece) -> int:
+    """Return 1 where the step before the piece is read along: a row knows what was done before its first step."""
+    return int(piece.first > 0 and piece.column == 0)
+
+
+def _place(batch: Batch, piece: Piece, window: Window, segment: int, roles: frozenset[str]) -> None:
+    """Write a piece's steps into its row."""
+    row, lead = piece.row, _lead(piece)
+    here = slice(piece.column, piece.column + piece.steps)
+    after = slice(here.start + 1 - lead, here.stop)
+    batch.observation[row, here] = window.observation[lead:]
+    batch.action[row, here] = window.action[lead:]
+    batch.previous_action[row, after] = window.action[:-1]
+    batch.previous_reward[row, after] = window.reward[:-1]
+    batch.reward[row, here] = window.reward[lead:]
+    batch.is_first[row, here] = window.is_first[lead:]
+    if piece.column:
+        batch.is_first[row, here.start] = 1
+    batch.is_terminal[row, here] = window.is_terminal[lead:]
+    batch.mask[row, here] = 1
+    batch.valid_mask[row, here] = window.valid[lead:]
+    imitated = np.array([role in roles for role in window.roles])[window.role[lead:]]
+    batch.loss_mask[row, here] = window.valid[lead:] & imitated
+    batch.next_mask[row, here.start : here.stop - 1] = 1
+    batch.segment_id[row, here] = segment

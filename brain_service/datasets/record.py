@@ -13,13 +13,13 @@ import numpy as np
 import orjson
 
 from brain_service.datasets.columns import Column, Columns
-from brain_service.datasets.example import Values, decode_example, encode_example
+from brain_service.datasets.example import Values, decode_example, encode_parts
 from brain_service.episodes.disclosure import Safety, Share
 from brain_service.episodes.reader import Episode
 from brain_service.errors import CorruptDataError, InvalidError
 from brain_service.spec import Feature
 
-__all__ = ["METADATA_FEATURES", "decode_episode", "encode_episode", "episode_metadata"]
+__all__ = ["METADATA_FEATURES", "decode_episode", "encode_episode", "encode_episode_parts", "episode_metadata"]
 
 METADATA_FEATURES: dict[str, Feature] = {
     "created_ns": Feature("int64"),
@@ -92,17 +92,29 @@ def encode_episode(columns: Columns, metadata: Metadata) -> bytes:
     Raises:
         InvalidError: a text has no UTF-8 form; names the feature.
     """
+    return b"".join(encode_episode_parts(columns, metadata))
+
+
+def encode_episode_parts(columns: Columns, metadata: Metadata) -> list[bytes | memoryview]:
+    """Return what `encode_episode` does as parts to be written one after another; float arrays are not copied.
+
+    Raises:
+        InvalidError: a text has no UTF-8 form; names the feature.
+    """
     values: dict[str, Values] = {f"steps/{name}": _flat(column, name) for name, column in columns.items()}
     for name, value in metadata.items():
         flat = np.array([value], np.int64) if isinstance(value, int) else [_utf8(value, name)]
         values[f"episode_metadata/{name}"] = flat
-    return encode_example(values)
+    return encode_parts(values)
 
 
 def _flat(column: Column, name: str) -> Values:
     if isinstance(column, list):
-        return [value if isinstance(value, bytes) else _utf8(value, name) for value in column]
-    return column.reshape(-1) if column.dtype == np.float32 else column.reshape(-1).astype(np.int64)
+        # Most texts of an episode are the same at every step.
+        texts: set[str | bytes] = set(column)
+        made = {text: text if isinstance(text, bytes) else _utf8(text, name) for text in texts}
+        return [made[text] for text in column]
+    return column.reshape(-1)
 
 
 def _utf8(text: str, name: str) -> bytes:
@@ -137,5 +149,6 @@ def _column(values: Mapping[str, Values], path: str, feature: Feature, length: i
     if feature.dtype == "image":
         return list(flat)
     if feature.dtype == "text":
-        return [text.decode() for text in flat]
+        texts = {text: text.decode() for text in set(flat)}
+        return [texts[text] for text in flat]
     return np.asarray(flat).reshape(length, *feature.shape).astype(feature.dtype, copy=False)

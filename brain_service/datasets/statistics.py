@@ -1,12 +1,12 @@
 """Mean, spread, range and quantiles of every numeric feature over the training split, in one streaming pass."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
 import numpy as np
-from jaxtyping import Float32, Float64
+from jaxtyping import Float32, Float64, Shaped
 
 from brain_service.datasets.columns import Columns, Profile, action_name, valid_transitions
 from brain_service.errors import CorruptDataError
@@ -17,6 +17,7 @@ __all__ = [
     "FeatureStatistics",
     "Statistics",
     "StatisticsBuilder",
+    "parse_statistics",
     "read_statistics",
     "write_statistics",
 ]
@@ -71,50 +72,65 @@ class Statistics(msgspec.Struct, frozen=True):
 
 @dataclass
 class _Moments:
-    """Exact running moments of rows `[T, n]`, and a thinned sample of them for quantiles."""
+    """Exact running moments of rows `[T, n]`, and every `stride`-th of them for quantiles."""
 
     count: int
     mean: Float64[np.ndarray, " n"]
     squares: Float64[np.ndarray, " n"]
     low: Float64[np.ndarray, " n"]
     high: Float64[np.ndarray, " n"]
-    sample: list[Float32[np.ndarray, "T n"]]
+    sample: list[Float32[np.ndarray, "t n"]] = field(default_factory=list)
+    sampled: list[int] = field(default_factory=list)
+    """For each part of the sample the number of rows that were sampled before it."""
 
-    def add(self, rows: Float64[np.ndarray, "T n"], thinned: Float32[np.ndarray, "t n"]) -> None:
+    @staticmethod
+    def empty(size: int) -> "_Moments":
+        """Return the moments of no rows of `size` numbers."""
+        return _Moments(0, np.zeros(size), np.zeros(size), np.full(size, np.inf), np.full(size, -np.inf))
+
+    def add(self, rows: Shaped[np.ndarray, "T n"], stride: int) -> None:
         """Merge rows into the moments (Chan, Golub, LeVeque 1979: no cancellation for large offsets)."""
-        self.sample.append(thinned)
         if not len(rows):
             return
-        added, mean = len(rows), rows.mean(axis=0)
+        first = -self.count % stride
+        self.sample.append(rows[first::stride].astype(np.float32))
+        self.sampled.append(-(-self.count // stride))
+        added, mean = len(rows), rows.mean(axis=0, dtype=np.float64)
         total = self.count + added
+        off = rows - mean
         delta = mean - self.mean
-        self.squares += ((rows - mean) ** 2).sum(axis=0) + delta**2 * (self.count * added / total)
+        self.squares += np.einsum("tn,tn->n", off, off) + delta**2 * (self.count * added / total)
         self.mean += delta * (added / total)
         self.low = np.minimum(self.low, rows.min(axis=0))
         self.high = np.maximum(self.high, rows.max(axis=0))
         self.count = total
+
+    def thin(self) -> None:
+        """Keep every second row of the sample, as if the stride had always been twice what it was."""
+        self.sample = [
+            part[before % 2 :: 2].copy() for part, before in zip(self.sample, self.sampled, strict=True)
+        ]
+        self.sampled = [-(-before // 2) for before in self.sampled]
 
     def result(self) -> FeatureStatistics:
         """Return the figures; zeros where there was no row."""
         if self.count == 0:
             zeros = [0.0] * len(self.mean)
             return FeatureStatistics(*[zeros] * 8)
-        rows = np.concatenate(self.sample)
-        q01, q99 = np.quantile(rows, (0.01, 0.99), axis=0).tolist()
+        # A column at a time: all at once would take the memory of the sample twice again.
+        columns = (np.concatenate([part[:, n] for part in self.sample]) for n in range(len(self.mean)))
+        q01, q99 = np.array([np.quantile(column, (0.01, 0.99)) for column in columns]).T.tolist()
         std = np.sqrt(self.squares / self.count).tolist()
         return FeatureStatistics(
             self.mean.tolist(), std, self.low.tolist(), self.high.tolist(), q01, q99, q01, q99
         )
 
 
-def _empty(size: int) -> _Moments:
-    return _Moments(0, np.zeros(size), np.zeros(size), np.full(size, np.inf), np.full(size, -np.inf), sample=[])
-
-
 class StatisticsBuilder:
     """Takes the training episodes one by one; moments are exact, quantiles come from every n-th step.
 
-    At most about `sample_steps` steps are kept for quantiles: n doubles whenever they would be more.
+    At most about `sample_steps` steps are kept for quantiles: n doubles whenever they would be more. Equal
+    episodes in equal order give equal figures, to the bit.
     Actions and rewards that the profile calls invalid are left out.
     """
 
@@ -138,25 +154,27 @@ class StatisticsBuilder:
         is_last, times = columns["is_last"], columns["timestamp_ns"]
         assert isinstance(is_last, np.ndarray) and isinstance(times, np.ndarray)  # arrays by their feature
         valid = valid_transitions(is_last, self._profile)
+        all_valid = bool(valid.all())
         for key, name in self._names.items():
             column = columns[name]
             assert isinstance(column, np.ndarray)  # text has no statistics
-            rows = column.reshape(len(column), -1).astype(np.float64)
-            rows = rows if key.startswith("observation/") else rows[valid]
-            moments = self._moments.setdefault(key, _empty(rows.shape[1]))
-            moments.add(rows, rows[:: self._stride].astype(np.float32))
+            rows = column.reshape(len(column), -1)
+            rows = rows if key.startswith("observation/") or all_valid else rows[valid]
+            if key not in self._moments:
+                self._moments[key] = _Moments.empty(rows.shape[1])
+            self._moments[key].add(rows, self._stride)
         if len(times) > 1:
             self._intervals_ns.append(int(np.median(np.diff(times))))
         self._steps += int(valid.sum())
         self._episodes += 1
         self._kept += -(-len(times) // self._stride)
-        if self._kept > self._sample_steps:
+        while self._kept > self._sample_steps:
             self._thin()
 
     def _thin(self) -> None:
         self._stride *= 2
         for moments in self._moments.values():
-            moments.sample = [np.concatenate(moments.sample)[::2]]
+            moments.thin()
         self._kept = -(-self._kept // 2)
 
     @property
@@ -201,9 +219,21 @@ def read_statistics(folder: Path) -> Statistics:
     Raises:
         CorruptDataError: the file is missing or not what was written.
     """
+    path = folder / STATISTICS_FILE
     try:
-        return msgspec.json.decode((folder / STATISTICS_FILE).read_bytes(), type=Statistics)
-    except (OSError, msgspec.DecodeError) as error:
-        raise CorruptDataError(
-            f"{folder / STATISTICS_FILE}: {error}; convert the episodes again to rebuild it"
-        ) from error
+        data = path.read_bytes()
+    except OSError as error:
+        raise CorruptDataError(f"{path}: {error}; convert the episodes again to rebuild it") from error
+    return parse_statistics(data, str(path))
+
+
+def parse_statistics(data: bytes, place: str) -> Statistics:
+    """Parse the bytes of a `statistics.json`; `place` stands for the file in errors.
+
+    Raises:
+        CorruptDataError: they are not what was written.
+    """
+    try:
+        return msgspec.json.decode(data, type=Statistics)
+    except msgspec.DecodeError as error:
+        raise CorruptDataError(f"{place}: {error}; convert the episodes again to rebuild it") from error

@@ -6,15 +6,16 @@ Source: the format notes in TensorFlow's `record_writer.h`; nothing of TensorFlo
 """
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
 import google_crc32c
+import numpy as np
 
 from brain_service.errors import CorruptDataError
 
-__all__ = ["FRAME_BYTES", "frame", "read_record", "read_records"]
+__all__ = ["FRAME_BYTES", "frame", "frame_parts", "read_record", "read_records", "unframe"]
 
 FRAME_BYTES = 16
 """What framing adds to a record, in bytes."""
@@ -25,8 +26,11 @@ _HEADER_BYTES = 12
 
 
 def _masked_crc(data: bytes) -> int:
+    return _mask(google_crc32c.value(data))
+
+
+def _mask(crc: int) -> int:
     # A CRC of data that itself holds CRCs is weak, hence the rotation and the constant of the format.
-    crc: int = google_crc32c.value(data)
     return (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF
 
 
@@ -36,6 +40,18 @@ def frame(payload: bytes) -> bytes:
     return b"".join(
         (length, _CRC.pack(_masked_crc(length)), payload, _CRC.pack(_masked_crc(payload))),
     )
+
+
+def frame_parts(parts: Sequence[bytes | memoryview]) -> Iterator[bytes | memoryview]:
+    """Yield the pieces of one framed record whose bytes are `parts` one after another; none is copied."""
+    crc = 0
+    for part in parts:
+        # The library takes no view but the one that NumPy makes.
+        crc = google_crc32c.extend(crc, np.frombuffer(part, np.uint8) if isinstance(part, memoryview) else part)
+    length = _LENGTH.pack(sum(map(len, parts)))
+    yield length + _CRC.pack(_masked_crc(length))
+    yield from parts
+    yield _CRC.pack(_mask(crc))
 
 
 def read_record(file: BinaryIO, name: str) -> bytes | None:
@@ -64,6 +80,29 @@ def read_record(file: BinaryIO, name: str) -> bytes | None:
     if _masked_crc(payload) != _CRC.unpack_from(body, length)[0]:
         raise CorruptDataError(
             f"{name}: the record at byte {offset} ({length} bytes) fails its checksum; convert the episodes again"
+        )
+    return payload
+
+
+def unframe(record: bytes, name: str, offset_bytes: int) -> bytes:
+    """Return the bytes of one framed record that lies at `offset_bytes` of the file called `name` in errors.
+
+    Raises:
+        CorruptDataError: the frame is cut short, longer than its content, or a checksum does not hold.
+    """
+    if len(record) < FRAME_BYTES:
+        raise _cut(name, offset_bytes, FRAME_BYTES, len(record))
+    (length,) = _LENGTH.unpack_from(record)
+    if _masked_crc(record[:8]) != _CRC.unpack_from(record, 8)[0] or length != len(record) - FRAME_BYTES:
+        raise CorruptDataError(
+            f"{name}: the length of the record at byte {offset_bytes} fails its checksum or is not the index's; "
+            "convert the episodes again"
+        )
+    payload = record[_HEADER_BYTES:-4]
+    if _masked_crc(payload) != _CRC.unpack_from(record, len(record) - 4)[0]:
+        raise CorruptDataError(
+            f"{name}: the record at byte {offset_bytes} ({length} bytes) fails its checksum; "
+            "convert the episodes again"
         )
     return payload
 

@@ -3,27 +3,42 @@
 import fcntl
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from brain_service.datasets.manifest import Manifest, read_manifest
+from brain_service.datasets.columns import Profile
+from brain_service.datasets.manifest import RECORD_FORMAT, LeftOut, Manifest, read_manifest
+from brain_service.durable import fsync_directory, make_directory
 from brain_service.errors import CorruptDataError
 
-__all__ = ["check_files", "exclusive_work", "find_reusable", "list_versions", "next_version"]
+__all__ = [
+    "check_files",
+    "exclusive_work",
+    "find_bases",
+    "list_versions",
+    "next_version",
+    "set_orphans_aside",
+    "sort_versions",
+]
 
 FIRST_VERSION = "1.0.0"
 _VERSION = re.compile(r"(\d+)\.(\d+)\.(\d+)")
 _WORK = ".work"
 _LOCK = ".lock"
+_ORPHANS = "orphans"
 
 
 def list_versions(folder: Path) -> list[str]:
     """Return the versions `x.y.z` below a dataset's folder, oldest first; empty where there is no folder."""
     if not folder.is_dir():
         return []
-    names = [entry.name for entry in folder.iterdir() if entry.is_dir() and _VERSION.fullmatch(entry.name)]
-    return sorted(names, key=_order)
+    return sort_versions(entry.name for entry in folder.iterdir() if entry.is_dir())
+
+
+def sort_versions(names: Iterable[str]) -> list[str]:
+    """Return those of the names that are versions `x.y.z`, oldest first."""
+    return sorted((name for name in names if _VERSION.fullmatch(name)), key=_order)
 
 
 def _order(version: str) -> tuple[int, ...]:
@@ -39,18 +54,43 @@ def next_version(folder: Path) -> str:
     return f"{major}.{minor}.{patch + 1}"
 
 
-def find_reusable(folder: Path, source_digest: str) -> tuple[Path, Manifest] | None:
-    """Return the newest intact version that was made of the same sources in the same way, if there is one."""
+def find_bases(folder: Path, profile: Profile) -> Iterator[tuple[Path, Manifest] | LeftOut]:
+    """Yield the intact versions that a new one of this profile can build on, newest first.
+
+    A damaged version is passed over, not repaired, and yielded as what is wrong with it.
+    """
     for version in reversed(list_versions(folder)):
+        path = folder / version
         try:
-            manifest = read_manifest(folder / version)
-            if manifest.source_digest == source_digest:
-                check_files(folder / version, manifest)
-                return folder / version, manifest
-        except CorruptDataError:
-            # A damaged version is passed over, not repaired: the caller writes the next one.
-            continue
-    return None
+            manifest = read_manifest(path)
+            if manifest.profile == profile and manifest.record_format == RECORD_FORMAT:
+                check_files(path, manifest)
+                yield path, manifest
+        except CorruptDataError as error:
+            yield LeftOut(version, error.detail)
+
+
+def set_orphans_aside(folder: Path, manifest: Manifest) -> list[str]:
+    """Move shards that a version's manifest does not know to `orphans/<version>/` beside it; returns where to.
+
+    No converter writes into a published version: another tool did, or a copy went wrong.
+
+    Raises:
+        OSError: the medium refuses.
+    """
+    known = {shard.file for shard in manifest.shards}
+    orphans = sorted(path for path in folder.iterdir() if ".tfrecord" in path.name and path.name not in known)
+    return [str(_set_aside(path, folder.parent / _ORPHANS / folder.name)) for path in orphans]
+
+
+def _set_aside(path: Path, target: Path) -> Path:
+    """Move a file into a folder, under a name that nothing has there."""
+    make_directory(target)
+    names = (target / path.name, *(target / f"{path.name}.{n}" for n in range(1, 1000)))
+    free = next(name for name in names if not name.exists())
+    path.rename(free)
+    fsync_directory(target)
+    return free
 
 
 def check_files(folder: Path, manifest: Manifest) -> None:
@@ -89,7 +129,7 @@ def exclusive_work(folder: Path) -> Iterator[Path]:
     """Yield an empty work folder inside a dataset's folder while holding the dataset's lock.
 
     A second converter of the same dataset waits. What a killed one left is removed, and so is this one's work
-    when the block ends.
+    when the block ends: nothing in it was ever seen, and its sources are still there.
 
     Raises:
         OSError: the folder cannot be made or locked.

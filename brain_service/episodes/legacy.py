@@ -15,10 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from brain_service.episodes.document import require_whole
-from brain_service.episodes.episode import Episode, episode_from_steps
+from brain_service.episodes.episode import Episode
 from brain_service.episodes.header import EpisodeHeader, parse_role
 from brain_service.episodes.images import ImageStore
-from brain_service.episodes.schema import Step, StepIn, check_step, seconds_to_ns
+from brain_service.episodes.packing import StepPacker
+from brain_service.episodes.schema import StepIn, check_step, seconds_to_ns
+from brain_service.episodes.text_lines import line_batches, read_blocks
 from brain_service.errors import BrainError, CorruptDataError, InvalidError
 from brain_service.spec import EpisodeSpec, Leaf, check_values, flatten
 
@@ -56,11 +58,16 @@ def read_seed(path: Path) -> Iterator[Episode]:
         InvalidError: no steps, or a step that is no step or does not match the episode's first.
         OSError: it cannot be read.
     """
+    if path.suffix == ".jsonl":
+        yield from _read_documents(path, _lines(path))
+        return
     data = path.read_bytes()
-    if path.suffix == ".json":
-        with located(path, 1):
-            require_whole(data)
-    documents = _lines(path, data) if path.suffix == ".jsonl" else [("1", _parse(path, data, 1))]
+    with located(path, 1):
+        require_whole(data)
+    yield from _read_documents(path, [("1", _parse(path, data, 1))])
+
+
+def _read_documents(path: Path, documents: Iterable[tuple[str, Any]]) -> Iterator[Episode]:
     found = False
     for metadata, raws in _episodes(path, documents):
         found = True
@@ -69,18 +76,20 @@ def read_seed(path: Path) -> Iterator[Episode]:
         raise InvalidError(f"{path}: no steps in it; expected step objects or {{'metadata', 'steps'}}")
 
 
-def _lines(path: Path, data: bytes) -> list[tuple[str, Any]]:
-    lines = data.splitlines(keepends=True)
-    found: list[tuple[str, Any]] = []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            found.append((str(number), _parse(path, line, number)))
-        except CorruptDataError:
-            if number < len(lines) or line.endswith(b"\n"):
-                raise
-    return found
+def _lines(path: Path) -> Iterator[tuple[str, Any]]:
+    """Yield the number and the document of each line that is not empty."""
+    number = 0
+    with path.open("rb") as file:
+        for lines, whole in line_batches(read_blocks(file), path):
+            for line in lines:
+                number += 1
+                if not line.strip():
+                    continue
+                try:
+                    yield str(number), _parse(path, line, number)
+                except CorruptDataError:
+                    if whole:
+                        raise
 
 
 def _parse(path: Path, data: bytes, line: int) -> Any:
@@ -90,21 +99,26 @@ def _parse(path: Path, data: bytes, line: int) -> Any:
         raise CorruptDataError(f"{path}:{line}: no JSON: {error}") from error
 
 
-def _episodes(path: Path, documents: Iterable[tuple[str, Any]]) -> Iterator[tuple[Mapping[str, Any], list[_Raw]]]:
-    """Group what the file holds into (the document around the steps, the steps)."""
+def _episodes(
+    path: Path, documents: Iterable[tuple[str, Any]]
+) -> Iterator[tuple[Mapping[str, Any], Iterator[_Raw]]]:
+    """Group what the file holds into (the document around the steps, the steps); take them before the next."""
 
     def episode_id(item: tuple[str, Any]) -> Any:
         return item[1].get("episode_id") if isinstance(item[1], Mapping) and "steps" not in item[1] else item[0]
 
     for _, group in itertools.groupby(documents, key=episode_id):
-        items = list(group)
-        where, first = items[0]
+        where, first = next(group)
         if isinstance(first, Mapping) and isinstance(first.get("steps"), list):
-            yield first, [_raw(path, f"{where}: steps/{n}", step) for n, step in enumerate(first["steps"])]
+            yield first, _all_raw(path, f"{where}: steps/", first["steps"])
         elif isinstance(first, list):
-            yield {}, [_raw(path, f"{where}: {n}", step) for n, step in enumerate(first)]
+            yield {}, _all_raw(path, f"{where}: ", first)
         else:
-            yield {}, [_raw(path, place, step) for place, step in items]
+            yield {}, (_raw(path, *item) for item in itertools.chain([(where, first)], group))
+
+
+def _all_raw(path: Path, prefix: str, steps: list[Any]) -> Iterator[_Raw]:
+    return (_raw(path, f"{prefix}{n}", step) for n, step in enumerate(steps))
 
 
 def _raw(path: Path, where: str, step: Any) -> _Raw:
@@ -113,27 +127,31 @@ def _raw(path: Path, where: str, step: Any) -> _Raw:
     return _Raw(where, step)
 
 
-def _episode(path: Path, document: Mapping[str, Any], raws: list[_Raw]) -> Episode:
-    if not raws:
+def _episode(path: Path, document: Mapping[str, Any], raws: Iterator[_Raw]) -> Episode:
+    first = next(raws, None)
+    if first is None:
         raise InvalidError(f"{path}: the episode holds no steps; record some or delete it")
     given = document.get("metadata") or {}
     if not isinstance(given, Mapping):
         raise InvalidError(f"{path}: metadata is an object, not {type(given).__name__}", field="metadata")
     metadata = dict(given)
-    episode_id = str(metadata.pop("episode_id", None) or raws[0].step.get("episode_id") or path.stem)
+    episode_id = str(metadata.pop("episode_id", None) or first.step.get("episode_id") or path.stem)
     header = EpisodeHeader(episode_id, 0, control_role=_role(metadata.get("control_role")))
     features = document.get("features")
     spec = None if features is None else EpisodeSpec.from_json(features)
     images = ImageStore.beside(path)
-    steps: list[Step] = []
-    for raw in raws:
+    packer: StepPacker | None = None
+    is_terminal = False
+    for raw in itertools.chain([first], raws):
         with located(path, raw.where):
-            step, spec = check_step(_step_in(raw.step), header, spec, len(steps))
-            steps.append(replace(step, observation=images.load(step.observation, spec)))
-    assert spec is not None
-    reason = document.get("end") or ("terminated" if steps[-1].is_terminal else "truncated")
-    final = _final(path, document.get("final_observation"), spec, images)
-    return episode_from_steps(episode_id, metadata, spec, steps, final, str(reason))
+            step, spec = check_step(_step_in(raw.step), header, spec, 0 if packer is None else len(packer))
+            packer = StepPacker(spec) if packer is None else packer
+            packer.add(replace(step, observation=images.load(step.observation, spec)))
+            is_terminal = step.is_terminal
+    assert packer is not None  # there is a first step
+    reason = document.get("end") or ("terminated" if is_terminal else "truncated")
+    final = _final(path, document.get("final_observation"), packer.spec, images)
+    return packer.episode(episode_id, metadata, final, str(reason))
 
 
 def _step_in(step: Mapping[str, Any]) -> StepIn:

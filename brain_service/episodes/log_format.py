@@ -15,16 +15,26 @@ import orjson
 
 from brain_service.errors import CorruptDataError, InvalidError
 
-__all__ = ["ROUNDS_TWICE", "SCHEMA_VERSION", "check_line", "decode_line", "encode_line", "json_ready", "text_of"]
+__all__ = [
+    "MARK",
+    "ROUNDS_TWICE",
+    "SCHEMA_VERSION",
+    "TAIL_BYTES",
+    "check_line",
+    "decode_line",
+    "encode_line",
+    "json_ready",
+    "text_of",
+]
 
 SCHEMA_VERSION = "1.1"
 
-_MARK = b',"crc32c":"'
+MARK = b',"crc32c":"'
 # The one float32 magnitude (of all 2^31, checked) whose shortest text reads back as its neighbour when a reader
 # goes through a double, as every JSON parser does: it lies a hair from the middle of two float32.
 ROUNDS_TWICE = np.uint32(0x15AE43FD).view(np.float32)
 
-_TAIL_BYTES = len(_MARK) + 8 + len(b'"}\n')
+TAIL_BYTES = len(MARK) + 8 + len(b'"}\n')
 
 
 def encode_line(record: Mapping[str, Any]) -> bytes:
@@ -42,7 +52,7 @@ def encode_line(record: Mapping[str, Any]) -> bytes:
         field = _without_json_form(record, "")
         where = f"{field}: the value" if field else "the record"
         raise InvalidError(f"{where} has no JSON form: {error}", field=field) from error
-    return b'%b%b%08x"}\n' % (body, _MARK, google_crc32c.value(body))
+    return b'%b%b%08x"}\n' % (body, MARK, google_crc32c.value(body))
 
 
 def decode_line(line: bytes) -> dict[str, Any]:
@@ -67,7 +77,7 @@ def text_of(line: bytes) -> bytes:
         CorruptDataError: it is cut short, or its checksum does not hold.
     """
     check_line(line)
-    return line[:-_TAIL_BYTES] + b"}"
+    return line[:-TAIL_BYTES] + b"}"
 
 
 def check_line(line: bytes) -> None:
@@ -76,8 +86,8 @@ def check_line(line: bytes) -> None:
     Raises:
         CorruptDataError: it is cut short, or its checksum does not hold.
     """
-    mark = len(line) - _TAIL_BYTES
-    if mark < 1 or line[mark : mark + len(_MARK)] != _MARK or not line.endswith(b'"}\n'):
+    mark = len(line) - TAIL_BYTES
+    if mark < 1 or line[mark : mark + len(MARK)] != MARK or not line.endswith(b'"}\n'):
         raise CorruptDataError("the line does not end in its checksum: it was cut short or changed")
     stored, computed = line[-11:-3], b"%08x" % google_crc32c.value(line[:mark])
     if stored != computed:

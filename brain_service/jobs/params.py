@@ -33,13 +33,16 @@ class ConvertParams(Params):
     """Every ended episode that was recorded becomes an RLDS dataset of TFRecord shards."""
 
     name: DatasetName = Field(
-        default="episodes", description="The dataset's name; each conversion is a new version."
+        default="episodes", description="The dataset's name; each conversion of something new is a new version."
     )
     profile: Literal["oxe", "rlds"] = Field(
         default="oxe", description="Where the last step's flags go: oxe one to one, rlds on a step of its own."
     )
     val_fraction: float = Field(default=0.1, ge=0, lt=1, description="Share of the episodes held out.")
     compress: bool = Field(default=False, description="Also write a gzip archive to send elsewhere.")
+    drop_missing: bool = Field(
+        default=False, description="Leave out episodes whose logs are gone; else the dataset keeps them."
+    )
 
 
 class TrainParams(Params):

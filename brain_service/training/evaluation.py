@@ -73,7 +73,7 @@ def evaluate(
     _require_same_spec(loaded, dataset)
     lengths = dataset.lengths(split)
     if not len(lengths):
-        raise InvalidError(f"{dataset.path}: split {split!r} is empty; record more episodes", field="split")
+        raise InvalidError(f"{dataset.location}: split {split!r} is empty; record more episodes", field="split")
     # One window an episode, all of one length: one compilation, and an epoch is every episode once.
     loader = SequenceLoader(dataset, split, batch_size=1, sequence_length=int(lengths.max()), seed=0)
     predict = jax.jit(unroll, static_argnums=1)
@@ -92,7 +92,7 @@ def _require_same_spec(loaded: LoadedCheckpoint, dataset: Dataset) -> None:
         if ours != theirs:
             differing = sorted(path for path in ours.keys() | theirs.keys() if ours.get(path) != theirs.get(path))
             raise InvalidError(
-                f"{part}: the checkpoint and {dataset.path} differ in {', '.join(differing)}; "
+                f"{part}: the checkpoint and {dataset.location} differ in {', '.join(differing)}; "
                 "evaluate on a dataset of the same features",
                 field=f"{part}/{differing[0]}",
             )

@@ -172,7 +172,7 @@ class _Run:
         train_step = make_train_step(self.model, config)
         begun_s = reported_s = time.monotonic()
         step, metrics = first, None
-        with closing(cast(Any, self.loader.batches(first))) as batches:
+        with closing(self.loader.batches(first)) as batches:
             while step < config.steps and not should_stop():
                 state, metrics = train_step(state, normalise_batch(next(batches), self.normaliser))
                 step += 1
@@ -202,7 +202,7 @@ def _require_examples(dataset: Dataset) -> None:
     steps = sum(entry.roles.get(role, 0) for entry in dataset.entries("train") for role in IMITATED_ROLES)
     if steps == 0:
         raise InvalidError(
-            f"{dataset.path} has no step of a control role {' or '.join(IMITATED_ROLES)} to learn from; "
+            f"{dataset.location} has no step of a control role {' or '.join(IMITATED_ROLES)} to learn from; "
             "record demonstrations first",
             field="control_role",
         )

@@ -57,16 +57,16 @@ def test_layout_names_and_report(tmp_path: Path) -> None:
         "dataset_statistics.json",
         "features.json",
         "manifest.json",
-        "reach-train.tfrecord-00000-of-00001",
-        "reach-val.tfrecord-00000-of-00001",
+        "reach-train.tfrecord-00000",
+        "reach-val.tfrecord-00000",
         "statistics.json",
     ]
-    assert seen == [(n, 6) for n in range(7)]
+    assert list(dict.fromkeys(seen)) == [(n, 6) for n in range(7)]
     assert orjson.loads(orjson.dumps(report.to_json()))["splits"] == report.splits
     assert sum(report.splits.values()) == 6
     assert min(report.splits.values()) >= 1
-    # Nothing but the version and the lock stays: no spool, no half-built folder.
-    assert sorted(path.name for path in folder.parent.iterdir()) == [".lock", "1.0.0"]
+    # Nothing but the version, the lock and what is known of the sources stays: no half-built folder.
+    assert sorted(path.name for path in folder.parent.iterdir()) == [".lock", ".sources.json", "1.0.0"]
 
 
 def test_same_input_is_reused_and_new_input_makes_the_next_version(tmp_path: Path) -> None:
@@ -140,7 +140,7 @@ def test_the_same_episode_twice_is_taken_once(tmp_path: Path) -> None:
     path.with_name("copy.jsonl").write_bytes(path.read_bytes())
     report = convert_directory_to_tfrecord(tmp_path / "in", tmp_path / "out")
     assert report.episodes == 1
-    assert "'a' was already read from another file" in report.quarantined[0]["reason"]
+    assert "'a' was already read from a.jsonl" in report.quarantined[0]["reason"]
 
 
 def test_small_shards_hold_whole_episodes_in_order(tmp_path: Path) -> None:
@@ -222,7 +222,7 @@ def test_a_full_disk_leaves_no_version_and_the_old_one_readable(tmp_path: Path) 
     )
     assert "free space" in done.stdout
     folder = first.dataset_dir.parent
-    assert sorted(path.name for path in folder.iterdir()) == [".lock", "1.0.0"]
+    assert sorted(path.name for path in folder.iterdir()) == [".lock", ".sources.json", "1.0.0"]
     assert open_dataset(folder).read("train", 0)
 
 

@@ -8,7 +8,7 @@ import orjson
 import pytest
 
 from brain_service.datasets.convert import convert_directory_to_tfrecord
-from brain_service.datasets.dataset import Dataset, open_dataset
+from brain_service.datasets.dataset import open_dataset
 from brain_service.errors import BrainError, CorruptDataError, InvalidError, NotFoundError
 from brain_service.spec import EpisodeSpec, Feature, to_vector
 
@@ -97,21 +97,8 @@ def test_an_observation_of_text_alone_has_no_vector(tmp_path: Path) -> None:
     assert len(dataset.statistics.vector("observation", "mean")) == 0
 
 
-def test_the_cache_is_bounded_and_changes_nothing(folder: Path) -> None:
-    roomy, tight = open_dataset(folder), open_dataset(folder, cache_bytes=1)
-    for _ in range(2):
-        for index in range(len(LENGTHS)):
-            assert np.array_equal(
-                roomy.vectors("train", index).observation, tight.vectors("train", index).observation
-            )
-    assert roomy.vectors("train", 0) is roomy.vectors("train", 0)
-    first = tight.vectors("train", 0)
-    tight.vectors("train", 1)
-    assert tight.vectors("train", 0) is not first
-
-
 def _read_all(folder: Path) -> None:
-    dataset = Dataset(folder)
+    dataset = open_dataset(folder)
     for index in range(len(dataset.entries("train"))):
         dataset.read("train", index)
 

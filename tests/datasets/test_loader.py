@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from brain_service.datasets.columns import Profile
 from brain_service.datasets.convert import convert_directory_to_tfrecord
 from brain_service.datasets.dataset import Dataset, open_dataset
-from brain_service.datasets.loader import Batch, SequenceLoader, plan_windows
+from brain_service.datasets.loader import Batch, SequenceLoader
+from brain_service.datasets.rows import plan_windows
 from brain_service.errors import CorruptDataError, InvalidError, NotFoundError
 
 from .recording import record, record_many
@@ -49,8 +50,8 @@ def _assert_equal(one: Batch, two: Batch) -> None:
 def test_each_step_lies_in_exactly_one_window(lengths: list[int], sequence_length: int) -> None:
     seen = [
         (episode, step)
-        for episode, first in plan_windows(np.array(lengths, np.int64), sequence_length).tolist()
-        for step in range(first, min(first + sequence_length, lengths[episode]))
+        for episode, first, count in plan_windows(np.array(lengths, np.int64), sequence_length).tolist()
+        for step in range(first, first + count)
     ]
     assert sorted(seen) == [(e, t) for e, length in enumerate(lengths) for t in range(length)]
 
@@ -60,7 +61,7 @@ def test_a_batch_holds_the_episodes_steps_and_zeros_behind_them(dataset: Dataset
     loader = _loader(dataset, batch_size=3, sequence_length=sequence_length)
     for step in range(loader.steps_per_epoch):
         batch = loader.batch(step)
-        for row, (episode, first) in enumerate(loader.windows(step)):
+        for row, _, episode, first, _ in loader.pieces(step):
             whole = dataset.vectors("train", episode)
             for t in range(sequence_length):
                 i = first + t
@@ -86,15 +87,17 @@ def test_shapes_and_dtypes(dataset: Dataset) -> None:
     assert shapes.pop("observation") == (2, 7, 3)
     assert shapes.pop("action") == shapes.pop("previous_action") == (2, 7, 2)
     assert set(shapes.values()) == {(2, 7)}
-    assert {getattr(batch, field.name).dtype for field in fields(Batch)} == {np.dtype(np.float32)}
+    dtypes = {field.name: getattr(batch, field.name).dtype for field in fields(Batch)}
+    assert dtypes.pop("segment_id") == np.int32
+    assert set(dtypes.values()) == {np.dtype(np.float32)}
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 4, 30])
 def test_an_epoch_shows_every_window_once_also_when_batches_span_epochs(dataset: Dataset, batch_size: int) -> None:
     loader = _loader(dataset, batch_size=batch_size)
-    count = loader.window_count
-    assert count == sum(-(-length // 4) for length in LENGTHS)
-    rows = [row for step in range(-(-3 * count // batch_size)) for row in loader.windows(step)]
+    count = sum(-(-length // 4) for length in LENGTHS)
+    assert loader.steps_per_epoch == -(-count // batch_size)
+    rows = [piece[2:] for step in range(-(-3 * count // batch_size)) for piece in loader.pieces(step)]
     epochs = [rows[start : start + count] for start in range(0, 3 * count, count)]
     assert all(sorted(epoch) == sorted(epochs[0]) and len(set(epoch)) == count for epoch in epochs)
     assert epochs[0] != epochs[1]
@@ -104,9 +107,7 @@ def test_the_same_seed_and_step_give_the_same_batch_and_another_seed_does_not(da
     again = open_dataset(dataset.path, cache_bytes=1)
     for step in (7, 0, 3):
         _assert_equal(_loader(dataset).batch(step), _loader(again).batch(step))
-    assert [_loader(dataset).windows(n) for n in range(3)] != [
-        _loader(dataset, seed=2).windows(n) for n in range(3)
-    ]
+    assert [_loader(dataset).pieces(n) for n in range(3)] != [_loader(dataset, seed=2).pieces(n) for n in range(3)]
 
 
 def test_another_process_gets_the_same_batch(dataset: Dataset) -> None:
@@ -131,11 +132,15 @@ def test_iteration_is_the_batches_from_any_step_on(dataset: Dataset) -> None:
 
 
 def test_leaving_an_iteration_ends_its_thread(dataset: Dataset) -> None:
+    before = set(threading.enumerate())
     batches = _loader(dataset).batches()
     next(batches)
-    assert [thread for thread in threading.enumerate() if thread.name.startswith("loader-prefetch")]
-    batches.close()  # type: ignore[attr-defined]
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("loader-prefetch")]
+    threads = set(threading.enumerate()) - before
+    assert len(threads) == 1
+    batches.close()
+    for thread in threads:
+        thread.join(10)
+        assert not thread.is_alive()
 
 
 def test_only_imitated_roles_count_in_the_loss(tmp_path: Path) -> None:
@@ -155,7 +160,7 @@ def test_the_last_rlds_step_is_seen_but_not_learned_from(tmp_path: Path, final: 
     assert dataset.lengths("train").tolist() == [length + final for length in LENGTHS]
     loader = _loader(dataset, batch_size=len(LENGTHS), sequence_length=13)
     batch = loader.batch(0)
-    for row, (episode, _) in enumerate(loader.windows(0)):
+    for row, _, episode, _, _ in loader.pieces(0):
         last = LENGTHS[episode] + final - 1
         assert batch.mask[row].sum() == last + 1
         assert batch.loss_mask[row].sum() == batch.valid_mask[row].sum() == batch.next_mask[row].sum() == last

@@ -51,10 +51,15 @@ def run(context: JobContext) -> Outcome:
         name=options.name,
         profile=options.profile,
         val_fraction=options.val_fraction,
+        drop_missing=options.drop_missing,
         progress=lambda done, total: context.report(done / max(total, 1)),
     )
     for left_out in report.quarantined:
         context.say(f"left out {left_out['file']}: {left_out['reason']}")
+    if report.kept:
+        context.say(f"{len(report.kept)} logs are gone since an earlier conversion; their episodes stay")
+    for damaged in report.passed_over:
+        context.say(f"version {damaged['version']} was not built upon: {damaged['reason']}")
     names = ("name", "version", "splits", "episodes", "steps", "quarantined", "skipped_open", "reused")
     result = {name: getattr(report, name) for name in names}
     _require_held_out(context, result)

@@ -1,0 +1,280 @@
+"""`brain datasets`: list datasets, report on the quality of one, and verify every byte of one."""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from brain_service.errors import BrainError, NotFoundError, UnavailableError
+from brain_service.settings import load_settings
+from brain_service.terminal import progress_bar, size_text
+
+if TYPE_CHECKING:
+    from brain_service.datasets.quality import Finding, QualityReport
+
+__all__ = ["add_datasets_command"]
+
+LS_EXAMPLES = """\
+examples:
+  brain datasets ls --data-dir ./brain
+  brain datasets ls --output-dir ./datasets --json | jq -r '.[] | select(.newest) | .path'
+"""
+REPORT_EXAMPLES = """\
+exit code: 0 pass, 1 warn, 2 fail (or no report could be made)
+
+examples:
+  brain datasets report ./datasets                     # the newest version of the only dataset in there
+  brain datasets report ./datasets/episodes/1.0.3 --html report.html
+  brain datasets report ./datasets --split train --json | jq -r '.findings[] | .code + " " + .message'
+  brain datasets report ./datasets --limit max_action_rate=2.5 --limit max_gap_periods=5
+"""
+VERIFY_EXAMPLES = """\
+exit code: 0 everything holds, 2 something does not
+
+examples:
+  brain datasets verify ./datasets/episodes/1.0.3
+  brain datasets verify ./datasets --json | jq -r '.damages[] | .file + " " + (.episode // "-")'
+"""
+
+Run = Callable[[argparse.Namespace], int]
+_EPISODES_SHOWN = 20
+_MARKS = {"fail": "FAIL", "warn": "warn", "info": "note"}
+
+
+def add_datasets_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add `datasets` and its own commands to the parser of `brain`."""
+    summary = "List datasets, report on their quality, verify their bytes."
+    datasets = commands.add_parser(
+        "datasets",
+        help=summary,
+        description=summary,
+        epilog=LS_EXAMPLES + "".join(text[text.index("  brain") :] for text in (REPORT_EXAMPLES, VERIFY_EXAMPLES)),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    actions = datasets.add_subparsers(dest="action", required=True, metavar="action")
+
+    def action(name: str, run: Run, summary: str, examples: str) -> argparse.ArgumentParser:
+        added = actions.add_parser(
+            name,
+            help=summary,
+            description=summary,
+            epilog=examples,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        added.add_argument("--json", action="store_true", help="print JSON")
+        added.set_defaults(run=run)
+        return added
+
+    ls = action("ls", _list, "List datasets and their versions, oldest first.", LS_EXAMPLES)
+    where = ls.add_mutually_exclusive_group()
+    where.add_argument("--data-dir", type=Path, help="everything the daemon keeps")
+    where.add_argument("--output-dir", type=Path, help="where 'brain convert' wrote <name>/<x.y.z>/")
+    ls.add_argument("--config", type=Path, help="settings file (default: brain.toml)")
+    report = action(
+        "report",
+        _report,
+        "Say what is wrong with a dataset before anybody trains on it; writes <version>-report/ beside it.",
+        REPORT_EXAMPLES,
+    )
+    report.add_argument("path", type=Path, help="a version, a dataset's folder (newest version), or a root of one")
+    report.add_argument("--html", type=Path, help="write the page to this file instead, and nothing else")
+    report.add_argument("--split", action="append", default=[], help="only this split; repeat it for several")
+    report.add_argument(
+        "--limit", action="append", default=[], metavar="NAME=VALUE", help="another limit; docs/data-quality.md"
+    )
+    verify = action(
+        "verify", _verify, "Read every byte of a dataset and name all that is damaged.", VERIFY_EXAMPLES
+    )
+    verify.add_argument("path", type=Path, help="a version, a dataset's folder (newest version), or a root of one")
+
+
+def _list(options: argparse.Namespace) -> int:
+    root = options.output_dir
+    if root is None:
+        root = load_settings({"data_dir": options.data_dir}, config=options.config).datasets_dir
+    found = _versions(root)
+    if options.json:
+        return _say_json(found)
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for name in (
+        "dataset",
+        "version",
+        "episodes",
+        "steps",
+        "size",
+        "profile",
+        "period",
+        "made (UTC)",
+        "left out",
+        "",
+    ):
+        table.add_column(name, justify="right" if name in ("steps", "size", "period", "left out") else "left")
+    for item in found:
+        newest = "newest" if item["newest"] else ""
+        if item["error"]:
+            table.add_row(item["name"], item["version"], "damaged", *[""] * 6, newest)
+            continue
+        splits = ", ".join(f"{split} {count}" for split, count in item["episodes"].items())
+        period = f"{item['control_period_s'] * 1e3:.4g} ms" if item["control_period_s"] else "-"
+        table.add_row(
+            item["name"],
+            item["version"],
+            splits,
+            f"{item['steps']:,}",
+            size_text(item["size_bytes"]),
+            item["profile"],
+            period,
+            item["made"][:16].replace("T", " "),
+            str(item["quarantined"]),
+            newest,
+        )
+    # In a pipe there is no width to fit into.
+    console = Console() if sys.stdout.isatty() else Console(file=sys.stdout, width=240)
+    console.print(table)
+    for item in found:
+        if item["error"]:
+            _say(f"damaged: {item['error']}")
+    return 0
+
+
+def _versions(root: Path) -> list[dict[str, Any]]:
+    """Return what there is to say of each version below a root.
+
+    Raises:
+        NotFoundError: there is none.
+    """
+    from brain_service.datasets.versions import list_versions
+
+    folders = sorted(folder for folder in root.iterdir() if folder.is_dir()) if root.is_dir() else []
+    if list_versions(root):
+        folders = [root]
+    found = [
+        _describe(folder / version, version == versions[-1])
+        for folder in folders
+        if (versions := list_versions(folder))
+        for version in versions
+    ]
+    if not found:
+        raise NotFoundError(
+            f"no dataset in {root}; make one with 'brain convert', or name another place with --output-dir"
+        )
+    return found
+
+
+def _describe(folder: Path, newest: bool) -> dict[str, Any]:
+    from brain_service.datasets.manifest import MANIFEST_FILE, read_manifest
+
+    item = {"name": folder.parent.name, "version": folder.name, "path": str(folder), "newest": newest}
+    try:
+        manifest = read_manifest(folder)
+    except BrainError as error:
+        return item | {"error": error.detail}
+    made = datetime.fromtimestamp((folder / MANIFEST_FILE).stat().st_mtime, UTC)
+    return item | {
+        "error": None,
+        "episodes": {split: len(entries) for split, entries in manifest.splits.items()},
+        "steps": sum(entry.length for entries in manifest.splits.values() for entry in entries),
+        "size_bytes": sum(shard.size_bytes for shard in manifest.shards),
+        "profile": manifest.profile,
+        "control_period_s": manifest.control_period_s,
+        "made": made.isoformat(timespec="seconds"),
+        "quarantined": len(manifest.quarantined),
+        "skipped_open": len(manifest.skipped_open),
+    }
+
+
+def _report(options: argparse.Namespace) -> int:
+    from brain_service.datasets import open_dataset
+    from brain_service.datasets.quality import Limits, measure_quality, render_page
+    from brain_service.durable import write_atomic
+
+    given = dict(_assignment(text) for text in options.limit)
+    limits = Limits().with_values(given)
+    # Each episode is read once: a cache would only hold memory.
+    dataset = open_dataset(options.path, cache_bytes=0)
+    with progress_bar("measuring steps") as progress:
+        report = measure_quality(dataset, options.split, limits, progress)
+    # A version folder never changes once it is published, so the report stands beside it, as the archive does.
+    beside = dataset.path.with_name(f"{dataset.path.name}-report")
+    files: dict[Path, bytes] = {}
+    if options.html:
+        files = {options.html: render_page(report).encode()}
+    elif not options.json:
+        files = {beside / "report.html": render_page(report).encode(), beside / "report.json": report.to_json()}
+    try:
+        for file, data in files.items():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_atomic(file, data)
+    except OSError as error:
+        raise UnavailableError(
+            f"cannot write the report to {error.filename}: {error.strerror}; name a file with --html"
+        ) from error
+    if options.json:
+        _say(report.to_json().decode().rstrip())
+    else:
+        _summarise(report)
+        _say(f"written: {', '.join(map(str, files))}")
+    return {"pass": 0, "warn": 1, "fail": 2}[report.verdict]
+
+
+def _assignment(text: str) -> tuple[str, str]:
+    name, _, value = text.partition("=")
+    return name.strip(), value.strip()
+
+
+def _summarise(report: "QualityReport") -> None:
+    splits = ", ".join(f"{size.episodes} {split}" for split, size in report.splits.items())
+    _say(f"{report.dataset}: {report.episodes:,} episodes ({splits}), {report.steps:,} steps: {report.verdict}")
+    for finding in report.findings:
+        _say(f"\n{_MARKS[finding.severity]}  {finding.code}: {finding.message}")
+        _say(f"      {finding.fix}{_episodes(finding)}")
+
+
+def _episodes(finding: "Finding") -> str:
+    if not finding.episodes:
+        return ""
+    more = len(finding.episodes) - _EPISODES_SHOWN
+    rest = f" and {more:,} more" if more > 0 else ""
+    return f"\n      episodes: {' '.join(finding.episodes[:_EPISODES_SHOWN])}{rest}"
+
+
+def _verify(options: argparse.Namespace) -> int:
+    from brain_service.datasets.verify import verify_dataset
+
+    with progress_bar("verifying bytes") as progress:
+        report = verify_dataset(options.path, progress)
+    code = 0 if report.ok else 2
+    if options.json:
+        _say(msgspec.json.format(msgspec.json.encode(report), indent=2).decode())
+        return code
+    for damage in report.damages:
+        where = "" if damage.offset_bytes is None else f" at byte {damage.offset_bytes}"
+        who = "" if damage.episode is None else f" episode {damage.episode}:"
+        _say(f"DAMAGED  {damage.file}{where}:{who} {damage.message}")
+    _say(
+        f"{report.dataset_dir}: {report.sound_episodes} of {report.episodes} episodes sound, "
+        f"{report.shards} shards, {size_text(report.size_bytes)}: "
+        + (
+            "everything holds"
+            if report.ok
+            else f"{len(report.damages)} things do not hold; restore or convert again"
+        )
+    )
+    return code
+
+
+def _say(line: str) -> None:
+    sys.stdout.write(f"{line}\n")
+
+
+def _say_json(document: Any) -> int:
+    _say(json.dumps(document, indent=2))
+    return 0
