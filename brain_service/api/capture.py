@@ -68,6 +68,7 @@ class CaptureTransport:
             body = await self._read(headers.get(b"content-length", b""), receive)
             if body is None:
                 return
+            _require_plain(headers.get(b"content-encoding", b""))
             answer = await self._append(episode_id, headers.get(b"content-type", b""), body)
         except BrainError as error:
             await _refuse(error, scope, send)
@@ -154,6 +155,14 @@ class CaptureTransport:
             return await parse_multipart(content_type.decode("latin-1"), body)
         finally:
             self._arriving_bytes -= len(body)
+
+
+def _require_plain(coding: bytes) -> None:
+    if coding.strip().lower() not in (b"", b"identity"):
+        raise UnsupportedMediaError(
+            f"bodies are taken uncompressed, not with Content-Encoding {coding.decode('latin-1')[:100]!r}; "
+            "leave the header out"
+        )
 
 
 def _between(path: str, ending: str) -> str:

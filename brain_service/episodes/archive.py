@@ -30,6 +30,7 @@ import zstandard
 
 from brain_service.durable import fsync_directory
 from brain_service.episodes.log_format import decode_line
+from brain_service.episodes.plain_log import open_regular
 from brain_service.errors import CorruptDataError
 
 __all__ = ["ARCHIVE_SUFFIX", "Archive", "compress_log"]
@@ -79,7 +80,7 @@ class Archive:
             OSError: it cannot be read.
         """
         self._path = path
-        self._file = path.open("rb")
+        self._file = open_regular(path)
         try:
             index, end = _read_index(self._file)
             self._frames = _lay_out(index, end)

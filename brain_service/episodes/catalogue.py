@@ -136,14 +136,18 @@ def list_ids(root: Path) -> list[str]:
 
 
 def list_names(root: Path) -> set[str]:
-    """Return the names in a directory that may be those of logs, compressed or not.
+    """Return the names in a directory that may be those of logs, compressed or not; no pipes, sockets or devices.
 
     Raises:
         UnavailableError: the directory cannot be read.
     """
     try:
         with os.scandir(root) as entries:
-            return {entry.name for entry in entries if entry.name.endswith(_SUFFIXES)}
+            return {
+                entry.name
+                for entry in entries
+                if entry.name.endswith(_SUFFIXES) and (entry.is_file() or entry.is_dir())
+            }
     except OSError as error:
         raise io_problem(error, f"list {root}") from error
 

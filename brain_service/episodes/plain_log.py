@@ -1,17 +1,32 @@
 """An uncompressed log opened for reading: any line without those before it, since each step tells its index."""
 
+import errno
 import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from brain_service.episodes.log_format import decode_line
 from brain_service.errors import CorruptDataError
 
-__all__ = ["PlainLog"]
+__all__ = ["PlainLog", "open_regular"]
 
 # Reading this much costs no more than the probe that could spare it.
 _NEAR_BYTES = 256 * 1024
 _TAIL_BYTES = 64 * 1024
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Open a file for reading; a pipe would keep whoever opens it waiting for ever.
+
+    Raises:
+        OSError: it cannot be opened, or is a pipe or the like.
+    """
+    mode = path.stat().st_mode
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # a directory says what it is by itself
+        raise OSError(errno.ENXIO, "it is no regular file", str(path))
+    return path.open("rb")
 
 
 class PlainLog:
@@ -24,10 +39,10 @@ class PlainLog:
         """Open the file.
 
         Raises:
-            OSError: it cannot be opened.
+            OSError: it cannot be opened, or is a pipe or the like.
         """
         self._path = path
-        self._file = path.open("rb")
+        self._file = open_regular(path)
         self._size_bytes = os.fstat(self._file.fileno()).st_size
 
     def read_lines(self, start: int = 0, stop: int | None = None) -> Iterator[bytes]:

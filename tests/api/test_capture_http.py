@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import contextlib
+import gzip
 import json
 import time
 from collections.abc import Iterator
@@ -257,3 +258,10 @@ def test_a_wrong_method_names_the_right_ones(http: httpx.Client) -> None:
     answer = http.put("/episodes/x/steps", content=b"{}")
     assert_problem(answer, 405)
     assert answer.headers["allow"] == "GET, POST"
+
+
+def test_a_compressed_body_is_refused_as_such(http: httpx.Client) -> None:
+    episode = open_episode(http)
+    headers = {"Content-Type": "application/json", "Content-Encoding": "gzip"}
+    answer = http.post(f"/episodes/{episode}/steps", content=gzip.compress(b"{}"), headers=headers)
+    assert "uncompressed" in assert_problem(answer, 415)["detail"]

@@ -1,11 +1,12 @@
 """One file's trouble is that file's: the catalogue goes on beside what cannot be read, and keeps nobody waiting.
 
-`/proc/self/mem` is a file whose first byte the kernel answers with EIO; a named pipe is one that takes for ever.
+`/proc/self/mem` is a file whose first byte the kernel answers with EIO.
 """
 
 import os
 import resource
 import shutil
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -17,13 +18,14 @@ import google_crc32c
 import orjson
 import pytest
 
+from brain_service.episodes import catalogue
 from brain_service.episodes.index import Filters
 from brain_service.episodes.log_format import decode_line, encode_line
 from brain_service.episodes.logger import EpisodeLogger
 from brain_service.episodes.store import EpisodeStore
-from brain_service.errors import ConflictError, CorruptDataError, UnavailableError
+from brain_service.errors import ConflictError, CorruptDataError, NotFoundError, UnavailableError
 from brain_service.settings import CaptureSettings
-from tests.episodes.bodies import JSON, as_json, begin, step
+from tests.episodes.bodies import JSON, as_json, begin, open_store, step
 
 BAD_SECTOR = "/proc/self/mem"
 
@@ -191,26 +193,21 @@ def test_a_step_of_an_unexpected_shape_is_damage(tmp_path: Path, metadata: Any) 
         store.steps("a")
 
 
-def release(pipe: Path) -> None:
-    """Let whoever waits for a named pipe go on, with nothing to read."""
-    give_up = time.monotonic() + 20
-    while True:
-        try:
-            os.close(os.open(pipe, os.O_WRONLY | os.O_NONBLOCK))
-            return
-        except OSError:
-            assert time.monotonic() < give_up, "nobody waits for it"
-            time.sleep(0.01)
-
-
-def test_who_asks_for_an_episode_waits_for_no_look(tmp_path: Path) -> None:
+def test_who_asks_for_an_episode_waits_for_no_look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     record(tmp_path, "ended")
-    pipe = tmp_path / "episodes" / "slow.jsonl"
+    gate, describe = threading.Event(), catalogue.describe
+
+    def slow(path: Path) -> Any:
+        if path.stem == "slow":
+            assert gate.wait(20)
+        return describe(path)
+
+    monkeypatch.setattr(catalogue, "describe", slow)
     with closing(reading(tmp_path)) as store, ThreadPoolExecutor(8) as pool:
         live = begin(store, 2)
         everything = sorted(["ended", live])
         assert ids(store) == everything
-        os.mkfifo(pipe)
+        record(tmp_path, "slow")
         look = pool.submit(store.list)
         try:
             time.sleep(0.3)
@@ -224,9 +221,21 @@ def test_who_asks_for_an_episode_waits_for_no_look(tmp_path: Path) -> None:
             pool.submit(store.delete, live).result(5)
             assert not look.done()
         finally:
-            release(pipe)
+            gate.set()
         look.result(20)
-        assert ids(store) == ["ended"]
+        assert ids(store) == ["ended", "slow"]
+
+
+@pytest.mark.parametrize("name", ["odd.jsonl", "odd.jsonl.zst"])
+def test_a_pipe_keeps_nobody_waiting(tmp_path: Path, name: str) -> None:
+    record(tmp_path, "ended")
+    os.mkfifo(tmp_path / "episodes" / name)
+    with open_store(tmp_path / "episodes") as store, ThreadPoolExecutor(1) as pool:
+        assert pool.submit(ids, store).result(10) == ["ended"]
+        with pytest.raises((NotFoundError, UnavailableError)):
+            pool.submit(store.get, "odd").result(10)
+        with pytest.raises((NotFoundError, UnavailableError)):
+            pool.submit(store.append_json, "odd", as_json(step(0)), JSON).result(10)
 
 
 def test_another_episode_under_the_name_of_a_deleted_one_is_another(tmp_path: Path) -> None:
