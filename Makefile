@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
+# How many test files run at once: most of them wait for processes and clocks.
+JOBS   ?= 3
 DATA   ?= $(or $(BRAIN_DATA_DIR),build/demo/brain)
 
 .DEFAULT_GOAL := help
@@ -18,13 +20,13 @@ serve: $(VENV)/.runtime ## the daemon alone, on what `make demo` learned (or DAT
 
 test: $(VENV)/.dev ## every check and every test
 	$(MAKE) check
-	$(BIN)/python -m pytest -m "not soak"
+	$(BIN)/python -m pytest -n $(JOBS) -m "not soak"
 
 quick: $(VENV)/.dev ## the tests that take seconds
-	$(BIN)/python -m pytest -m "not long and not soak and not demo and not wheels"
+	$(BIN)/python -m pytest -n $(JOBS) -m "not long and not soak and not demo and not wheels"
 
 soak: $(VENV)/.dev ## hundreds of kills, power cuts and damaged bytes (about ten minutes)
-	$(BIN)/python -m pytest -m soak
+	$(BIN)/python -m pytest -n 2 -m soak
 
 crash-table: $(VENV)/.dev ## the same faults, counted: writes docs/crash-table.md
 	$(BIN)/python -m tests.faults

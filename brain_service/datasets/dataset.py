@@ -16,7 +16,7 @@ from brain_service.datasets.statistics import STATISTICS_FILE, Statistics, parse
 from brain_service.datasets.storage import Folder, LocalFolder, Range, open_folder
 from brain_service.datasets.stored import Layout
 from brain_service.datasets.tfrecord import unframe
-from brain_service.datasets.versions import sort_versions
+from brain_service.datasets.versions import check_index, sort_versions
 from brain_service.errors import CorruptDataError, InvalidError, NotFoundError
 from brain_service.spec import EpisodeSpec, FeatureSpec
 
@@ -193,36 +193,6 @@ class Dataset:
         """
         self.entries(split)
         return self._access[split].windows(wanted)
-
-
-def check_index(folder: Folder, manifest: Manifest) -> None:
-    """Check that every shard is there, has its size, and that the index stays inside it. Reads no data.
-
-    Raises:
-        CorruptDataError: names the file and what is wrong.
-    """
-    sizes = folder.sizes()
-    for shard in manifest.shards:
-        place = f"{folder.location}/{shard.file}"
-        if shard.file not in sizes:
-            raise CorruptDataError(
-                f"{place} is missing; restore it or convert the episodes again", file=shard.file
-            )
-        if sizes[shard.file] != shard.size_bytes:
-            raise CorruptDataError(
-                f"{place} has {sizes[shard.file]} bytes, the manifest says {shard.size_bytes}; "
-                "restore it or convert the episodes again",
-                file=shard.file,
-            )
-    for entries in manifest.splits.values():
-        for entry in entries:
-            if entry.offset_bytes + entry.size_bytes > sizes.get(entry.shard, 0):
-                raise CorruptDataError(
-                    f"{folder.location}/{entry.shard}: episode {entry.episode_id} would lie at bytes "
-                    f"{entry.offset_bytes} to {entry.offset_bytes + entry.size_bytes}, outside the shards of the "
-                    "manifest",
-                    file=entry.shard,
-                )
 
 
 def _to_vectors(columns: Columns, spec: EpisodeSpec, profile: Profile) -> EpisodeVectors:

@@ -9,11 +9,12 @@ from pathlib import Path
 
 from brain_service.datasets.columns import Profile
 from brain_service.datasets.manifest import RECORD_FORMAT, LeftOut, Manifest, read_manifest
+from brain_service.datasets.storage import Folder, LocalFolder
 from brain_service.durable import fsync_directory, make_directory
 from brain_service.errors import CorruptDataError
 
 __all__ = [
-    "check_files",
+    "check_index",
     "exclusive_work",
     "find_bases",
     "list_versions",
@@ -64,7 +65,7 @@ def find_bases(folder: Path, profile: Profile) -> Iterator[tuple[Path, Manifest]
         try:
             manifest = read_manifest(path)
             if manifest.profile == profile and manifest.record_format == RECORD_FORMAT:
-                check_files(path, manifest)
+                check_index(LocalFolder(path), manifest)
                 yield path, manifest
         except CorruptDataError as error:
             yield LeftOut(version, error.detail)
@@ -93,24 +94,22 @@ def _set_aside(path: Path, target: Path) -> Path:
     return free
 
 
-def check_files(folder: Path, manifest: Manifest) -> None:
+def check_index(folder: Folder, manifest: Manifest) -> None:
     """Check that every shard is there, has its size, and that the index stays inside it. Reads no data.
 
     Raises:
         CorruptDataError: names the file and what is wrong.
     """
-    sizes: dict[str, int] = {}
+    sizes = folder.sizes()
     for shard in manifest.shards:
-        path = folder / shard.file
-        try:
-            sizes[shard.file] = path.stat().st_size
-        except FileNotFoundError as error:
+        place = f"{folder.location}/{shard.file}"
+        if shard.file not in sizes:
             raise CorruptDataError(
-                f"{path} is missing; restore it or convert the episodes again", file=shard.file
-            ) from error
+                f"{place} is missing; restore it or convert the episodes again", file=shard.file
+            )
         if sizes[shard.file] != shard.size_bytes:
             raise CorruptDataError(
-                f"{path} has {sizes[shard.file]} bytes, the manifest says {shard.size_bytes}; "
+                f"{place} has {sizes[shard.file]} bytes, the manifest says {shard.size_bytes}; "
                 "restore it or convert the episodes again",
                 file=shard.file,
             )
@@ -118,8 +117,9 @@ def check_files(folder: Path, manifest: Manifest) -> None:
         for entry in entries:
             if entry.offset_bytes + entry.size_bytes > sizes.get(entry.shard, 0):
                 raise CorruptDataError(
-                    f"{folder / entry.shard}: episode {entry.episode_id} would lie at bytes {entry.offset_bytes} "
-                    f"to {entry.offset_bytes + entry.size_bytes}, outside the shards of the manifest",
+                    f"{folder.location}/{entry.shard}: episode {entry.episode_id} would lie at bytes "
+                    f"{entry.offset_bytes} to {entry.offset_bytes + entry.size_bytes}, outside the shards of the "
+                    "manifest",
                     file=entry.shard,
                 )
 
