@@ -28,6 +28,8 @@ from brain_service.errors import BrainError, UnavailableError
 __all__ = ["Ingest", "Ingested", "Taker"]
 
 _SMALL_BYTES = 64 * 1024
+# From here on a body is read with pauses, for others to have the interpreter.
+_LONG_BYTES = 256 * 1024
 _SLOW_THREADS = 4
 # How much is looked at together: no more than a few milliseconds of steps.
 _TOGETHER = 64
@@ -264,7 +266,7 @@ class Ingest:
             call = following
             try:
                 taker = self._find(call.episode_id)
-                taken = taker.take(call.bodies, call.kind, considerate=not call.is_small)
+                taken = taker.take(call.bodies, call.kind, considerate=call.size_bytes > _LONG_BYTES)
                 self._answer(call, taker, taken.appended, taken.error)
             except BrainError as error:
                 self._settle(call, Ingested(None, 0, error))
