@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 # How many test files run at once: most of them wait for processes and clocks.
-JOBS   ?= 3
+JOBS   ?= 2
 DATA   ?= $(or $(BRAIN_DATA_DIR),build/demo/brain)
 
 .DEFAULT_GOAL := help
@@ -25,8 +25,8 @@ test: $(VENV)/.dev ## every check and every test
 quick: $(VENV)/.dev ## the tests that take seconds
 	$(BIN)/python -m pytest -n $(JOBS) -m "not long and not soak and not demo and not wheels"
 
-soak: $(VENV)/.dev ## hundreds of kills, power cuts and damaged bytes (about ten minutes)
-	$(BIN)/python -m pytest -n 2 -m soak
+soak: $(VENV)/.dev ## hundreds of kills, power cuts and damaged bytes (about twenty minutes)
+	$(BIN)/python -m pytest -m soak
 
 crash-table: $(VENV)/.dev ## the same faults, counted: writes docs/crash-table.md
 	$(BIN)/python -m tests.faults

@@ -80,6 +80,7 @@ def test_many_kills_and_stops_at_random_instants(tmp_path: Path, transport: Tran
                         if rng.random() < 0.3:
                             time.sleep(rng.uniform(0, 0.005))
                         counts[episode.episode_id] = index + 1
+                    episode.end(timeout_s=240)  # between two restarts there is little time to end it
             restarting.join()
             assert len(counts) > 2
             for episode_id, count in counts.items():
