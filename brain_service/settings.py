@@ -116,6 +116,8 @@ class Settings(_Frozen):
     """The daemon's settings. Paths become absolute; durations end in `_s`, sizes in `_bytes`."""
 
     data_dir: Path = Path("~/.local/share/continuon-brain")
+    # Compiled programs; safe to delete, so it may lie where nobody makes backups.
+    cache_dir: Path = Field(default_factory=lambda found: found.get("data_dir", Path()) / "cache")
     host: str = "127.0.0.1"
     port: int = Field(default=8080, ge=0, le=65535)
     uds: Path | None = None
@@ -128,7 +130,7 @@ class Settings(_Frozen):
     inference: InferenceSettings = InferenceSettings()
     jobs: JobSettings = JobSettings()
 
-    @field_validator("data_dir", "uds", "tokens_file")
+    @field_validator("data_dir", "cache_dir", "uds", "tokens_file")
     @classmethod
     def _absolute(cls, path: Path | None) -> Path | None:
         return path.expanduser().absolute() if path is not None else None
@@ -174,11 +176,6 @@ class Settings(_Frozen):
     def jobs_dir(self) -> Path:
         """Logs and events of jobs, `<job_id>/`."""
         return self.data_dir / "jobs"
-
-    @property
-    def cache_dir(self) -> Path:
-        """Compiled programs; safe to delete."""
-        return self.data_dir / "cache"
 
     @property
     def database(self) -> Path:

@@ -1,7 +1,10 @@
 """What every test gets: array shapes checked at run time, Hypothesis profiles, a running daemon on request."""
 
+import atexit
 import builtins
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +18,14 @@ install_import_hook(
     ["brain_service.spec", "brain_service.model", "brain_service.datasets", "brain_service.training"],
     "beartype.beartype",
 )
+
+# Before JAX is imported: programs that one test has compiled serve all others, in whatever process they run. What
+# starts the other test processes comes here first, and they inherit its choice.
+if "BRAIN_CACHE_DIR" not in os.environ:
+    os.environ["BRAIN_CACHE_DIR"] = tempfile.mkdtemp(prefix="brain-tests-")
+    atexit.register(shutil.rmtree, os.environ["BRAIN_CACHE_DIR"], ignore_errors=True)
+os.environ["JAX_COMPILATION_CACHE_DIR"] = str(Path(os.environ["BRAIN_CACHE_DIR"]) / "xla")
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 from tests.processes import Daemon, running_daemon  # noqa: E402
 

@@ -22,6 +22,13 @@ def test_defaults_need_nothing() -> None:
     assert settings.host == "127.0.0.1"
     assert settings.data_dir == Path("~/.local/share/continuon-brain").expanduser()
     assert settings.episodes_dir == settings.data_dir / "episodes"
+    assert settings.cache_dir == settings.data_dir / "cache"
+
+
+def test_the_cache_may_lie_elsewhere_and_a_child_finds_it() -> None:
+    settings = load_settings({"data_dir": "/srv/brain"}, environ={"BRAIN_CACHE_DIR": "~/programs"})
+    assert settings.cache_dir == Path("~/programs").expanduser()
+    assert load_settings(environ=settings.as_environment()) == settings
 
 
 def test_command_line_beats_environment_beats_file(toml: Path) -> None:

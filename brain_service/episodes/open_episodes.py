@@ -89,6 +89,9 @@ class OpenEpisodes:
         # Logs whose names are on the medium: those of the start, by one flush for all of them.
         self._named: frozenset[str] = frozenset()
         self._opening: dict[str, _Opening] = {}
+        # Ids of episodes that are being created: each takes a place before its log is there.
+        self._placed: set[str] = set()
+        self._placing = threading.Lock()
         self._lock = threading.Lock()
 
     def writers(self) -> list[EpisodeWriter]:
@@ -144,38 +147,51 @@ class OpenEpisodes:
                 if not opening.users:
                     del self._opening[episode_id]
 
-    def require_place(self) -> None:
-        """Check that one more episode may be open; for its sake those end as `recovered` that were abandoned.
-
-        Only where places run out, the longest idle first, and none that a step reached within `recover_idle_s`:
-        its robot may be waiting for something, and is told of an end only when it goes on.
-
-        Raises:
-            TooManyError: `max_open_episodes` are open, and none of them is idle that long.
-        """
-        limit = self._settings.max_open_episodes
-        before_s = time.monotonic() - self._settings.recover_idle_s
-        for writer in sorted(self.writers(), key=lambda writer: writer.last_used_s):
-            if len(self.writers()) < limit or writer.last_used_s > before_s:
-                break
-            self._end_if_idle(writer)
-        count = len(self.writers())
-        if count >= limit:
-            raise TooManyError(
-                f"{count} episodes are open, the limit is max_open_episodes = {limit}: "
-                "end some with POST /episodes/{id}/end"
-            )
-
     def create(self, header: EpisodeHeader) -> None:
         """Begin an episode; its header is durable before the return.
 
         Raises:
             ConflictError: the episode exists.
+            TooManyError: `max_open_episodes` are open, and none of them is idle that long.
             TooLargeError: the header is over its limit.
             UnavailableError: the medium refuses.
         """
         path = catalogue.episode_path(self._root, header.episode_id)
-        self.add(EpisodeWriter.create(path, header, self._settings, self._flusher, self._wear))
+        with self._place(header.episode_id):
+            self.add(EpisodeWriter.create(path, header, self._settings, self._flusher, self._wear))
+
+    @contextlib.contextmanager
+    def _place(self, episode_id: str) -> Iterator[None]:
+        """Hold a place for one more open episode; for its sake those end as `recovered` that were abandoned.
+
+        Only where places run out, the longest idle first, and none that a step reached within `recover_idle_s`:
+        its robot may be waiting for something, and is told of an end only when it goes on.
+        """
+        limit = self._settings.max_open_episodes
+        with self._placing:
+            before_s = time.monotonic() - self._settings.recover_idle_s
+            for writer in sorted(self.writers(), key=lambda writer: writer.last_used_s):
+                if len(self._taken()) < limit or writer.last_used_s > before_s:
+                    break
+                self._end_if_idle(writer)
+            count = len(self._taken())
+            # A name that has a place already needs no second one; its creation tells what is wrong with it.
+            if count >= limit and episode_id not in self._taken():
+                raise TooManyError(
+                    f"{count} episodes are open, the limit is max_open_episodes = {limit}: "
+                    "end some with POST /episodes/{id}/end"
+                )
+            mine = episode_id not in self._placed
+            self._placed.add(episode_id)
+        try:
+            yield
+        finally:
+            if mine:
+                with self._placing:
+                    self._placed.discard(episode_id)
+
+    def _taken(self) -> set[str]:
+        return self._placed | {writer.header.episode_id for writer in self.writers()}
 
     def watch(
         self, episode_id: str, loop: asyncio.AbstractEventLoop, callback: Callable[[int], None]

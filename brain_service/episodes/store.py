@@ -178,7 +178,6 @@ class EpisodeStore:
         return earlier
 
     def _create(self, header: EpisodeHeader) -> EpisodeHeader:
-        self._open.require_place()
         self._require_space()
         with self._noting_errors():
             self._open.create(header)

@@ -180,7 +180,8 @@ def test_a_file_in_the_place_of_a_directory_is_named(tmp_path: Path, name: str) 
     data_dir = tmp_path / "brain"
     data_dir.mkdir()
     (data_dir / name).write_text("in the way")
-    with running_daemon(data_dir) as daemon, httpx.Client(base_url=daemon.url, timeout=10) as http:
+    own = {"BRAIN_CACHE_DIR": str(data_dir / "cache")}
+    with running_daemon(data_dir, env=own) as daemon, httpx.Client(base_url=daemon.url, timeout=10) as http:
         assert http.post("/episodes", json={}).status_code == 201
         found = check(http, "jobs")
         assert (found["status"], str(data_dir / name) in found["output"]) == ("warn", True)

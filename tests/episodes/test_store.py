@@ -170,6 +170,17 @@ def test_an_idle_recovered_episode_closes_and_a_live_one_does_not(tmp_path: Path
             store.append_json(episode, as_json(step(3)), JSON)
 
 
+def test_robots_that_begin_at_once_do_not_pass_the_limit_together(tmp_path: Path) -> None:
+    with open_store(tmp_path, max_open_episodes=3) as store, ThreadPoolExecutor(16) as pool:
+        begun = [pool.submit(store.create, {"episode_id": f"robot-{i}"}) for i in range(16)]
+        refused = [it.exception() for it in begun if it.exception() is not None]
+        assert len(refused) == 13
+        assert all(isinstance(error, TooManyError) for error in refused)
+        assert store.status()["open_episodes"] == 3
+        store.end(next(it.result().episode_id for it in begun if it.exception() is None))
+        store.create({"episode_id": "one-more"})
+
+
 def test_an_abandoned_episode_gives_its_place_to_a_new_one(tmp_path: Path) -> None:
     """Controllers that crashed must not keep robots out for good; one that paused keeps its place."""
     with open_store(tmp_path, max_open_episodes=3, recover_idle_s=60) as store:
