@@ -18,15 +18,15 @@ demo: $(VENV)/.demo ## a simulated robot records, learns through the daemon and 
 serve: $(VENV)/.runtime ## the daemon alone, on what `make demo` learned (or DATA=/your/dir)
 	$(BIN)/brain serve --data-dir $(DATA)
 
-test: $(VENV)/.dev ## every check and every test
+test: $(VENV)/.dev ## every check, and every test but the longest (under fifteen minutes)
 	$(MAKE) check
-	$(BIN)/python -m pytest -n $(JOBS) -m "not soak"
+	$(BIN)/python -m pytest -n $(JOBS) -m "not soak and not demo and not wheels"
 
 quick: $(VENV)/.dev ## the tests that take seconds
 	$(BIN)/python -m pytest -n $(JOBS) -m "not long and not soak and not demo and not wheels"
 
-soak: $(VENV)/.dev ## hundreds of kills, power cuts and damaged bytes (about twenty minutes)
-	$(BIN)/python -m pytest -m soak
+soak: $(VENV)/.dev ## the longest: hundreds of kills, power cuts and damaged bytes, the demo (half an hour)
+	$(BIN)/python -m pytest -m "soak or demo or wheels"
 
 crash-table: $(VENV)/.dev ## the same faults, counted: writes docs/crash-table.md
 	$(BIN)/python -m tests.faults
