@@ -121,8 +121,9 @@ def test_with_nothing_recorded_the_pipeline_says_so(daemon: Daemon) -> None:
 def test_a_training_is_cancelled_and_jobs_survive_a_kill(daemon: Daemon) -> None:
     record_episodes(daemon.url, 3)
     with httpx.Client(base_url=daemon.url, timeout=10) as http:
-        long = http.post("/train", json={"steps": 10_000}).headers["location"]
-        before = wait_until_training(http, long, beyond=0.1)
+        body = {"steps": 100_000, "batch_size": 2, "sequence_length": 8}
+        long = http.post("/train", json=body).headers["location"]
+        before = wait_until_training(http, long, beyond=0.0)
         daemon.kill()
         daemon.start()
         wait_until_training(http, long, beyond=before)
