@@ -4,6 +4,7 @@ Folder ── LocalFolder   files, `pread`
       └── GcsFolder     objects, ranges over gcsfs: neighbours merged, many at once, retried
 """
 
+import contextlib
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -92,7 +93,13 @@ class LocalFolder:
 
     def sizes(self) -> dict[str, int]:
         """Return the size in bytes of each file in it."""
-        return {entry.name: entry.stat().st_size for entry in self._entries() if entry.is_file()}
+        found = {}
+        for entry in self._entries():
+            # A converter's temporary files come and go beside the versions.
+            with contextlib.suppress(FileNotFoundError):
+                if entry.is_file():
+                    found[entry.name] = entry.stat().st_size
+        return found
 
     def _entries(self) -> list["os.DirEntry[str]"]:
         try:
@@ -118,21 +125,22 @@ class LocalFolder:
             raise UnavailableError(f"{self.path / file}: {error.strerror}") from error
 
     def read_ranges(self, ranges: Sequence[Range]) -> list[bytes]:
-        """Return the bytes of each range. A file is opened once for neighbours in the list, and not kept open.
+        """Return the bytes of each range, in order. Each file is opened once and read from its start to its end.
 
         Raises:
             CorruptDataError: a file is gone.
         """
-        found: list[bytes] = []
+        found = [b""] * len(ranges)
         name, descriptor = "", -1
         try:
-            for file, start_byte, size_bytes in ranges:
+            for index in sorted(range(len(ranges)), key=ranges.__getitem__):
+                file, start_byte, size_bytes = ranges[index]
                 if file != name:
                     if descriptor >= 0:
                         os.close(descriptor)
                         descriptor = -1
                     descriptor, name = os.open(self.path / file, os.O_RDONLY | os.O_CLOEXEC), file
-                found.append(os.pread(descriptor, size_bytes, start_byte))
+                found[index] = os.pread(descriptor, size_bytes, start_byte)
         except OSError as error:
             raise CorruptDataError(
                 f"{self.path / file}: {error.strerror}; restore it or convert the episodes again", file=file
@@ -285,6 +293,9 @@ def open_folder(place: str | Path) -> Folder:
         InvalidError: the place has another scheme, or names no bucket.
     """
     text = str(place)
+    if isinstance(place, Path) and text.startswith("gs:/"):
+        # A Path takes the second slash away.
+        text = GCS + text.removeprefix("gs:/")
     if text.startswith(GCS):
         if not text.removeprefix(GCS).strip("/"):
             raise InvalidError(f"{text} names no bucket; use gs://bucket/path", field="path")
