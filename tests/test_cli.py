@@ -180,7 +180,7 @@ def test_what_an_episode_says_moves_no_cursor(tmp_path: Path, capsys: pytest.Cap
         logger.end_episode("truncated")
     where = ["--data-dir", str(root)]
     assert main(["episodes", "ls", *where]) == 0
-    head, row = capsys.readouterr().out.splitlines()
+    _, row = capsys.readouterr().out.splitlines()
     assert row.startswith(name)
     assert row.endswith(r"lab\x1b[2J\nfake")
     assert main(["episodes", "show", name, *where]) == 0

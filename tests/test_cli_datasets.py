@@ -185,7 +185,9 @@ def test_the_folder_one_stands_in_will_do(
     assert "--html" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("action", [["ls", "--output-dir"], ["ls", "--json", "--output-dir"], ["report"], ["verify"]])
+@pytest.mark.parametrize(
+    "action", [["ls", "--output-dir"], ["ls", "--json", "--output-dir"], ["report"], ["verify"]]
+)
 def test_a_reader_that_goes_is_no_error(tmp_path: Path, action: list[str]) -> None:
     build(tmp_path, GAP)
     command = [sys.executable, "-m", "brain_service", "datasets", *action, str(tmp_path)]

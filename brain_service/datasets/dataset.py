@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float32, Int64
 
 from brain_service.datasets.access import EpisodeAccess, Steps, Window
 from brain_service.datasets.columns import Column, Columns, Profile, action_name, valid_transitions
+from brain_service.datasets.example import decode_example
 from brain_service.datasets.manifest import MANIFEST_FILE, EpisodeEntry, Manifest, parse_manifest
 from brain_service.datasets.record import decode_episode
 from brain_service.datasets.statistics import STATISTICS_FILE, Statistics, parse_statistics
@@ -154,6 +155,34 @@ class Dataset:
             NotFoundError: there is no such split or episode.
             CorruptDataError: the record is gone, fails its checksum or lacks a feature; names shard and byte.
         """
+        entry, payload, place = self._payload(split, index)
+        columns = decode_episode(payload, self._layout.features, entry.length, place)
+        for path, feature in self.spec.action.items():
+            column = columns.pop(action_name(self.spec, path))
+            if not isinstance(column, list):
+                column = column.reshape(entry.length, *feature.shape)
+            columns[f"action/{path}"] = column
+        return columns
+
+    def metadata(self, split: str, index: int) -> dict[str, str | int | float]:
+        """Return what an episode's record says of it by the names of `episode_metadata`, such as `robot_id`.
+
+        Raises:
+            NotFoundError: there is no such split or episode.
+            CorruptDataError: the record is gone or fails its checksum; names shard and byte.
+        """
+        _, payload, place = self._payload(split, index)
+        prefix = "episode_metadata/"
+        found: dict[str, str | int | float] = {}
+        for key, values in decode_example(payload, place).items():
+            if key.startswith(prefix) and len(values):
+                first = values[0]
+                text = isinstance(first, bytes)
+                found[key.removeprefix(prefix)] = first.decode(errors="replace") if text else first.item()
+        return found
+
+    def _payload(self, split: str, index: int) -> tuple[EpisodeEntry, bytes, str]:
+        """Return an episode's entry, its checked record, and what stands for the record in errors."""
         entries = self.entries(split)
         if not 0 <= index < len(entries):
             raise NotFoundError(
@@ -165,14 +194,7 @@ class Dataset:
         if not record:
             raise CorruptDataError(f"{shard} ends before byte {entry.offset_bytes}", file=entry.shard)
         payload = unframe(record, shard, entry.offset_bytes)
-        place = f"{shard}, byte {entry.offset_bytes}, episode {entry.episode_id}"
-        columns = decode_episode(payload, self._layout.features, entry.length, place)
-        for path, feature in self.spec.action.items():
-            column = columns.pop(action_name(self.spec, path))
-            if not isinstance(column, list):
-                column = column.reshape(entry.length, *feature.shape)
-            columns[f"action/{path}"] = column
-        return columns
+        return entry, payload, f"{shard}, byte {entry.offset_bytes}, episode {entry.episode_id}"
 
     def vectors(self, split: str, index: int) -> EpisodeVectors:
         """Return a whole episode as flat vectors, decoded anew. Do not write to the arrays.

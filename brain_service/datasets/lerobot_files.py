@@ -99,7 +99,7 @@ def read_episode_rows(folder: Path, info: LeRobotInfo) -> list[dict[str, Any]]:
     """Return the rows of the episode index without their statistics, in order.
 
     Raises:
-        CorruptDataError: a file is damaged, or they are not as many as `info.json` says.
+        CorruptDataError: a file is damaged or garbled, or they are not as many as `info.json` says.
     """
     needed = ("episode_index", "length", "data/chunk_index", "data/file_index")
     rows: list[dict[str, Any]] = []
@@ -108,7 +108,10 @@ def read_episode_rows(folder: Path, info: LeRobotInfo) -> list[dict[str, Any]]:
         missing = [name for name in needed if name not in table.column_names]
         if missing:
             raise CorruptDataError(f"{path}: lacks {', '.join(missing)}; fetch the dataset again")
-        rows += table.select([n for n in table.column_names if not n.startswith("stats/")]).to_pylist()
+        found = table.select([n for n in table.column_names if not n.startswith("stats/")]).to_pylist()
+        if not all(type(row[name]) is int and row[name] >= 0 for row in found for name in needed):
+            raise CorruptDataError(f"{path}: {', '.join(needed)} are not whole numbers; fetch the dataset again")
+        rows += found
     if len(rows) != info.total_episodes:
         raise CorruptDataError(
             f"{folder / 'meta' / 'episodes'} lists {len(rows)} episodes, {INFO_PATH} says {info.total_episodes}; "
@@ -147,7 +150,7 @@ def read_parquet(path: Path, columns: list[str] | None) -> Any:
         table = pq.ParquetFile(path).read(columns=columns)
     except FileNotFoundError as error:
         raise CorruptDataError(f"{path} is missing; fetch the dataset again") from error
-    except (pa.ArrowInvalid, OSError) as error:
+    except (pa.ArrowException, OSError) as error:
         raise CorruptDataError(f"{path}: {str(error)[:200]}; fetch the dataset again") from error
     missing = [name for name in columns or () if name not in table.column_names]
     if missing:

@@ -130,7 +130,7 @@ def decode_episode(data: bytes, features: Mapping[str, Feature], length: int, na
     `name` stands for the record in errors.
 
     Raises:
-        CorruptDataError: not an example, or a feature is missing or has another length or kind.
+        CorruptDataError: not an example, or a feature is missing, no UTF-8 text, or of another length or kind.
     """
     values = decode_example(data, name)
     return {path: _column(values, path, feature, length, name) for path, feature in features.items()}
@@ -149,6 +149,9 @@ def _column(values: Mapping[str, Values], path: str, feature: Feature, length: i
     if feature.dtype == "image":
         return list(flat)
     if feature.dtype == "text":
-        texts = {text: text.decode() for text in set(flat)}
+        try:
+            texts = {text: text.decode() for text in set(flat)}
+        except UnicodeDecodeError as error:
+            raise CorruptDataError(f"{name}: steps/{path} is no UTF-8 text: {error}") from error
         return [texts[text] for text in flat]
     return np.asarray(flat).reshape(length, *feature.shape).astype(feature.dtype, copy=False)

@@ -6,7 +6,7 @@ Folder ── LocalFolder   files, `pread`
 
 import contextlib
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -181,12 +181,11 @@ class GcsFolder:
     def _list(self) -> list[dict[str, Any]]:
         system = _file_system()
         try:
-            # Never from gcsfs's cache of listings: it would hide a version that was uploaded since.
-            found: list[dict[str, Any]] = system.ls(self.location, detail=True, refresh=True)
+            with _reaching(self.location):
+                # Never from gcsfs's cache of listings: it would hide a version that was uploaded since.
+                found: list[dict[str, Any]] = system.ls(self.location, detail=True, refresh=True)
         except FileNotFoundError:
             return []
-        except Exception as error:
-            raise _translated(error, self.location) from error
         return found
 
     def read(self, file: str) -> bytes:
@@ -198,11 +197,10 @@ class GcsFolder:
         """
         place, system = f"{self.location}/{file}", _file_system()
         try:
-            data: bytes = system.cat_file(place)
+            with _reaching(place):
+                data: bytes = system.cat_file(place)
         except FileNotFoundError as error:
             raise NotFoundError(f"{place} does not exist; check the bucket and the path") from error
-        except Exception as error:
-            raise _translated(error, place) from error
         return data
 
     def read_ranges(self, ranges: Sequence[Range]) -> list[bytes]:
@@ -217,13 +215,12 @@ class GcsFolder:
         starts = [part.start_byte for part in merged]
         stops = [part.start_byte + part.size_bytes for part in merged]
         try:
-            pieces: list[bytes] = system.cat_ranges(places, starts, stops, on_error="raise")
+            with _reaching(self.location):
+                pieces: list[bytes] = system.cat_ranges(places, starts, stops, on_error="raise")
         except FileNotFoundError as error:
             raise CorruptDataError(
                 f"{self.location}: {error} is gone; upload it again or convert the episodes again"
             ) from error
-        except Exception as error:
-            raise _translated(error, self.location) from error
         return _cut(ranges, merged, pieces)
 
 
@@ -262,11 +259,25 @@ def _last(name: str) -> str:
     return name.rstrip("/").rsplit("/", 1)[-1]
 
 
-def _translated(error: Exception, place: str) -> UnavailableError:
-    return UnavailableError(
-        f"{place}: {type(error).__name__}: {error}; check the network, the credentials "
-        "(gcloud auth application-default login) and the right to read the bucket"
-    )
+@contextlib.contextmanager
+def _reaching(place: str) -> Iterator[None]:
+    """Turn what one call of gcsfs raises into an error of ours; a missing object is the caller's matter.
+
+    Raises:
+        FileNotFoundError: there is no such object.
+        UnavailableError: anything else went wrong.
+    """
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except Exception as error:
+        # Its own failures, those of aiohttp, requests and google.auth, bare ValueErrors and RuntimeErrors: they
+        # have no root in common, and nothing but its call stands in the block.
+        raise UnavailableError(
+            f"{place}: {type(error).__name__}: {error}; check the network, the credentials "
+            "(gcloud auth application-default login) and the right to read the bucket"
+        ) from error
 
 
 @cache

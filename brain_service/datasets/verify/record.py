@@ -44,7 +44,7 @@ class RecordCheck:
         try:
             values = decode_example(payload, place)
             columns = decode_episode(payload, self._features, entry.length, place)
-        except (BrainError, UnicodeDecodeError) as error:
+        except BrainError as error:
             self.miss()
             return [str(error)]
         if split == "train":
