@@ -19,7 +19,14 @@ from brain_service.episodes.reader import Episode
 from brain_service.errors import CorruptDataError, InvalidError
 from brain_service.spec import Feature
 
-__all__ = ["METADATA_FEATURES", "decode_episode", "encode_episode", "encode_episode_parts", "episode_metadata"]
+__all__ = [
+    "METADATA_FEATURES",
+    "decode_episode",
+    "encode_episode",
+    "encode_episode_parts",
+    "episode_fields",
+    "episode_metadata",
+]
 
 METADATA_FEATURES: dict[str, Feature] = {
     "created_ns": Feature("int64"),
@@ -132,7 +139,17 @@ def decode_episode(data: bytes, features: Mapping[str, Feature], length: int, na
     Raises:
         CorruptDataError: not an example, or a feature is missing, no UTF-8 text, or of another length or kind.
     """
-    values = decode_example(data, name)
+    return episode_fields(decode_example(data, name), features, length, name)
+
+
+def episode_fields(
+    values: Mapping[str, Values], features: Mapping[str, Feature], length: int, name: str
+) -> Columns:
+    """Return the columns of an episode whose example is decoded already, as `decode_episode` does.
+
+    Raises:
+        CorruptDataError: a feature is missing, no UTF-8 text, or of another length or kind.
+    """
     return {path: _column(values, path, feature, length, name) for path, feature in features.items()}
 
 

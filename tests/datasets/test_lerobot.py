@@ -298,7 +298,7 @@ def test_several_actions_are_also_the_one_that_policies_learn(tmp_path: Path) ->
     assert "action" not in back.left_out
     episode = order[0]
     found = read_episode(tmp_path / "back" / f"{episode.episode_id}.jsonl")
-    assert found.spec.action == RICH_SPEC.action
+    assert list(found.spec.action) == list(RICH_SPEC.action)
     import_dataset(folder, tmp_path / "joined", "lerobot", ImportOptions(action=("action",)))
     joined = read_episode(tmp_path / "joined" / f"{episode.episode_id}.jsonl")
     assert joined.spec.action == {"command": Feature("float32", (4,))}
