@@ -67,7 +67,7 @@ def read_info(folder: Path) -> LeRobotInfo:
         return msgspec.convert(document, LeRobotInfo)
     except FileNotFoundError as error:
         raise NotFoundError(f"no LeRobot dataset at {folder}: {INFO_PATH} is missing") from error
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise CorruptDataError(f"{path}: {error}; fetch the dataset again") from error
 
 
@@ -147,10 +147,12 @@ def read_parquet(path: Path, columns: list[str] | None) -> Any:
     except ImportError as error:
         raise InvalidError("LeRobot needs pyarrow: pip install 'continuon-brain[formats]'") from error
     try:
-        table = pq.ParquetFile(path).read(columns=columns)
+        table = pq.ParquetFile(path, page_checksum_verification=True).read(columns=columns)
+        # Where there were no checksums: offsets outside the data, texts that are none.
+        table.validate(full=True)
     except FileNotFoundError as error:
         raise CorruptDataError(f"{path} is missing; fetch the dataset again") from error
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise CorruptDataError(f"{path}: {str(error)[:200]}; fetch the dataset again") from error
     missing = [name for name in columns or () if name not in table.column_names]
     if missing:

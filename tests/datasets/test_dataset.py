@@ -154,6 +154,17 @@ def test_a_damaged_manifest_is_named(folder: Path) -> None:
             open_dataset(folder)
 
 
+@pytest.mark.parametrize("content", [b'{"name": "\xe4"}', b"[" * 100_000], ids=["no UTF-8", "deep"])
+def test_what_is_no_json_at_all_is_named(folder: Path, content: bytes) -> None:
+    for file in ("manifest.json", "statistics.json"):
+        path = folder / file
+        good = path.read_bytes()
+        path.write_bytes(content)
+        with pytest.raises(CorruptDataError, match=file):
+            _ = open_dataset(folder).statistics
+        path.write_bytes(good)
+
+
 def test_another_schema_is_refused(folder: Path) -> None:
     manifest = folder / "manifest.json"
     document = orjson.loads(manifest.read_bytes()) | {"schema": "continuon-brain/dataset/9"}

@@ -1,5 +1,6 @@
 """LeRobot v3.0: what we write has the types that lerobot declares and every value; what lerobot wrote comes in."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -538,6 +539,28 @@ def test_what_cannot_be_read_is_named(tmp_path: Path, case: str) -> None:
     with pytest.raises(error, match=message):
         import_dataset(folder, tmp_path / "episodes", "lerobot")
     assert not list((tmp_path / "episodes").glob("*"))
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("file", ["meta/info.json", "meta/tasks.parquet", EPISODES, DATA])
+def test_a_flipped_byte_is_an_error_of_ours_or_leaves_an_episode_out_or_changes_nothing(
+    tmp_path: Path, file: str
+) -> None:
+    episode = make_episode("e0", 3)
+    folder, _ = exported(tmp_path, make_dataset(tmp_path, [episode], val_fraction=0.0), fps=20)
+    path = folder / file
+    good = path.read_bytes()
+    step = max(1, len(good) // 80)
+    for position in range(0, len(good), step):
+        bad = bytearray(good)
+        bad[position] ^= 1 << (position // step % 8)
+        path.write_bytes(bad)
+        shutil.rmtree(tmp_path / "back", ignore_errors=True)
+        with contextlib.suppress(BrainError):
+            if import_dataset(folder, tmp_path / "back", "lerobot").episodes and file == DATA:
+                back = read_episode(next((tmp_path / "back").glob("*.jsonl")))
+                assert np.array_equal(back.observation["state"], episode.observation["state"]), position
+                assert np.array_equal(back.action["command"], episode.action["command"]), position
 
 
 def test_one_bad_episode_does_not_hold_up_the_others(tmp_path: Path) -> None:
