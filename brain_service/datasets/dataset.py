@@ -16,7 +16,7 @@ from brain_service.datasets.record import decode_episode
 from brain_service.datasets.statistics import STATISTICS_FILE, Statistics, parse_statistics
 from brain_service.datasets.storage import Folder, LocalFolder, Range, open_folder
 from brain_service.datasets.stored import Layout
-from brain_service.datasets.tfrecord import unframe
+from brain_service.datasets.tfrecord import FRAME_BYTES, unframe
 from brain_service.datasets.versions import check_index, sort_versions
 from brain_service.errors import CorruptDataError, InvalidError, NotFoundError
 from brain_service.spec import EpisodeSpec, FeatureSpec
@@ -61,6 +61,7 @@ class Dataset:
             raise CorruptDataError(f"{error.detail}; convert the episodes again to rebuild it") from error
         self.manifest: Manifest = parse_manifest(data, f"{folder.location}/{MANIFEST_FILE}")
         check_index(folder, self.manifest)
+        _check_entries(self.manifest, folder.location)
         self.spec: EpisodeSpec = self.manifest.episode_spec()
         self._layout = Layout(self.spec, self.manifest.profile)
         self._access = {
@@ -86,7 +87,11 @@ class Dataset:
 
     @cached_property
     def statistics(self) -> Statistics:
-        """Figures of the training split."""
+        """Figures of the training split.
+
+        Raises:
+            CorruptDataError: their file is missing or is not what was written.
+        """
         try:
             data = self.folder.read(STATISTICS_FILE)
         except NotFoundError as error:
@@ -110,12 +115,12 @@ class Dataset:
 
     @property
     def observation_size(self) -> int:
-        """D: numbers of an observation's flat vector."""
+        """D: an observation's flat vector has shape `[D]`."""
         return sum(column.width for column in self._layout.observation)
 
     @property
     def action_size(self) -> int:
-        """A: numbers of an action's flat vector."""
+        """A: an action's flat vector has shape `[A]`."""
         return sum(column.width for column in self._layout.action)
 
     @property
@@ -215,6 +220,22 @@ class Dataset:
         """
         self.entries(split)
         return self._access[split].windows(wanted)
+
+
+def _check_entries(manifest: Manifest, location: str) -> None:
+    """Check that every entry of the index can be one.
+
+    Raises:
+        CorruptDataError: one has no step, or no place in a file; names the episode.
+    """
+    for entries in manifest.splits.values():
+        for entry in entries:
+            if entry.length < 1 or entry.offset_bytes < 0 or entry.size_bytes < FRAME_BYTES:
+                raise CorruptDataError(
+                    f"{location}/{MANIFEST_FILE}: episode {entry.episode_id} of {entry.length} steps in "
+                    f"{entry.size_bytes} bytes at byte {entry.offset_bytes} cannot be; convert the episodes again",
+                    file=MANIFEST_FILE,
+                )
 
 
 def _to_vectors(columns: Columns, spec: EpisodeSpec, profile: Profile) -> EpisodeVectors:

@@ -92,6 +92,7 @@ def export_dataset(
     """Write a dataset, or some of its splits, to a new folder in another format.
 
     The folder appears whole or not at all; after a kill, start again. `progress(done, total)` counts episodes.
+    `fps` is in frames a second (None: from the control period), for LeRobot alone, and so is `images`.
 
     Raises:
         NotFoundError: no such dataset or split.

@@ -91,7 +91,7 @@ class ImportSource(Protocol):
 
     @property
     def total(self) -> int:
-        """Episodes in all, as its description says."""
+        """How many episodes there are in all, as its description says: a count from 0."""
 
     @property
     def notes(self) -> ImportNotes:
@@ -102,7 +102,10 @@ class ImportSource(Protocol):
 
 
 def episode_name(told: object, source: str, split: str, index: int, taken: set[str]) -> str:
-    """Return an id for an episode: what the dataset tells if that is one and new, else one made of its place."""
+    """Return an id for an episode: what the dataset tells if that is one and new, else one made of its place.
+
+    `index` counts the episodes of the split from 0.
+    """
     told = told.decode(errors="replace") if isinstance(told, bytes) else told
     if isinstance(told, str) and is_episode_id(told) and told not in taken:
         return told

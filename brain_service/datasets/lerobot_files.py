@@ -121,7 +121,7 @@ def read_episode_rows(folder: Path, info: LeRobotInfo) -> list[dict[str, Any]]:
 
 
 def read_tasks(path: Path) -> dict[int, str]:
-    """Return the instruction of each task; pandas has named the column `task` or not at all.
+    """Return the instruction of each task by its index from 0; pandas has named the column `task` or not at all.
 
     Raises:
         CorruptDataError: the file is missing, damaged or lacks a column.

@@ -132,7 +132,10 @@ def info_json(
     tasks: int,
     splits: Mapping[str, tuple[int, int]],
 ) -> dict[str, Any]:
-    """Return the document of `info.json`; `splits` gives the first episode of each split and the one behind it."""
+    """Return the document of `info.json`; `splits` gives the first episode of each split and the one behind it.
+
+    `fps` is in frames a second, `frames` and `tasks` are counts.
+    """
     return {
         "codebase_version": CODEBASE_VERSION,
         "robot_type": robot_type,

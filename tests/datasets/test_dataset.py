@@ -178,6 +178,19 @@ def test_a_copied_dataset_opens_anywhere(folder: Path, tmp_path: Path) -> None:
     assert open_dataset(moved).lengths("train").tolist() == LENGTHS
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("length", 0), ("length", -4), ("offset_bytes", -1), ("size_bytes", -1), ("size_bytes", 15)],
+)
+def test_an_entry_that_cannot_be_is_named_on_opening(folder: Path, field: str, value: int) -> None:
+    path = folder / "manifest.json"
+    manifest = orjson.loads(path.read_bytes())
+    manifest["splits"]["train"][1][field] = value
+    path.write_bytes(orjson.dumps(manifest))
+    with pytest.raises(CorruptDataError, match=r"manifest\.json: episode e01 .* cannot be"):
+        open_dataset(folder)
+
+
 def test_an_index_of_other_lengths_is_found_on_reading(folder: Path) -> None:
     manifest = folder / "manifest.json"
     document = orjson.loads(manifest.read_bytes())
