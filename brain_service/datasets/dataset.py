@@ -182,8 +182,8 @@ class Dataset:
         for key, values in decode_example(payload, place).items():
             if key.startswith(prefix) and len(values):
                 first = values[0]
-                text = isinstance(first, bytes)
-                found[key.removeprefix(prefix)] = first.decode(errors="replace") if text else first.item()
+                plain = first.decode(errors="replace") if isinstance(first, bytes) else first.item()
+                found[key.removeprefix(prefix)] = plain
         return found
 
     def _payload(self, split: str, index: int) -> tuple[EpisodeEntry, bytes, str]:

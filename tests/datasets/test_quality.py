@@ -132,7 +132,11 @@ def test_any_features_lengths_and_profile(
 def test_the_ends_of_float32_are_figures_too(tmp_path: Path, low: float, high: float, steps: int) -> None:
     episodes = [make_episode(f"e{n:02d}", steps, seed=n) for n in range(12)]
     for episode in episodes:
-        for column in (episode.observation["state"], episode.action["command"], episode.reward):
+        for column in (
+            np.asarray(episode.observation["state"]),
+            np.asarray(episode.action["command"]),
+            episode.reward,
+        ):
             column[::2], column[1::2] = low, high
     report = measure_quality(open_dataset(write_version(tmp_path, episodes, val_fraction=0.25)))
     assert b"null" not in msgspec.json.encode(report.observation + report.action)

@@ -85,8 +85,15 @@ def states_plot(name: str, coverage: Coverage) -> str:
             points = np.array(coverage.val_points)
             axes.plot(points[:, 0], points[:, 1], ".", color=_WARN, markersize=2.5, label="held out")
             # Above the plot: anywhere inside there may be states.
-            place = {"loc": "lower right", "bbox_to_anchor": (1, 1), "borderaxespad": 0}
-            axes.legend(frameon=False, fontsize=9, handletextpad=0.1, markerscale=2, **place)
+            axes.legend(
+                loc="lower right",
+                bbox_to_anchor=(1, 1),
+                borderaxespad=0,
+                frameon=False,
+                fontsize=9,
+                handletextpad=0.1,
+                markerscale=2,
+            )
         axes.set_xlim(left, right)
         axes.set_ylim(bottom, top)
         _label_components(axes, 0, 1)

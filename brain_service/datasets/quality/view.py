@@ -137,8 +137,8 @@ def step_changes(rows: Float32[np.ndarray, "T n"]) -> Float32[np.ndarray, "t n"]
     Beyond the largest float32 it is that: a sensor that jumps from one end of its type to the other.
     """
     with np.errstate(over="ignore"):
-        changes = np.abs(rows[1:] - rows[:-1])
-    return np.minimum(changes, _LARGEST, out=changes)
+        changes: Float32[np.ndarray, "t n"] = np.abs(rows[1:] - rows[:-1])
+    return changes.clip(max=_LARGEST, out=changes)
 
 
 def both(spec: EpisodeSpec) -> tuple[Dimensions, Dimensions]:
