@@ -37,7 +37,7 @@ from tests.fakes.gcs import fake_gcs
 
 OBSERVATION, ACTION = 128, 32
 T, B = 64, 32
-EPISODES, LENGTH = 400, 1000
+EPISODES, LENGTH = 300, 1000
 TRAIN_STEPS = 8
 UNCACHED_STEPS = 20
 TF_COLD, TF_WARM = "tf.data, same shards, cold", "tf.data, same shards"
