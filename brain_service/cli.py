@@ -4,6 +4,8 @@ import argparse
 import contextlib
 import http.client
 import json
+import os
+import signal
 import sys
 import urllib.error
 import urllib.request
@@ -19,7 +21,7 @@ from brain_service.cli_formats import add_format_commands
 from brain_service.errors import BrainError, ConfigError, UnauthorizedError, UnavailableError
 from brain_service.logs import setup_logging
 from brain_service.settings import load_settings
-from brain_service.terminal import progress_bar
+from brain_service.terminal import printable, progress_bar
 
 if TYPE_CHECKING:
     from brain_service.training.loop import TrainProgress
@@ -43,22 +45,35 @@ Run = Callable[[argparse.Namespace], int]
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command and return its exit code: 0 done, 2 failed; `health` and `datasets report`:
-    0 pass, 1 warn, 2 fail.
+    0 pass, 1 warn, 2 fail. Where the reader of the output is gone (`| head`): 141, as of other commands.
 
     An expected failure is one line on standard error with the next step, never a traceback.
     """
     options = _parser().parse_args(arguments)
     run: Run = options.run
     try:
-        return run(options)
+        code = run(options)
+        # A reader that is gone must show here and not in the interpreter's own last flush.
+        sys.stdout.flush()
+        return code
     except BrainError as error:
         problem = error.detail
+    except BrokenPipeError:
+        return _without_reader()
     except OSError as error:
         problem = str(error)
     except KeyboardInterrupt:
         problem = "interrupted"
-    print(f"brain {options.command}: {problem}", file=sys.stderr)
+    print(f"brain {options.command}: {printable(problem)}", file=sys.stderr)
     return 2
+
+
+def _without_reader() -> int:
+    """Give up standard output, so that nothing is written to the closed pipe at exit, and return the exit code."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
+    return 128 + signal.SIGPIPE
 
 
 def _parser() -> argparse.ArgumentParser:

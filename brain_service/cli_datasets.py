@@ -1,7 +1,6 @@
 """`brain datasets`: list datasets, report on the quality of one, and verify every byte of one."""
 
 import argparse
-import json
 import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -10,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from brain_service.errors import BrainError, NotFoundError, UnavailableError
+from brain_service.errors import BrainError, InvalidError, NotFoundError, UnavailableError
 from brain_service.settings import load_settings
-from brain_service.terminal import progress_bar, size_text
+from brain_service.terminal import progress_bar, say, say_json, size_text, table_lines
 
 if TYPE_CHECKING:
-    from brain_service.datasets.quality import Finding, QualityReport
+    from brain_service.datasets.dataset import Dataset
+    from brain_service.datasets.quality import QualityReport
 
 __all__ = ["add_datasets_command"]
 
@@ -42,6 +42,7 @@ examples:
 """
 
 Run = Callable[[argparse.Namespace], int]
+_HEADS = ("dataset", "version", "episodes", "steps", "size", "profile", "period", "made (UTC)", "left out", "")
 _EPISODES_SHOWN = 20
 _MARKS = {"fail": "FAIL", "warn": "warn", "info": "note"}
 
@@ -81,7 +82,10 @@ def add_datasets_command(commands: "argparse._SubParsersAction[argparse.Argument
         "Say what is wrong with a dataset before anybody trains on it; writes <version>-report/ beside it.",
         REPORT_EXAMPLES,
     )
-    report.add_argument("path", type=Path, help="a version, a dataset's folder (newest version), or a root of one")
+    report.add_argument(
+        "path",
+        help="a version, a dataset's folder (newest version), or a root of one; gs:// with --html or --json",
+    )
     report.add_argument("--html", type=Path, help="write the page to this file instead, and nothing else")
     report.add_argument("--split", action="append", default=[], help="only this split; repeat it for several")
     report.add_argument(
@@ -90,59 +94,41 @@ def add_datasets_command(commands: "argparse._SubParsersAction[argparse.Argument
     verify = action(
         "verify", _verify, "Read every byte of a dataset and name all that is damaged.", VERIFY_EXAMPLES
     )
-    verify.add_argument("path", type=Path, help="a version, a dataset's folder (newest version), or a root of one")
+    verify.add_argument("path", help="a version, a dataset's folder (newest version), or a root of one")
 
 
 def _list(options: argparse.Namespace) -> int:
     root = options.output_dir
     if root is None:
         root = load_settings({"data_dir": options.data_dir}, config=options.config).datasets_dir
-    found = _versions(root)
+    found = _versions(root.absolute())
     if options.json:
-        return _say_json(found)
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False)
-    for name in (
-        "dataset",
-        "version",
-        "episodes",
-        "steps",
-        "size",
-        "profile",
-        "period",
-        "made (UTC)",
-        "left out",
-        "",
-    ):
-        table.add_column(name, justify="right" if name in ("steps", "size", "period", "left out") else "left")
-    for item in found:
-        newest = "newest" if item["newest"] else ""
-        if item["error"]:
-            table.add_row(item["name"], item["version"], "damaged", *[""] * 6, newest)
-            continue
-        splits = ", ".join(f"{split} {count}" for split, count in item["episodes"].items())
-        period = f"{item['control_period_s'] * 1e3:.4g} ms" if item["control_period_s"] else "-"
-        table.add_row(
-            item["name"],
-            item["version"],
-            splits,
-            f"{item['steps']:,}",
-            size_text(item["size_bytes"]),
-            item["profile"],
-            period,
-            item["made"][:16].replace("T", " "),
-            str(item["quarantined"]),
-            newest,
-        )
-    # In a pipe there is no width to fit into.
-    console = Console() if sys.stdout.isatty() else Console(file=sys.stdout, width=240)
-    console.print(table)
+        say_json(found)
+        return 0
+    for line in table_lines([_HEADS, *map(_row, found)], right=("steps", "size", "period", "left out")):
+        say(line)
     for item in found:
         if item["error"]:
-            _say(f"damaged: {item['error']}")
+            say(f"damaged: {item['error']}")
     return 0
+
+
+def _row(item: dict[str, Any]) -> tuple[str, ...]:
+    newest = "newest" if item["newest"] else ""
+    if item["error"]:
+        return (item["name"], item["version"], "damaged", *[""] * (len(_HEADS) - 4), newest)
+    return (
+        item["name"],
+        item["version"],
+        ", ".join(f"{split} {count}" for split, count in item["episodes"].items()),
+        f"{item['steps']:,}",
+        size_text(item["size_bytes"]),
+        item["profile"],
+        f"{item['control_period_s'] * 1e3:.4g} ms" if item["control_period_s"] else "-",
+        item["made"][:16].replace("T", " "),
+        str(item["quarantined"]),
+        newest,
+    )
 
 
 def _versions(root: Path) -> list[dict[str, Any]]:
@@ -156,12 +142,16 @@ def _versions(root: Path) -> list[dict[str, Any]]:
     folders = sorted(folder for folder in root.iterdir() if folder.is_dir()) if root.is_dir() else []
     if list_versions(root):
         folders = [root]
-    found = [
-        _describe(folder / version, version == versions[-1])
-        for folder in folders
-        if (versions := list_versions(folder))
-        for version in versions
-    ]
+    found: list[dict[str, Any]] = []
+    for folder in folders:
+        try:
+            versions = list_versions(folder)
+        except OSError as error:
+            # One folder that cannot be read hides no other dataset.
+            place = {"name": folder.name, "version": "-", "path": str(folder), "newest": False}
+            found.append(place | {"error": f"{folder}: {error.strerror}; check its permissions"})
+            continue
+        found += [_describe(folder / version, version == versions[-1]) for version in versions]
     if not found:
         raise NotFoundError(
             f"no dataset in {root}; make one with 'brain convert', or name another place with --output-dir"
@@ -175,9 +165,11 @@ def _describe(folder: Path, newest: bool) -> dict[str, Any]:
     item = {"name": folder.parent.name, "version": folder.name, "path": str(folder), "newest": newest}
     try:
         manifest = read_manifest(folder)
+        made = datetime.fromtimestamp((folder / MANIFEST_FILE).stat().st_mtime, UTC)
     except BrainError as error:
         return item | {"error": error.detail}
-    made = datetime.fromtimestamp((folder / MANIFEST_FILE).stat().st_mtime, UTC)
+    except OSError as error:
+        return item | {"error": f"{folder}: {error.strerror}; it went while it was read"}
     return item | {
         "error": None,
         "episodes": {split: len(entries) for split, entries in manifest.splits.items()},
@@ -194,35 +186,50 @@ def _describe(folder: Path, newest: bool) -> dict[str, Any]:
 def _report(options: argparse.Namespace) -> int:
     from brain_service.datasets import open_dataset
     from brain_service.datasets.quality import Limits, measure_quality, render_page
-    from brain_service.durable import write_atomic
 
-    given = dict(_assignment(text) for text in options.limit)
-    limits = Limits().with_values(given)
+    limits = Limits().with_values(dict(_assignment(text) for text in options.limit))
     # Each episode is read once: a cache would only hold memory.
     dataset = open_dataset(options.path, cache_bytes=0)
+    beside = None if options.html or options.json else _beside(dataset)
     with progress_bar("measuring steps") as progress:
         report = measure_quality(dataset, options.split, limits, progress)
-    # A version folder never changes once it is published, so the report stands beside it, as the archive does.
-    beside = dataset.path.with_name(f"{dataset.path.name}-report")
     files: dict[Path, bytes] = {}
     if options.html:
-        files = {options.html: render_page(report).encode()}
-    elif not options.json:
+        files[options.html.absolute()] = render_page(report).encode()
+    elif beside:
         files = {beside / "report.html": render_page(report).encode(), beside / "report.json": report.to_json()}
-    try:
-        for file, data in files.items():
-            file.parent.mkdir(parents=True, exist_ok=True)
-            write_atomic(file, data)
-    except OSError as error:
-        raise UnavailableError(
-            f"cannot write the report to {error.filename}: {error.strerror}; name a file with --html"
-        ) from error
+    for file, data in files.items():
+        _write(file, data)
     if options.json:
-        _say(report.to_json().decode().rstrip())
+        sys.stdout.write(report.to_json().decode())
     else:
         _summarise(report)
-        _say(f"written: {', '.join(map(str, files))}")
+        say(f"written: {', '.join(map(str, files))}")
     return {"pass": 0, "warn": 1, "fail": 2}[report.verdict]
+
+
+def _beside(dataset: "Dataset") -> Path:
+    """Return the folder of a version's report: a version never changes once it is published.
+
+    Raises:
+        InvalidError: the dataset lies on a bucket.
+    """
+    if "://" in dataset.location:
+        raise InvalidError(f"{dataset.location} is no folder of this machine; use --html FILE or --json")
+    version = dataset.path.absolute()
+    return version.with_name(f"{version.name}-report")
+
+
+def _write(file: Path, data: bytes) -> None:
+    from brain_service.durable import write_atomic
+
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(file, data)
+    except OSError as error:
+        raise UnavailableError(
+            f"cannot write the report to {file}: {error.strerror}; name a file with --html"
+        ) from error
 
 
 def _assignment(text: str) -> tuple[str, str]:
@@ -232,34 +239,39 @@ def _assignment(text: str) -> tuple[str, str]:
 
 def _summarise(report: "QualityReport") -> None:
     splits = ", ".join(f"{size.episodes} {split}" for split, size in report.splits.items())
-    _say(f"{report.dataset}: {report.episodes:,} episodes ({splits}), {report.steps:,} steps: {report.verdict}")
+    say(f"{report.dataset}: {report.episodes:,} episodes ({splits}), {report.steps:,} steps: {report.verdict}")
     for finding in report.findings:
-        _say(f"\n{_MARKS[finding.severity]}  {finding.code}: {finding.message}")
-        _say(f"      {finding.fix}{_episodes(finding)}")
+        say()
+        say(f"{_MARKS[finding.severity]}  {finding.code}: {finding.message}")
+        say(f"      {finding.fix}")
+        if finding.episodes:
+            say(f"      episodes: {_some(finding.episodes)}")
 
 
-def _episodes(finding: "Finding") -> str:
-    if not finding.episodes:
-        return ""
-    more = len(finding.episodes) - _EPISODES_SHOWN
+def _some(names: list[str]) -> str:
+    more = len(names) - _EPISODES_SHOWN
     rest = f" and {more:,} more" if more > 0 else ""
-    return f"\n      episodes: {' '.join(finding.episodes[:_EPISODES_SHOWN])}{rest}"
+    return f"{' '.join(names[:_EPISODES_SHOWN])}{rest}"
 
 
 def _verify(options: argparse.Namespace) -> int:
     from brain_service.datasets.verify import verify_dataset
 
+    if "://" in options.path:
+        raise InvalidError(
+            f"{options.path} is no folder of this machine; download the version and verify it there"
+        )
     with progress_bar("verifying bytes") as progress:
         report = verify_dataset(options.path, progress)
     code = 0 if report.ok else 2
     if options.json:
-        _say(msgspec.json.format(msgspec.json.encode(report), indent=2).decode())
+        say_json(msgspec.to_builtins(report))
         return code
     for damage in report.damages:
         where = "" if damage.offset_bytes is None else f" at byte {damage.offset_bytes}"
         who = "" if damage.episode is None else f" episode {damage.episode}:"
-        _say(f"DAMAGED  {damage.file}{where}:{who} {damage.message}")
-    _say(
+        say(f"DAMAGED  {damage.file}{where}:{who} {damage.message}")
+    say(
         f"{report.dataset_dir}: {report.sound_episodes} of {report.episodes} episodes sound, "
         f"{report.shards} shards, {size_text(report.size_bytes)}: "
         + (
@@ -269,12 +281,3 @@ def _verify(options: argparse.Namespace) -> int:
         )
     )
     return code
-
-
-def _say(line: str) -> None:
-    sys.stdout.write(f"{line}\n")
-
-
-def _say_json(document: Any) -> int:
-    _say(json.dumps(document, indent=2))
-    return 0

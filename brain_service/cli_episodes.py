@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from brain_service.errors import BrainError, NotFoundError
 from brain_service.settings import Settings, load_settings
-from brain_service.terminal import size_text
+from brain_service.terminal import printable, say, say_json, size_text, table_lines
 
 if TYPE_CHECKING:
     from brain_service.episodes.store import EpisodeStore
@@ -62,7 +62,7 @@ def add_episodes_command(commands: "argparse._SubParsersAction[argparse.Argument
         return added
 
     ls = action("ls", _list, "List episodes, newest first.")
-    ls.add_argument("--limit", type=int, default=_PAGE, help="at most so many (default: %(default)s)")
+    ls.add_argument("--limit", type=_positive, default=_PAGE, help="at most so many (default: %(default)s)")
     ls.add_argument("--tag", action="append", default=[], help="only with this tag; repeat it for several")
     ls.add_argument("--state", choices=["open", "terminated", "truncated", "recovered"])
     for name in ("robot-id", "environment-id", "control-role", "xr-mode"):
@@ -73,6 +73,13 @@ def add_episodes_command(commands: "argparse._SubParsersAction[argparse.Argument
     rm.add_argument("episode_id", nargs="+")
     retention = action("retention", _retain, "Delete what the settings of [retention] ask for and allow.")
     retention.add_argument("--dry-run", action="store_true", help="only say what would be deleted")
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} is not a whole number from 1 on")
+    return number
 
 
 def _list(options: argparse.Namespace) -> int:
@@ -95,14 +102,16 @@ def _list(options: argparse.Namespace) -> int:
             if cursor is None:
                 break
     if options.json:
-        return _say_json(found)
-    _say(f"{'episode':38} {'state':10} {'steps':>9} {'size':>10}  environment")
+        say_json(found)
+        return 0
+    rows = [("episode", "state", "steps", "size", "environment")]
     for item in found:
         marks = [name for name in ("compressed", "converted", "uploaded") if item[name]]
-        _say(
-            f"{item['episode_id']:38} {item['state']:10} {item['steps']:9} {size_text(item['size_bytes']):>10}  "
-            f"{item['metadata']['environment_id']}{' (' + ', '.join(marks) + ')' if marks else ''}"
-        )
+        environment = f"{item['metadata']['environment_id']}{' (' + ', '.join(marks) + ')' if marks else ''}"
+        steps, size = str(item["steps"]), size_text(item["size_bytes"])
+        rows.append((item["episode_id"], item["state"], steps, size, environment))
+    for line in table_lines(rows, right=("steps", "size")):
+        say(line)
     return 0
 
 
@@ -110,17 +119,26 @@ def _show(options: argparse.Namespace) -> int:
     with _store(options) as store:
         found = store.get(options.episode_id)
     if options.json:
-        return _say_json(found)
+        say_json(found)
+        return 0
     for name, value in found.items():
         shown = value
         if name.endswith("_ns") and value is not None:
-            shown = f"{value} ({datetime.fromtimestamp(value / 1e9, UTC):%Y-%m-%d %H:%M:%S} UTC)"
+            shown = _time_text(value)
         elif name == "size_bytes":
             shown = f"{value} ({size_text(value)})"
         elif isinstance(value, dict):
             shown = json.dumps(value, indent=2)
-        _say(f"{name:16} {'-' if shown is None else shown}")
+        for line in f"{name:16} {'-' if shown is None else shown}".split("\n"):
+            say(line)
     return 0
+
+
+def _time_text(time_ns: int) -> str:
+    # A header may hold any number: not all are dates.
+    with contextlib.suppress(ValueError, OverflowError, OSError):
+        return f"{time_ns} ({datetime.fromtimestamp(time_ns / 1e9, UTC):%Y-%m-%d %H:%M:%S} UTC)"
+    return str(time_ns)
 
 
 def _remove(options: argparse.Namespace) -> int:
@@ -128,15 +146,17 @@ def _remove(options: argparse.Namespace) -> int:
         for episode_id in options.episode_id:
             store.delete(episode_id)
             if not options.json:
-                _say(f"deleted {episode_id}")
-    return _say_json({"deleted": options.episode_id}) if options.json else 0
+                say(f"deleted {episode_id}")
+    if options.json:
+        say_json({"deleted": options.episode_id})
+    return 0
 
 
 def _retain(options: argparse.Namespace) -> int:
     with _store(options) as store:
         plan = store.retention_plan() if options.dry_run else store.apply_retention()
     if options.json:
-        return _say_json(
+        say_json(
             {
                 "dry_run": options.dry_run,
                 "deleted": [item.to_json() for item in plan.doomed],
@@ -145,12 +165,13 @@ def _retain(options: argparse.Namespace) -> int:
                 "kept_bytes": plan.kept_bytes,
             }
         )
+        return 0
     for item in plan.doomed:
-        _say(f"{'would delete' if options.dry_run else 'deleted'} {item.episode_id} ({item.reason})")
+        say(f"{'would delete' if options.dry_run else 'deleted'} {item.episode_id} ({item.reason})")
     freed = size_text(sum(item.size_bytes for item in plan.doomed))
-    _say(f"{len(plan.doomed)} episodes, {freed} {'would be ' if options.dry_run else ''}freed")
+    say(f"{len(plan.doomed)} episodes, {freed} {'would be ' if options.dry_run else ''}freed")
     if plan.blocked:
-        _say(plan.blocked)
+        say(plan.blocked)
     return 0
 
 
@@ -191,15 +212,6 @@ def _database(settings: Settings) -> Path | None:
     try:
         EpisodeIndex(settings.database).close()
     except BrainError as error:
-        sys.stderr.write(f"brain episodes: {error.detail}; what was uploaded is not known\n")
+        sys.stderr.write(f"brain episodes: {printable(error.detail)}; what was uploaded is not known\n")
         return None
     return settings.database
-
-
-def _say(line: str) -> None:
-    sys.stdout.write(f"{line}\n")
-
-
-def _say_json(document: Any) -> int:
-    _say(json.dumps(document, indent=2))
-    return 0

@@ -1,13 +1,11 @@
 """`brain export-dataset` and `brain import-dataset`: datasets to and from other formats."""
 
 import argparse
-import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from brain_service.terminal import progress_bar
+from brain_service.terminal import progress_bar, say, say_json
 
 __all__ = ["add_format_commands"]
 
@@ -91,8 +89,9 @@ def _export(options: argparse.Namespace) -> int:
             progress=progress,
         )
     if options.json:
-        return _say_json(report.to_json())
-    _say(f"{report.episodes} episodes, {report.steps} steps in {report.output_dir}")
+        say_json(report.to_json())
+        return 0
+    say(f"{report.episodes} episodes, {report.steps} steps in {report.output_dir}")
     return _say_notes(report.facts, report.left_out, report.warnings)
 
 
@@ -103,30 +102,22 @@ def _import(options: argparse.Namespace) -> int:
     with progress_bar("importing") as progress:
         report = import_dataset(options.source, options.output_dir, options.format, chosen, progress=progress)
     if options.json:
-        return _say_json(report.to_json())
-    _say(
+        say_json(report.to_json())
+        return 0
+    say(
         f"{report.episodes} episodes, {report.steps} steps in {report.output_dir}; "
         f"{report.skipped} were there already, {sum(item['episodes'] for item in report.quarantined)} left out"
     )
     for item in report.quarantined:
-        _say(f"left out      {item['place']}: {item['reason']}")
+        say(f"left out      {item['place']}: {item['reason']}")
     return _say_notes(report.facts, report.left_out, report.warnings)
 
 
 def _say_notes(facts: dict[str, Any], left_out: dict[str, str], warnings: list[str]) -> int:
     for name, value in facts.items():
-        _say(f"{name:13} {value}")
+        say(f"{name:13} {value}")
     for name, reason in left_out.items():
-        _say(f"without       {name}: {reason}")
+        say(f"without       {name}: {reason}")
     for warning in warnings:
-        _say(f"warning       {warning}")
-    return 0
-
-
-def _say(line: str) -> None:
-    sys.stdout.write(f"{line}\n")
-
-
-def _say_json(document: Any) -> int:
-    _say(json.dumps(document, indent=2))
+        say(f"warning       {warning}")
     return 0

@@ -1,9 +1,51 @@
-"""What commands show a person: a progress bar, sizes and times as text."""
+"""What commands show a person: lines and tables of text, a progress bar, sizes as text."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+import json
+import sys
+from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import Any
 
-__all__ = ["progress_bar", "size_text"]
+__all__ = ["printable", "progress_bar", "say", "say_json", "size_text", "table_lines"]
+
+
+def printable(text: str) -> str:
+    """Return text with what is not printable (control characters, lone surrogates) escaped as Python does.
+
+    Names of files and episodes come from outside: none may move the cursor or make up a line of its own.
+    """
+    if text.isprintable():
+        return text
+    return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in text)
+
+
+def say(line: str = "") -> None:
+    """Write one line to standard output, what is not printable escaped.
+
+    Raises:
+        BrokenPipeError: nobody reads it any more.
+    """
+    sys.stdout.write(f"{printable(line)}\n")
+
+
+def say_json(document: Any) -> None:
+    """Write a JSON-ready document to standard output, indented and in ASCII.
+
+    Raises:
+        BrokenPipeError: nobody reads it any more.
+    """
+    sys.stdout.write(f"{json.dumps(document, indent=2)}\n")
+
+
+def table_lines(rows: Sequence[Sequence[str]], right: Collection[str] = ()) -> list[str]:
+    """Return rows as aligned lines; the first row holds the heads, and columns of those in `right` align there."""
+    shown = [[printable(cell) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*shown, strict=True)]
+    sides = [">" if head in right else "<" for head in rows[0]]
+    return [
+        "  ".join(f"{cell:{side}{width}}" for cell, side, width in zip(row, sides, widths, strict=True)).rstrip()
+        for row in shown
+    ]
 
 
 @contextlib.contextmanager

@@ -163,6 +163,44 @@ def test_episodes_are_listed_shown_and_removed(tmp_path: Path, capsys: pytest.Ca
     assert "no episode" in captured.err
 
 
+def test_a_list_of_nothing_is_no_list(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root, _ = data_dir_with_episodes(tmp_path)
+    for limit in ("-1", "0", "many"):
+        with pytest.raises(SystemExit) as done:
+            main(["episodes", "ls", "--limit", limit, "--data-dir", str(root)])
+        assert done.value.code == 2
+        assert "--limit" in capsys.readouterr().err
+
+
+def test_what_an_episode_says_moves_no_cursor(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = tmp_path / "data"
+    with EpisodeLogger(root / "episodes") as logger:
+        name = logger.start_episode(environment_id="lab\x1b[2J\nfake", tags=["\u202e"])
+        logger.log_step({"x": [1.0]}, {"a": 1.0}, timestamp_ns=1)
+        logger.end_episode("truncated")
+    where = ["--data-dir", str(root)]
+    assert main(["episodes", "ls", *where]) == 0
+    _, row = capsys.readouterr().out.splitlines()
+    assert row.startswith(name)
+    assert row.endswith(r"lab\x1b[2J\nfake")
+    assert main(["episodes", "show", name, *where]) == 0
+    assert all(line.isprintable() for line in capsys.readouterr().out.splitlines())
+    assert main(["episodes", "show", "\x1b]0;x\x07", *where]) == 2
+    assert capsys.readouterr().err.rstrip("\n").isprintable()
+
+
+def test_a_reader_that_goes_is_no_error(tmp_path: Path) -> None:
+    root, names = data_dir_with_episodes(tmp_path)
+    for action in (["ls"], ["ls", "--json"], ["show", names[0]]):
+        command = [sys.executable, "-m", "brain_service", "episodes", *action, "--data-dir", str(root)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+            assert process.stdout is not None and process.stderr is not None
+            process.stdout.close()
+            said = process.stderr.read()
+            assert process.wait(60) == 141
+        assert said == b""
+
+
 def test_retention_is_shown_before_it_is_done(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,6 +1,11 @@
 """`brain datasets` as a person meets it: the list, the report and its exit codes, damage by name."""
 
+import errno
 import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -8,6 +13,7 @@ import pytest
 from brain_service.cli import main
 from brain_service.datasets.versions import list_versions
 from tests.datasets.quality_cases import SOUND, WRONG, Case, build
+from tests.fakes.gcs import fake_gcs
 
 GAP = next(case for case in WRONG if case.code == "time_gap")
 LEAK = next(case for case in WRONG if case.code == "validation_leak")
@@ -117,3 +123,89 @@ def test_damage_is_named_and_the_exit_code_tells(tmp_path: Path, capsys: pytest.
     document = json.loads(capsys.readouterr().out)
     assert document["sound_episodes"] == 11
     assert {"dataset_info.json", "features.json", "statistics.json"} <= {d["file"] for d in document["damages"]}
+
+
+def test_a_name_from_outside_moves_no_cursor_and_is_no_markup(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = tmp_path / "datasets"
+    made = build(root, GAP)
+    names = ["[red]", "a\x1b[2J\nb", "\udcff\u202e"]
+    for name in names:
+        shutil.copytree(made.parent, root / name)
+    assert main(["datasets", "ls", "--output-dir", str(root)]) == 0
+    said = capsys.readouterr().out
+    assert len(said.splitlines()) == 1 + 1 + len(names)
+    assert all(line.isprintable() for line in said.splitlines())
+    assert all(shown in said for shown in ("[red]", r"a\x1b[2J\nb", r"\udcff\u202e"))
+    main(["datasets", "verify", str(root / names[2])])
+    assert main(["datasets", "verify", str(root / names[1] / "9.9.9")]) == 2
+    captured = capsys.readouterr()
+    assert all(line.isprintable() for line in (captured.out + captured.err).splitlines())
+    assert len(captured.err.splitlines()) == 1
+    main(["datasets", "verify", str(root / names[2]), "--json"])
+    assert json.loads(capsys.readouterr().out)["dataset_dir"].endswith(f"{names[2]}/1.0.0")
+
+
+def test_an_unreadable_folder_hides_no_other_dataset(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build(tmp_path, SOUND["nothing"])
+    (tmp_path / "closed").mkdir()
+    # Root, as whom containers test, may read everything.
+    listed = Path.iterdir
+
+    def iterdir(path: Path) -> Iterator[Path]:
+        if path.name == "closed":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return listed(path)
+
+    monkeypatch.setattr(Path, "iterdir", iterdir)
+    assert main(["datasets", "ls", "--output-dir", str(tmp_path), "--json"]) == 0
+    closed, found = json.loads(capsys.readouterr().out)
+    assert (found["version"], found["error"]) == ("1.0.0", None)
+    assert "Permission denied" in closed["error"]
+    assert main(["datasets", "ls", "--output-dir", str(tmp_path)]) == 0
+    assert "damaged: " in capsys.readouterr().out
+
+
+def test_the_folder_one_stands_in_will_do(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = build(tmp_path, SOUND["nothing"])
+    monkeypatch.chdir(made)
+    assert main(["datasets", "report", "."]) == 0
+    assert (made.parent / "1.0.0-report" / "report.html").is_file()
+    main(["datasets", "verify", "."])
+    assert "12 of 12 episodes sound" in capsys.readouterr().out
+    monkeypatch.chdir(made.parent)
+    assert main(["datasets", "ls", "--output-dir", ".", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)[0]["name"] == made.parent.name
+    assert main(["datasets", "report", ".", "--html", "."]) == 2
+    assert "--html" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "action", [["ls", "--output-dir"], ["ls", "--json", "--output-dir"], ["report"], ["verify"]]
+)
+def test_a_reader_that_goes_is_no_error(tmp_path: Path, action: list[str]) -> None:
+    build(tmp_path, GAP)
+    command = [sys.executable, "-m", "brain_service", "datasets", *action, str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.close()
+        said = process.stderr.read()
+        assert process.wait(60) == 141
+    assert said == b""
+
+
+def test_a_report_of_a_bucket_needs_a_place(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    with fake_gcs() as server:
+        server.make_bucket("robots")
+        place = server.upload(build(tmp_path, GAP), "robots", "datasets/episodes/1.0.0")
+        assert main(["datasets", "report", place]) == 2
+        assert "use --html FILE or --json" in capsys.readouterr().err
+        assert main(["datasets", "report", place, "--html", str(tmp_path / "page.html")]) == 1
+        assert (tmp_path / "page.html").is_file()
+    assert main(["datasets", "verify", place]) == 2
+    assert "download the version" in capsys.readouterr().err

@@ -7,7 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from brain_service.cli import main
+from brain_service.datasets.columns import PROFILES
 from brain_service.datasets.convert import convert_directory_to_tfrecord
+from brain_service.datasets.formats import EXPORT_FORMATS, IMPORT_FORMATS
 from tests.datasets.recording import record
 from tests.datasets.samples import make_episode
 
@@ -85,3 +88,17 @@ def test_nothing_that_the_command_line_loads_needs_the_extra() -> None:
     )
     for name in ("pyarrow", "mcap", "rich"):
         assert f" {name}" not in done.stderr
+
+
+def test_the_choices_are_those_of_the_code(capsys: pytest.CaptureFixture[str]) -> None:
+    # Spelled out where they are parsed, so that the command line loads neither NumPy nor the formats.
+    for command, option, known in (
+        ("export-dataset", "--format", EXPORT_FORMATS),
+        ("import-dataset", "--format", IMPORT_FORMATS),
+        ("import-dataset", "--profile", PROFILES),
+        ("convert", "--profile", PROFILES),
+    ):
+        with pytest.raises(SystemExit):
+            main([command, option, "?"])
+        told = capsys.readouterr().err.partition("choose from ")[2].strip(" ()\n")
+        assert {name.strip("' ") for name in told.split(",")} == set(known)

@@ -107,5 +107,5 @@ def _zipped(archive: Path) -> dict[str, tuple[Path, ArchivedShard]]:
         label = msgspec.json.decode((archive / _LABEL_FILE).read_bytes(), type=_Label)
         found = {shard.shard_sha256: (archive / shard.file, shard) for shard in label.shards}
         return {key: item for key, item in found.items() if item[0].stat().st_size == item[1].size_bytes}
-    except (OSError, msgspec.DecodeError):
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return {}

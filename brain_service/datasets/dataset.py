@@ -10,12 +10,13 @@ from jaxtyping import Bool, Float32, Int64
 
 from brain_service.datasets.access import EpisodeAccess, Steps, Window
 from brain_service.datasets.columns import Column, Columns, Profile, action_name, valid_transitions
+from brain_service.datasets.example import decode_example
 from brain_service.datasets.manifest import MANIFEST_FILE, EpisodeEntry, Manifest, parse_manifest
 from brain_service.datasets.record import decode_episode
 from brain_service.datasets.statistics import STATISTICS_FILE, Statistics, parse_statistics
 from brain_service.datasets.storage import Folder, LocalFolder, Range, open_folder
 from brain_service.datasets.stored import Layout
-from brain_service.datasets.tfrecord import unframe
+from brain_service.datasets.tfrecord import FRAME_BYTES, unframe
 from brain_service.datasets.versions import check_index, sort_versions
 from brain_service.errors import CorruptDataError, InvalidError, NotFoundError
 from brain_service.spec import EpisodeSpec, FeatureSpec
@@ -60,6 +61,7 @@ class Dataset:
             raise CorruptDataError(f"{error.detail}; convert the episodes again to rebuild it") from error
         self.manifest: Manifest = parse_manifest(data, f"{folder.location}/{MANIFEST_FILE}")
         check_index(folder, self.manifest)
+        _check_entries(self.manifest, folder.location)
         self.spec: EpisodeSpec = self.manifest.episode_spec()
         self._layout = Layout(self.spec, self.manifest.profile)
         self._access = {
@@ -85,7 +87,11 @@ class Dataset:
 
     @cached_property
     def statistics(self) -> Statistics:
-        """Figures of the training split."""
+        """Figures of the training split.
+
+        Raises:
+            CorruptDataError: their file is missing or is not what was written.
+        """
         try:
             data = self.folder.read(STATISTICS_FILE)
         except NotFoundError as error:
@@ -109,12 +115,12 @@ class Dataset:
 
     @property
     def observation_size(self) -> int:
-        """D: numbers of an observation's flat vector."""
+        """D: an observation's flat vector has shape `[D]`."""
         return sum(column.width for column in self._layout.observation)
 
     @property
     def action_size(self) -> int:
-        """A: numbers of an action's flat vector."""
+        """A: an action's flat vector has shape `[A]`."""
         return sum(column.width for column in self._layout.action)
 
     @property
@@ -154,6 +160,34 @@ class Dataset:
             NotFoundError: there is no such split or episode.
             CorruptDataError: the record is gone, fails its checksum or lacks a feature; names shard and byte.
         """
+        entry, payload, place = self._payload(split, index)
+        columns = decode_episode(payload, self._layout.features, entry.length, place)
+        for path, feature in self.spec.action.items():
+            column = columns.pop(action_name(self.spec, path))
+            if not isinstance(column, list):
+                column = column.reshape(entry.length, *feature.shape)
+            columns[f"action/{path}"] = column
+        return columns
+
+    def metadata(self, split: str, index: int) -> dict[str, str | int | float]:
+        """Return what an episode's record says of it by the names of `episode_metadata`, such as `robot_id`.
+
+        Raises:
+            NotFoundError: there is no such split or episode.
+            CorruptDataError: the record is gone or fails its checksum; names shard and byte.
+        """
+        _, payload, place = self._payload(split, index)
+        prefix = "episode_metadata/"
+        found: dict[str, str | int | float] = {}
+        for key, values in decode_example(payload, place).items():
+            if key.startswith(prefix) and len(values):
+                first = values[0]
+                plain = first.decode(errors="replace") if isinstance(first, bytes) else first.item()
+                found[key.removeprefix(prefix)] = plain
+        return found
+
+    def _payload(self, split: str, index: int) -> tuple[EpisodeEntry, bytes, str]:
+        """Return an episode's entry, its checked record, and what stands for the record in errors."""
         entries = self.entries(split)
         if not 0 <= index < len(entries):
             raise NotFoundError(
@@ -165,14 +199,7 @@ class Dataset:
         if not record:
             raise CorruptDataError(f"{shard} ends before byte {entry.offset_bytes}", file=entry.shard)
         payload = unframe(record, shard, entry.offset_bytes)
-        place = f"{shard}, byte {entry.offset_bytes}, episode {entry.episode_id}"
-        columns = decode_episode(payload, self._layout.features, entry.length, place)
-        for path, feature in self.spec.action.items():
-            column = columns.pop(action_name(self.spec, path))
-            if not isinstance(column, list):
-                column = column.reshape(entry.length, *feature.shape)
-            columns[f"action/{path}"] = column
-        return columns
+        return entry, payload, f"{shard}, byte {entry.offset_bytes}, episode {entry.episode_id}"
 
     def vectors(self, split: str, index: int) -> EpisodeVectors:
         """Return a whole episode as flat vectors, decoded anew. Do not write to the arrays.
@@ -193,6 +220,22 @@ class Dataset:
         """
         self.entries(split)
         return self._access[split].windows(wanted)
+
+
+def _check_entries(manifest: Manifest, location: str) -> None:
+    """Check that every entry of the index can be one.
+
+    Raises:
+        CorruptDataError: one has no step, or no place in a file; names the episode.
+    """
+    for entries in manifest.splits.values():
+        for entry in entries:
+            if entry.length < 1 or entry.offset_bytes < 0 or entry.size_bytes < FRAME_BYTES:
+                raise CorruptDataError(
+                    f"{location}/{MANIFEST_FILE}: episode {entry.episode_id} of {entry.length} steps in "
+                    f"{entry.size_bytes} bytes at byte {entry.offset_bytes} cannot be; convert the episodes again",
+                    file=MANIFEST_FILE,
+                )
 
 
 def _to_vectors(columns: Columns, spec: EpisodeSpec, profile: Profile) -> EpisodeVectors:

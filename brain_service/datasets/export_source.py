@@ -9,10 +9,7 @@ from jaxtyping import Int64
 
 from brain_service.datasets.columns import Columns
 from brain_service.datasets.dataset import Dataset
-from brain_service.datasets.example import decode_example
 from brain_service.datasets.manifest import EpisodeEntry
-from brain_service.datasets.tfrecord import read_record
-from brain_service.errors import CorruptDataError
 
 __all__ = ["ExportEpisode", "ExportNotes", "ExportRequest", "Progress", "Transitions"]
 
@@ -67,7 +64,7 @@ class ExportRequest:
             for index, entry in enumerate(self.dataset.entries(split)):
                 self.progress(done, total)
                 columns = self.dataset.read(split, index)
-                yield ExportEpisode(split, entry, columns, _metadata(self.dataset, entry))
+                yield ExportEpisode(split, entry, columns, self.dataset.metadata(split, index))
                 done += 1
         self.progress(total, total)
 
@@ -104,20 +101,3 @@ class ExportNotes:
                 f"episode {episode_id}: {off:.0%} of its intervals are over {_JITTER:.0%} off {period_s:.4g} s; "
                 "timestamp_ns keeps the true times"
             )
-
-
-def _metadata(dataset: Dataset, entry: EpisodeEntry) -> dict[str, Any]:
-    path = dataset.path / entry.shard
-    with path.open("rb") as file:
-        file.seek(entry.offset_bytes)
-        payload = read_record(file, str(path))
-    if payload is None:
-        raise CorruptDataError(f"{path} ends before byte {entry.offset_bytes}", file=entry.shard)
-    found: dict[str, Any] = {}
-    for key, values in decode_example(payload, str(path)).items():
-        if key.startswith("episode_metadata/") and len(values):
-            first = values[0]
-            found[key.removeprefix("episode_metadata/")] = (
-                first.decode(errors="replace") if isinstance(first, bytes) else first.item()
-            )
-    return found

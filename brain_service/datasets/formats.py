@@ -8,7 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 from brain_service.datasets.dataset import open_dataset
 from brain_service.datasets.export_source import ExportNotes, ExportRequest, Progress
 from brain_service.datasets.import_log import ImportReport, import_episodes
-from brain_service.datasets.import_source import ImportOptions, ImportSource
+from brain_service.datasets.import_source import ImportOptions, ImportSource, check_rate
 from brain_service.datasets.lerobot_export import LeRobotExport
 from brain_service.datasets.lerobot_import import LeRobotImport
 from brain_service.datasets.mcap_export import McapExport
@@ -92,6 +92,7 @@ def export_dataset(
     """Write a dataset, or some of its splits, to a new folder in another format.
 
     The folder appears whole or not at all; after a kill, start again. `progress(done, total)` counts episodes.
+    `fps` is in frames a second (None: from the control period), for LeRobot alone, and so is `images`.
 
     Raises:
         NotFoundError: no such dataset or split.
@@ -144,10 +145,10 @@ def import_dataset(
     if format not in IMPORT_FORMATS:
         raise InvalidError(f"format {format!r} is none of {', '.join(IMPORT_FORMATS)}", field="format")
     options = options or ImportOptions()
-    if options.fps is not None and not options.fps > 0:
-        raise InvalidError(f"fps {options.fps} is not positive: give steps a second", field="fps")
-    source = IMPORT_FORMATS[format].open(Path(path), options)
+    if options.fps is not None:
+        check_rate(options.fps, "fps")
     try:
+        source = IMPORT_FORMATS[format].open(Path(path), options)
         return import_episodes(source, Path(output_dir).absolute(), format, progress or _ignore_progress)
     except OSError as error:
         raise UnavailableError(

@@ -15,6 +15,7 @@ from brain_service.datasets.feature_map import FeatureMap
 from brain_service.datasets.record import METADATA_FEATURES
 from brain_service.episodes.episode import Column, Episode
 from brain_service.episodes.header import CONTROL_ROLES, is_episode_id
+from brain_service.errors import InvalidError
 
 __all__ = [
     "DEFAULT_FPS",
@@ -22,6 +23,7 @@ __all__ = [
     "ImportOptions",
     "ImportSource",
     "Rejected",
+    "check_rate",
     "episode_name",
     "first_text",
     "header_metadata",
@@ -31,6 +33,9 @@ __all__ = [
 
 DEFAULT_FPS = 10.0
 """Steps a second where neither the dataset nor the caller tells."""
+
+# From a step in 17 minutes to one in a microsecond: beyond it no time in int64 nanoseconds can be told.
+_SLOWEST_FPS, _FASTEST_FPS = 1e-3, 1e6
 
 _MEMBERS = ("environment_id", "xr_mode", "robot_id", "control_role", "tags", "language_instruction")
 
@@ -86,7 +91,7 @@ class ImportSource(Protocol):
 
     @property
     def total(self) -> int:
-        """Episodes in all, as its description says."""
+        """How many episodes there are in all, as its description says: a count from 0."""
 
     @property
     def notes(self) -> ImportNotes:
@@ -97,12 +102,28 @@ class ImportSource(Protocol):
 
 
 def episode_name(told: object, source: str, split: str, index: int, taken: set[str]) -> str:
-    """Return an id for an episode: what the dataset tells if that is one and new, else one made of its place."""
+    """Return an id for an episode: what the dataset tells if that is one and new, else one made of its place.
+
+    `index` counts the episodes of the split from 0.
+    """
     told = told.decode(errors="replace") if isinstance(told, bytes) else told
     if isinstance(told, str) and is_episode_id(told) and told not in taken:
         return told
     plain = re.sub(r"[^A-Za-z0-9._-]+", "-", f"{source}-{split}").strip("-._")[:100] or "episode"
     return f"{plain}-{index:06d}"
+
+
+def check_rate(fps: float, name: str) -> None:
+    """Check that steps can be given times at `fps` a second; `name` stands for where it was told.
+
+    Raises:
+        InvalidError: it is no rate of a robot.
+    """
+    if not _SLOWEST_FPS <= fps <= _FASTEST_FPS:
+        raise InvalidError(
+            f"{name} {fps:g} is not between {_SLOWEST_FPS:g} and {_FASTEST_FPS:g}: give steps a second",
+            field="fps",
+        )
 
 
 def paced_times(steps: int, fps: float) -> Int64[np.ndarray, " T"]:

@@ -1,12 +1,14 @@
 """A dataset as a LeRobot v3.0 dataset: parquet alone, no video.
 
 One captured step becomes one frame. `timestamp` is the frame's place at the nominal rate, as LeRobot has it;
-`timestamp_ns` beside it is the true time. Features of nested names get dotted ones.
+`timestamp_ns` beside it is the true time. Features of nested names get dotted ones. Several actions stand there
+one by one, and joined as `action`, the flat vector that LeRobot's policies learn.
 """
 
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ import orjson
 from brain_service.datasets.columns import Columns
 from brain_service.datasets.export_source import ExportEpisode, ExportNotes, ExportRequest, Transitions
 from brain_service.datasets.lerobot_layout import (
+    ACTION,
     DATA_PATH,
     EPISODES_PATH,
     INDEX_FEATURES,
@@ -23,6 +26,7 @@ from brain_service.datasets.lerobot_layout import (
     STATS_PATH,
     STEP_FEATURES,
     TASKS_PATH,
+    action_parts,
     feature_names,
     info_json,
 )
@@ -55,11 +59,10 @@ class LeRobotExport:
         fps = _rate(request, notes)
         names, notes.left_out = feature_names(request.dataset.spec, request.images)
         features = _features(request, names)
-        if "action" not in names.values():
-            notes.warnings.append(
-                "there are several actions, so none is named 'action', which LeRobot's policies look for"
-            )
-        state = _State(fps, names, features, notes)
+        joined = [] if ACTION in names.values() else action_parts(names)
+        if joined:
+            features[ACTION] = Feature("float32", (sum(prod(features[names[part]].shape) for part in joined),))
+        state = _State(fps, names, joined, features, notes)
         with ParquetFiles(folder, DATA_PATH) as data, ParquetFiles(folder, EPISODES_PATH) as index:
             rows: list[dict[str, Any]] = []
             for episode in request.episodes():
@@ -78,6 +81,8 @@ class LeRobotExport:
             tasks=len(state.tasks),
             splits=state.splits,
         )
+        if joined:
+            info["features"][ACTION]["names"] = _axis_names(joined, names, features)
         (folder / INFO_PATH).write_bytes(orjson.dumps(info, option=orjson.OPT_INDENT_2))
         figures = {name: summary.result() for name, summary in state.summaries.items()}
         (folder / STATS_PATH).write_bytes(orjson.dumps(figures, option=orjson.OPT_INDENT_2))
@@ -91,6 +96,7 @@ class _State:
 
     fps: int
     names: Mapping[str, str]
+    joined: list[str]
     features: Mapping[str, Feature]
     notes: ExportNotes
     tasks: dict[str, int] = field(default_factory=dict)
@@ -139,6 +145,12 @@ def _features(request: ExportRequest, names: Mapping[str, str]) -> dict[str, Fea
     return {name: known[column] for column, name in names.items()} | dict(STEP_FEATURES) | dict(INDEX_FEATURES)
 
 
+def _axis_names(joined: list[str], names: Mapping[str, str], features: Mapping[str, Feature]) -> list[str]:
+    """Return what each number of the joined action is: `arm.command_0`, `arm.command_1`, `gripper_0`."""
+    parts = [(names[part].removeprefix(f"{ACTION}."), prod(features[names[part]].shape)) for part in joined]
+    return [f"{name}_{n}" for name, size in parts for n in range(size)]
+
+
 def _write_episode(episode: ExportEpisode, state: _State, files: Any) -> dict[str, Any]:
     """Append an episode's frames and return its row of the index."""
     import pyarrow as pa
@@ -181,8 +193,12 @@ def _frames(transitions: Transitions, state: _State, number: int) -> Columns:
     frame = np.arange(length, dtype=np.int64)
     done = frame == length - 1
     tasks = [state.tasks.setdefault(str(text), len(state.tasks)) for text in columns["language_instruction"]]
+    frames = {name: columns[column] for column, name in state.names.items()}
+    if state.joined:
+        parts = [np.asarray(columns[part], np.float32).reshape(length, -1) for part in state.joined]
+        frames[ACTION] = np.concatenate(parts, axis=1)
     return {
-        **{name: columns[column] for column, name in state.names.items()},
+        **frames,
         "next.reward": columns["reward"],
         "next.done": done,
         "next.truncated": done & (not transitions.terminated),

@@ -67,7 +67,7 @@ def read_info(folder: Path) -> LeRobotInfo:
         return msgspec.convert(document, LeRobotInfo)
     except FileNotFoundError as error:
         raise NotFoundError(f"no LeRobot dataset at {folder}: {INFO_PATH} is missing") from error
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise CorruptDataError(f"{path}: {error}; fetch the dataset again") from error
 
 
@@ -99,7 +99,7 @@ def read_episode_rows(folder: Path, info: LeRobotInfo) -> list[dict[str, Any]]:
     """Return the rows of the episode index without their statistics, in order.
 
     Raises:
-        CorruptDataError: a file is damaged, or they are not as many as `info.json` says.
+        CorruptDataError: a file is damaged or garbled, or they are not as many as `info.json` says.
     """
     needed = ("episode_index", "length", "data/chunk_index", "data/file_index")
     rows: list[dict[str, Any]] = []
@@ -108,7 +108,10 @@ def read_episode_rows(folder: Path, info: LeRobotInfo) -> list[dict[str, Any]]:
         missing = [name for name in needed if name not in table.column_names]
         if missing:
             raise CorruptDataError(f"{path}: lacks {', '.join(missing)}; fetch the dataset again")
-        rows += table.select([n for n in table.column_names if not n.startswith("stats/")]).to_pylist()
+        found = table.select([n for n in table.column_names if not n.startswith("stats/")]).to_pylist()
+        if not all(type(row[name]) is int and row[name] >= 0 for row in found for name in needed):
+            raise CorruptDataError(f"{path}: {', '.join(needed)} are not whole numbers; fetch the dataset again")
+        rows += found
     if len(rows) != info.total_episodes:
         raise CorruptDataError(
             f"{folder / 'meta' / 'episodes'} lists {len(rows)} episodes, {INFO_PATH} says {info.total_episodes}; "
@@ -118,7 +121,7 @@ def read_episode_rows(folder: Path, info: LeRobotInfo) -> list[dict[str, Any]]:
 
 
 def read_tasks(path: Path) -> dict[int, str]:
-    """Return the instruction of each task; pandas has named the column `task` or not at all.
+    """Return the instruction of each task by its index from 0; pandas has named the column `task` or not at all.
 
     Raises:
         CorruptDataError: the file is missing, damaged or lacks a column.
@@ -144,10 +147,12 @@ def read_parquet(path: Path, columns: list[str] | None) -> Any:
     except ImportError as error:
         raise InvalidError("LeRobot needs pyarrow: pip install 'continuon-brain[formats]'") from error
     try:
-        table = pq.ParquetFile(path).read(columns=columns)
+        table = pq.ParquetFile(path, page_checksum_verification=True).read(columns=columns)
+        # Where there were no checksums: offsets outside the data, texts that are none.
+        table.validate(full=True)
     except FileNotFoundError as error:
         raise CorruptDataError(f"{path} is missing; fetch the dataset again") from error
-    except (pa.ArrowInvalid, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise CorruptDataError(f"{path}: {str(error)[:200]}; fetch the dataset again") from error
     missing = [name for name in columns or () if name not in table.column_names]
     if missing:

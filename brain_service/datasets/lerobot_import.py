@@ -5,6 +5,7 @@ One frame becomes one step. A dataset that tells no true times gets those of its
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from brain_service.datasets.import_source import (
     ImportNotes,
     ImportOptions,
     Rejected,
+    check_rate,
     episode_name,
     header_metadata,
     paced_times,
@@ -31,7 +33,7 @@ from brain_service.datasets.lerobot_files import (
     read_tasks,
     sized_feature,
 )
-from brain_service.datasets.lerobot_layout import INFO_PATH, TASKS_PATH
+from brain_service.datasets.lerobot_layout import ACTION, INFO_PATH, TASKS_PATH
 from brain_service.episodes.episode import Column, Episode
 from brain_service.errors import BrainError, CorruptDataError
 from brain_service.spec import Feature
@@ -56,6 +58,13 @@ _USED = frozenset(
 _GRID_TOLERANCE_S = 1e-3
 
 
+def _is_joined(known: Mapping[str, Feature]) -> bool:
+    """Tell whether `action` only repeats several actions, as our export joins them: these then come in."""
+    parts = [prod(feature.shape) for name, feature in known.items() if name.startswith(f"{ACTION}.")]
+    whole = known.get(ACTION)
+    return whole is not None and len(parts) > 1 and sum(parts) == prod(whole.shape)
+
+
 @dataclass(frozen=True)
 class LeRobotImport:
     """Opens a LeRobot v3.0 folder with pyarrow."""
@@ -65,12 +74,16 @@ class LeRobotImport:
 
         Raises:
             NotFoundError: there is no LeRobot dataset.
-            InvalidError: pyarrow is not installed, another version, or features that cannot be taken.
+            InvalidError: pyarrow is not installed, another version, an impossible rate, or features that cannot be
+                taken.
             CorruptDataError: its description is damaged.
         """
         info = read_info(path)
+        check_rate(info.fps, f"{path / INFO_PATH}: fps")
         known, unreadable = known_features(info)
         used = frozenset(name for name in _USED if name in known)
+        if options.action is None and _is_joined(known):
+            used |= {ACTION}
         chosen = options.feature_map(".").choose(known, unreadable, used)
         return _LeRobotSource(
             folder=path,

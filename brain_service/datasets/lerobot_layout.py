@@ -11,11 +11,11 @@ from collections.abc import Mapping
 from math import prod
 from typing import Any
 
-from brain_service.datasets.columns import action_name
 from brain_service.errors import InvalidError
 from brain_service.spec import EpisodeSpec, Feature
 
 __all__ = [
+    "ACTION",
     "CODEBASE_VERSION",
     "DATA_PATH",
     "EPISODES_PATH",
@@ -26,9 +26,13 @@ __all__ = [
     "STATS_PATH",
     "STEP_FEATURES",
     "TASKS_PATH",
+    "action_parts",
     "feature_names",
     "info_json",
 ]
+
+ACTION = "action"
+"""The one action that LeRobot's policies look for."""
 
 CODEBASE_VERSION = "v3.0"
 INFO_PATH = "meta/info.json"
@@ -64,7 +68,8 @@ _MAX_RANK = 5
 def feature_names(spec: EpisodeSpec, images: bool) -> tuple[dict[str, str], dict[str, str]]:
     """Return LeRobot's names of a dataset's columns, `{column: name}`, and why others are left out.
 
-    Paths nest with dots. Images go below `observation.images`, where policies look for cameras.
+    Paths nest with dots. Images go below `observation.images`, where policies look for cameras. A single action is
+    `action`, several are `action.<path>`.
 
     Raises:
         InvalidError: two features would have one name, or nothing is left of observation or action.
@@ -83,8 +88,9 @@ def feature_names(spec: EpisodeSpec, images: bool) -> tuple[dict[str, str], dict
             elif feature.dtype == "image":
                 names[column] = f"observation.images.{path.removeprefix('images/').replace('/', '.')}"
             else:
-                stored = column if part == "observation" else action_name(spec, path)
-                names[column] = stored.replace("/", ".")
+                names[column] = column.replace("/", ".")
+    if len(actions := action_parts(names)) == 1:
+        names[actions[0]] = ACTION
     taken: dict[str, str] = {}
     for column, name in names.items():
         if name in taken:
@@ -97,6 +103,11 @@ def feature_names(spec: EpisodeSpec, images: bool) -> tuple[dict[str, str], dict
             reasons = "; ".join(f"{column}: {why}" for column, why in left_out.items())
             raise InvalidError(f"LeRobot can hold nothing of this dataset's {part}: {reasons}", field=part)
     return names, left_out
+
+
+def action_parts(names: Mapping[str, str]) -> list[str]:
+    """Return the columns of the action in the order of its flat vector."""
+    return [column for column in names if column.startswith(f"{ACTION}/")]
 
 
 def describe_feature(name: str, feature: Feature) -> dict[str, Any]:
@@ -121,7 +132,10 @@ def info_json(
     tasks: int,
     splits: Mapping[str, tuple[int, int]],
 ) -> dict[str, Any]:
-    """Return the document of `info.json`; `splits` gives the first episode of each split and the one behind it."""
+    """Return the document of `info.json`; `splits` gives the first episode of each split and the one behind it.
+
+    `fps` is in frames a second, `frames` and `tasks` are counts.
+    """
     return {
         "codebase_version": CODEBASE_VERSION,
         "robot_type": robot_type,

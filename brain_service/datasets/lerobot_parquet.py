@@ -89,7 +89,7 @@ class ParquetFiles:
             chunk, file = divmod(self._files, FILES_A_CHUNK)
             path = self._root / self._template.format(chunk_index=chunk, file_index=file)
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._writer = pq.ParquetWriter(path, table.schema, compression="snappy")
+            self._writer = pq.ParquetWriter(path, table.schema, compression="snappy", write_page_checksum=True)
             self._files += 1
         self._writer.write_table(table, row_group_size=max(1, table.num_rows))
         self._held_bytes += table.nbytes
@@ -113,4 +113,5 @@ def write_tasks(path: Path, tasks: Sequence[str]) -> None:
     }
     table = pa.table({"task_index": pa.array(range(len(tasks)), pa.int64()), "task": pa.array(tasks, pa.string())})
     path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(table.replace_schema_metadata({"pandas": json.dumps(described)}), path)
+    described_table = table.replace_schema_metadata({"pandas": json.dumps(described)})
+    pq.write_table(described_table, path, write_page_checksum=True)

@@ -31,7 +31,7 @@ class FeatureSummary:
         self._sample: list[Any] = []
 
     def add(self, rows: Float64[np.ndarray, "N n"], count: int) -> None:
-        """Take rows that stand for `count` frames (Chan, Golub, LeVeque 1979)."""
+        """Take rows, shape `[N, n]`, that stand for `count` frames (Chan, Golub, LeVeque 1979)."""
         added, mean = len(rows), rows.mean(axis=0)
         if self._rows == 0:
             self._mean, self._squares = np.zeros_like(mean), np.zeros_like(mean)
@@ -69,7 +69,9 @@ def stat_shape(feature: Feature) -> tuple[int, ...]:
 
 
 def stat_rows(column: Column, feature: Feature) -> tuple[Float64[np.ndarray, "N n"], int]:
-    """Return the rows to summarise and how many frames they stand for; of images, pixels in [0, 1] of some.
+    """Return the rows to summarise, shape `[N, n]`, and how many frames they stand for.
+
+    Of images they are pixels of some, shape `[N, 3]`, in [0, 1].
 
     Raises:
         InvalidError: Pillow, which decodes images, is not installed, or an image cannot be decoded.

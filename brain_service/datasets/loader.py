@@ -107,7 +107,7 @@ class SequenceLoader:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Batches until every step of every episode has been seen once, rounded up."""
+        """Batches of shape `[B, T]` until every step of every episode has been seen once, rounded up."""
         return self._plan.steps_per_epoch
 
     @property
@@ -145,10 +145,10 @@ class SequenceLoader:
         return batch
 
     def batches(self, start: int = 0, *, prefetch: int = 2, workers: int = 0) -> BatchIterator[Batch]:
-        """Return an iterator over the batches from step `start` on, without end; `prefetch` are made ahead.
+        """Return an iterator over the batches `[B, T, ...]` from step `start` on, without end.
 
-        A thread makes them, or `workers` processes. The iterator's state is the step alone. Close it to end what
-        works for it.
+        A thread, or `workers` processes, makes `prefetch` of them ahead. The iterator's state is the step alone.
+        Close it to end what works for it.
 
         Raises:
             InvalidError: `start`, `prefetch` or `workers` is negative.

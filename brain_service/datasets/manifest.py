@@ -160,7 +160,7 @@ def parse_manifest(data: bytes, place: str) -> Manifest:
     """
     try:
         manifest = msgspec.json.decode(data, type=Manifest)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise CorruptDataError(f"{place}: {error}; convert the episodes again to rebuild it") from error
     if manifest.schema != SCHEMA:
         raise CorruptDataError(

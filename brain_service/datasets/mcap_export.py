@@ -1,10 +1,11 @@
 """A dataset as MCAP files, one an episode: `<episode_id>.mcap`, which Foxglove opens as a recording.
 
-    /observation, /action    the features of a step, nested, as JSON with a schema
-    /step                    reward, discount, flags, control role, instruction, as JSON with a schema
-    /observation/<image>     foxglove.CompressedImage, the PNG or JPEG as it was recorded, as protobuf
+    /observation, /action    the features of a step, nested
+    /step                    reward, discount, flags, control role, instruction
+    /observation/<image>     foxglove.CompressedImage, the PNG or JPEG as it was recorded
 
-Time is `timestamp_ns`. Images are protobuf since rerun draws no others; Foxglove takes both.
+All are protobuf, which Foxglove and rerun both show. Time is `timestamp_ns`. A channel's metadata tells the exact
+path, dtype and shape of each field.
 Source: https://mcap.dev/spec and the schemas of the Foxglove SDK.
 """
 
@@ -13,15 +14,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import orjson
 
-from brain_service.datasets.columns import Column, Columns
+from brain_service.datasets.columns import Columns
 from brain_service.datasets.export_source import ExportEpisode, ExportNotes, ExportRequest
 from brain_service.datasets.mcap_image import IMAGE_SCHEMA, encode_image, image_schema
+from brain_service.datasets.mcap_message import MessageType
 from brain_service.errors import InvalidError
 from brain_service.image_header import image_kind
-from brain_service.spec import Feature, FeatureSpec, unflatten
+from brain_service.spec import Feature, FeatureSpec
 
 __all__ = ["McapExport"]
 
@@ -34,7 +35,6 @@ _STEP: Mapping[str, Feature] = {
     "language_instruction": Feature("text"),
     "reward": Feature("float32"),
 }
-_JSON_TYPES = {"float32": "number", "int64": "integer", "uint8": "integer", "bool": "boolean", "text": "string"}
 
 
 @dataclass(frozen=True)
@@ -55,8 +55,15 @@ class McapExport:
             raise InvalidError("MCAP needs mcap: pip install 'continuon-brain[formats]'") from error
         notes = ExportNotes(facts={"files": "one an episode"})
         name = f"{request.dataset.manifest.name}/{request.dataset.manifest.version}"
+        spec = request.dataset.spec
+        groups = [
+            _Group("/observation", "observation/", _without_images(spec.observation)),
+            _Group("/action", "action/", spec.action),
+            _Group("/step", "", _STEP),
+        ]
+        groups = [group for group in groups if group.features]
         for episode in request.episodes():
-            _write_episode(episode, request, name, folder)
+            _write_episode(episode, request, name, groups, folder)
             times: Any = episode.columns["timestamp_ns"]
             notes.check_pace(episode.entry.episode_id, times, request.dataset.control_period_s)
             notes.episodes += 1
@@ -64,7 +71,33 @@ class McapExport:
         return notes
 
 
-def _write_episode(episode: ExportEpisode, request: ExportRequest, name: str, folder: Path) -> None:
+class _Group:
+    """The features of one topic, stored in columns whose names begin with `prefix`."""
+
+    def __init__(self, topic: str, prefix: str, features: FeatureSpec) -> None:
+        self.topic = topic
+        self.features = features
+        self._prefix = prefix
+        self._type = MessageType(topic.removeprefix("/").title(), features)
+
+    def register(self, writer: Any) -> int:
+        """Return the number of a new channel for it."""
+        schema_id = writer.register_schema(self._type.name, "protobuf", self._type.schema)
+        told = {
+            path: {"field": field, **self.features[path].to_json()} for path, field in self._type.fields.items()
+        }
+        metadata = {"features": orjson.dumps(told).decode()}
+        channel: int = writer.register_channel(self.topic, "protobuf", schema_id, metadata)
+        return channel
+
+    def message(self, columns: Columns, step: int) -> bytes:
+        """Return one step."""
+        return self._type.encode({path: columns[f"{self._prefix}{path}"][step] for path in self.features})
+
+
+def _write_episode(
+    episode: ExportEpisode, request: ExportRequest, name: str, groups: list[_Group], folder: Path
+) -> None:
     from mcap.writer import CompressionType, Writer
 
     entry, spec, columns = episode.entry, request.dataset.spec, episode.columns
@@ -81,26 +114,17 @@ def _write_episode(episode: ExportEpisode, request: ExportRequest, name: str, fo
         writer.add_metadata(
             "episode", told | facts | {"robot_type": request.robot_type or told.get("robot_id", "")}
         )
-        parts = {
-            "/observation": ("observation", _without_images(spec.observation)),
-            "/action": ("action", spec.action),
-            "/step": ("", _STEP),
-        }
-        groups = [
-            (_json_channel(writer, topic, features), part, features)
-            for topic, (part, features) in parts.items()
-            if features
-        ]
+        channels = [(group.register(writer), group) for group in groups]
         captured = sum(entry.roles.values())
         pictures = [
             (_image_channel(writer, f"/observation/{path}"), f"observation/{path}") for path in spec.image_paths
         ]
         for step, time_ns in enumerate(times.tolist()):
-            for channel, part, features in groups:
+            for channel, group in channels:
                 # A final observation of the `rlds` profile has no action; zeros there would look like one.
-                if part == "action" and step >= captured:
+                if group.topic == "/action" and step >= captured:
                     continue
-                writer.add_message(channel, time_ns, _message(columns, part, features, step), time_ns, step)
+                writer.add_message(channel, time_ns, group.message(columns, step), time_ns, step)
             for channel, column in pictures:
                 data = columns[column][step]
                 assert isinstance(data, bytes)  # an image by its feature
@@ -113,36 +137,7 @@ def _without_images(spec: FeatureSpec) -> dict[str, Feature]:
     return {path: feature for path, feature in spec.items() if feature.dtype != "image"}
 
 
-def _json_channel(writer: Any, topic: str, features: FeatureSpec) -> int:
-    schema = orjson.dumps(_schema(unflatten(features)))
-    schema_id: int = writer.register_schema(f"continuon{topic.replace('/', '.')}", "jsonschema", schema)
-    channel: int = writer.register_channel(topic, "json", schema_id)
-    return channel
-
-
 def _image_channel(writer: Any, topic: str) -> int:
     schema_id: int = writer.register_schema(IMAGE_SCHEMA, "protobuf", image_schema())
     channel: int = writer.register_channel(topic, "protobuf", schema_id)
     return channel
-
-
-def _schema(node: Any) -> dict[str, Any]:
-    """Return the JSON schema of a tree of features."""
-    if isinstance(node, Feature):
-        found: dict[str, Any] = {"type": _JSON_TYPES[node.dtype]}
-        for size in reversed(node.shape):
-            found = {"type": "array", "items": found, "minItems": size, "maxItems": size}
-        return found
-    properties = {name: _schema(child) for name, child in node.items()}
-    return {"type": "object", "properties": properties, "required": list(properties)}
-
-
-def _message(columns: Columns, part: str, features: FeatureSpec, step: int) -> bytes:
-    """Return one step of a group; a float32 is the shortest number that reads back the same."""
-    values = {path: _value(columns[f"{part}/{path}" if part else path], step) for path in features}
-    return orjson.dumps(unflatten(values), option=orjson.OPT_SERIALIZE_NUMPY)
-
-
-def _value(column: Column, step: int) -> Any:
-    value = column[step]
-    return np.ascontiguousarray(value) if isinstance(value, np.ndarray) and value.ndim else value

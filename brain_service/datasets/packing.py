@@ -17,6 +17,8 @@ __all__ = ["pack_rows"]
 def pack_rows(lengths: Int64[np.ndarray, " n"], sequence_length: int) -> RowTable:
     """Return rows of at most T steps, each of one or more windows; every step lies in exactly one of them.
 
+    `lengths` are the episodes' steps, shape `[n]`.
+
     Within a row a window that starts inside its episode comes first: there it can still be given what was done
     just before it.
     """

@@ -81,11 +81,13 @@ class BatchIterator(Generic[T]):
         """Go on with the batch of `state["step"]`, whichever iterator, process or number of hosts it is from.
 
         Raises:
-            InvalidError: the state holds no step from 0.
+            InvalidError: the state holds no step, or one that no training reaches.
         """
         step = state.get("step")
-        if type(step) is not int or step < 0:
-            raise InvalidError(f"loader state {dict(state)!r} is not {{'step': n}} with n >= 0", field="step")
+        if type(step) is not int or not 0 <= step < _ENDLESS:
+            raise InvalidError(
+                f"loader state {dict(state)!r} is not {{'step': n}} with n from 0 to 2^62 - 1", field="step"
+            )
         self._batches.close()
         self._step = step
         self._batches = self._open()

@@ -19,7 +19,14 @@ from brain_service.episodes.reader import Episode
 from brain_service.errors import CorruptDataError, InvalidError
 from brain_service.spec import Feature
 
-__all__ = ["METADATA_FEATURES", "decode_episode", "encode_episode", "encode_episode_parts", "episode_metadata"]
+__all__ = [
+    "METADATA_FEATURES",
+    "decode_episode",
+    "encode_episode",
+    "encode_episode_parts",
+    "episode_fields",
+    "episode_metadata",
+]
 
 METADATA_FEATURES: dict[str, Feature] = {
     "created_ns": Feature("int64"),
@@ -130,9 +137,19 @@ def decode_episode(data: bytes, features: Mapping[str, Feature], length: int, na
     `name` stands for the record in errors.
 
     Raises:
-        CorruptDataError: not an example, or a feature is missing or has another length or kind.
+        CorruptDataError: not an example, or a feature is missing, no UTF-8 text, or of another length or kind.
     """
-    values = decode_example(data, name)
+    return episode_fields(decode_example(data, name), features, length, name)
+
+
+def episode_fields(
+    values: Mapping[str, Values], features: Mapping[str, Feature], length: int, name: str
+) -> Columns:
+    """Return the columns of an episode whose example is decoded already, as `decode_episode` does.
+
+    Raises:
+        CorruptDataError: a feature is missing, no UTF-8 text, or of another length or kind.
+    """
     return {path: _column(values, path, feature, length, name) for path, feature in features.items()}
 
 
@@ -149,6 +166,9 @@ def _column(values: Mapping[str, Values], path: str, feature: Feature, length: i
     if feature.dtype == "image":
         return list(flat)
     if feature.dtype == "text":
-        texts = {text: text.decode() for text in set(flat)}
+        try:
+            texts = {text: text.decode() for text in set(flat)}
+        except UnicodeDecodeError as error:
+            raise CorruptDataError(f"{name}: steps/{path} is no UTF-8 text: {error}") from error
         return [texts[text] for text in flat]
     return np.asarray(flat).reshape(length, *feature.shape).astype(feature.dtype, copy=False)

@@ -162,6 +162,8 @@ class _RldsSource:
                 problem = f"it holds {read} episodes, {INFO_FILE} says {shard.length}; fetch it again"
             except FileNotFoundError:
                 problem = "the file is missing; fetch it again"
+            except OSError as error:
+                problem = f"it cannot be read: {error.strerror}; check its permissions, or fetch it again"
             except CorruptDataError as error:
                 problem = error.detail.rpartition("; ")[0] + "; fetch it again"
             if read < shard.length:

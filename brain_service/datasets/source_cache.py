@@ -42,7 +42,7 @@ class SourceCache:
         self._folder = str(folder.resolve())
         self._before: dict[str, _Known] = {}
         self._now: dict[str, _Known] = {}
-        with contextlib.suppress(OSError, msgspec.DecodeError):
+        with contextlib.suppress(OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             document = msgspec.json.decode(self._path.read_bytes(), type=_Document)
             if document.folder == self._folder:
                 self._before = document.files

@@ -235,5 +235,5 @@ def parse_statistics(data: bytes, place: str) -> Statistics:
     """
     try:
         return msgspec.json.decode(data, type=Statistics)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise CorruptDataError(f"{place}: {error}; convert the episodes again to rebuild it") from error

@@ -4,8 +4,9 @@ Folder ── LocalFolder   files, `pread`
       └── GcsFolder     objects, ranges over gcsfs: neighbours merged, many at once, retried
 """
 
+import contextlib
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -92,7 +93,13 @@ class LocalFolder:
 
     def sizes(self) -> dict[str, int]:
         """Return the size in bytes of each file in it."""
-        return {entry.name: entry.stat().st_size for entry in self._entries() if entry.is_file()}
+        found = {}
+        for entry in self._entries():
+            # A converter's temporary files come and go beside the versions.
+            with contextlib.suppress(FileNotFoundError):
+                if entry.is_file():
+                    found[entry.name] = entry.stat().st_size
+        return found
 
     def _entries(self) -> list["os.DirEntry[str]"]:
         try:
@@ -118,21 +125,22 @@ class LocalFolder:
             raise UnavailableError(f"{self.path / file}: {error.strerror}") from error
 
     def read_ranges(self, ranges: Sequence[Range]) -> list[bytes]:
-        """Return the bytes of each range. A file is opened once for neighbours in the list, and not kept open.
+        """Return the bytes of each range, in order. Each file is opened once and read from its start to its end.
 
         Raises:
             CorruptDataError: a file is gone.
         """
-        found: list[bytes] = []
+        found = [b""] * len(ranges)
         name, descriptor = "", -1
         try:
-            for file, start_byte, size_bytes in ranges:
+            for index in sorted(range(len(ranges)), key=ranges.__getitem__):
+                file, start_byte, size_bytes = ranges[index]
                 if file != name:
                     if descriptor >= 0:
                         os.close(descriptor)
                         descriptor = -1
                     descriptor, name = os.open(self.path / file, os.O_RDONLY | os.O_CLOEXEC), file
-                found.append(os.pread(descriptor, size_bytes, start_byte))
+                found[index] = os.pread(descriptor, size_bytes, start_byte)
         except OSError as error:
             raise CorruptDataError(
                 f"{self.path / file}: {error.strerror}; restore it or convert the episodes again", file=file
@@ -173,12 +181,11 @@ class GcsFolder:
     def _list(self) -> list[dict[str, Any]]:
         system = _file_system()
         try:
-            # Never from gcsfs's cache of listings: it would hide a version that was uploaded since.
-            found: list[dict[str, Any]] = system.ls(self.location, detail=True, refresh=True)
+            with _reaching(self.location):
+                # Never from gcsfs's cache of listings: it would hide a version that was uploaded since.
+                found: list[dict[str, Any]] = system.ls(self.location, detail=True, refresh=True)
         except FileNotFoundError:
             return []
-        except Exception as error:
-            raise _translated(error, self.location) from error
         return found
 
     def read(self, file: str) -> bytes:
@@ -190,11 +197,10 @@ class GcsFolder:
         """
         place, system = f"{self.location}/{file}", _file_system()
         try:
-            data: bytes = system.cat_file(place)
+            with _reaching(place):
+                data: bytes = system.cat_file(place)
         except FileNotFoundError as error:
             raise NotFoundError(f"{place} does not exist; check the bucket and the path") from error
-        except Exception as error:
-            raise _translated(error, place) from error
         return data
 
     def read_ranges(self, ranges: Sequence[Range]) -> list[bytes]:
@@ -209,13 +215,12 @@ class GcsFolder:
         starts = [part.start_byte for part in merged]
         stops = [part.start_byte + part.size_bytes for part in merged]
         try:
-            pieces: list[bytes] = system.cat_ranges(places, starts, stops, on_error="raise")
+            with _reaching(self.location):
+                pieces: list[bytes] = system.cat_ranges(places, starts, stops, on_error="raise")
         except FileNotFoundError as error:
             raise CorruptDataError(
                 f"{self.location}: {error} is gone; upload it again or convert the episodes again"
             ) from error
-        except Exception as error:
-            raise _translated(error, self.location) from error
         return _cut(ranges, merged, pieces)
 
 
@@ -254,11 +259,25 @@ def _last(name: str) -> str:
     return name.rstrip("/").rsplit("/", 1)[-1]
 
 
-def _translated(error: Exception, place: str) -> UnavailableError:
-    return UnavailableError(
-        f"{place}: {type(error).__name__}: {error}; check the network, the credentials "
-        "(gcloud auth application-default login) and the right to read the bucket"
-    )
+@contextlib.contextmanager
+def _reaching(place: str) -> Iterator[None]:
+    """Turn what one call of gcsfs raises into an error of ours; a missing object is the caller's matter.
+
+    Raises:
+        FileNotFoundError: there is no such object.
+        UnavailableError: anything else went wrong.
+    """
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except Exception as error:
+        # Its own failures, those of aiohttp, requests and google.auth, bare ValueErrors and RuntimeErrors: they
+        # have no root in common, and nothing but its call stands in the block.
+        raise UnavailableError(
+            f"{place}: {type(error).__name__}: {error}; check the network, the credentials "
+            "(gcloud auth application-default login) and the right to read the bucket"
+        ) from error
 
 
 @cache
@@ -285,6 +304,9 @@ def open_folder(place: str | Path) -> Folder:
         InvalidError: the place has another scheme, or names no bucket.
     """
     text = str(place)
+    if isinstance(place, Path) and text.startswith("gs:/"):
+        # A Path takes the second slash away.
+        text = GCS + text.removeprefix("gs:/")
     if text.startswith(GCS):
         if not text.removeprefix(GCS).strip("/"):
             raise InvalidError(f"{text} names no bucket; use gs://bucket/path", field="path")

@@ -5,6 +5,7 @@
 Source: the format notes in TensorFlow's `record_writer.h`; nothing of TensorFlow is imported.
 """
 
+import io
 import struct
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -23,6 +24,7 @@ FRAME_BYTES = 16
 _LENGTH = struct.Struct("<Q")
 _CRC = struct.Struct("<I")
 _HEADER_BYTES = 12
+_LARGE_BYTES = 2**26
 
 
 def _masked_crc(data: bytes) -> int:
@@ -73,7 +75,9 @@ def read_record(file: BinaryIO, name: str) -> bytes | None:
             f"{name}: the length of the record at byte {offset} fails its checksum; convert the episodes again"
         )
     (length,) = _LENGTH.unpack_from(header)
-    body = file.read(length + 4)
+    # A length that passes its checksum and is still nonsense must not reserve memory before anything is read.
+    wanted = length + 4 if length < _LARGE_BYTES else min(length + 4, _left(file))
+    body = file.read(wanted)
     if len(body) < length + 4:
         raise _cut(name, offset, length + FRAME_BYTES, _HEADER_BYTES + len(body))
     payload = body[:length]
@@ -82,6 +86,14 @@ def read_record(file: BinaryIO, name: str) -> bytes | None:
             f"{name}: the record at byte {offset} ({length} bytes) fails its checksum; convert the episodes again"
         )
     return payload
+
+
+def _left(file: BinaryIO) -> int:
+    """Return the bytes from the file's position to its end."""
+    here = file.tell()
+    end = file.seek(0, io.SEEK_END)
+    file.seek(here)
+    return end - here
 
 
 def unframe(record: bytes, name: str, offset_bytes: int) -> bytes:

@@ -176,7 +176,7 @@ class HeldEpisodes:
                     found[path] = earlier
                 else:
                     found[path] = (stat.st_mtime_ns, stat.st_size, _held_by(path))
-            except (OSError, msgspec.DecodeError) as error:
+            except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
                 _LOG.warning("%s cannot be read, so it holds no episode: %s", path, error)
         if {path: entry[:2] for path, entry in found.items()} == {p: e[:2] for p, e in self._read.items()}:
             return False
@@ -192,7 +192,7 @@ def _held_by(path: Path) -> dict[str, set[str]]:
 
     Raises:
         OSError: the manifest cannot be read.
-        msgspec.DecodeError: it is no manifest.
+        msgspec.DecodeError, UnicodeDecodeError, RecursionError: it is no manifest.
     """
     manifest = msgspec.json.decode(path.read_bytes(), type=_Manifest)
     used = {entry.source for entries in manifest.splits.values() for entry in entries}

@@ -29,7 +29,7 @@ def flips(path: Path) -> Iterator[int]:
     good = path.read_bytes()
     for position in range(len(good)):
         bad = bytearray(good)
-        bad[position] ^= 1 << (position % 7)
+        bad[position] ^= 1 << (position % 8)
         path.write_bytes(bad)
         yield position
     path.write_bytes(good)
@@ -77,7 +77,7 @@ def flip_sidecar(path: Path, ok: Callable[[], bool], meaning: Callable[[], Any])
     good = path.read_bytes()
     for position in unseen:
         bad = bytearray(good)
-        bad[position] ^= 1 << (position % 7)
+        bad[position] ^= 1 << (position % 8)
         path.write_bytes(bad)
         altered += [] if same(meaning(), expected) else [position]
     path.write_bytes(good)

@@ -1,5 +1,6 @@
 """Datasets of any size, written straight as shards and manifest: conversion would take the benchmark's time."""
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -40,14 +41,16 @@ def write_dataset(
                         shard=name,
                         offset_bytes=file.tell(),
                         size_bytes=len(record),
-                        sha256="",
+                        sha256=hashlib.sha256(record).hexdigest(),
                         end="terminated",
                         source="",
                         roles={"expert": len(episode)},
                     )
                 )
                 file.write(record)
-            made.append(ShardEntry(name, "train", len(chosen), file.tell(), ""))
+            size_bytes = file.tell()
+        digest = hashlib.sha256((folder / name).read_bytes()).hexdigest()
+        made.append(ShardEntry(name, "train", len(chosen), size_bytes, digest))
     manifest = Manifest(
         name=folder.parent.name,
         version=folder.name,

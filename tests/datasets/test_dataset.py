@@ -1,5 +1,6 @@
 """Opening and reading a dataset, whole and damaged."""
 
+import os
 import shutil
 from pathlib import Path
 
@@ -9,6 +10,9 @@ import pytest
 
 from brain_service.datasets.convert import convert_directory_to_tfrecord
 from brain_service.datasets.dataset import open_dataset
+from brain_service.datasets.example import decode_example, encode_example
+from brain_service.datasets.storage import LocalFolder
+from brain_service.datasets.tfrecord import frame, read_records
 from brain_service.errors import BrainError, CorruptDataError, InvalidError, NotFoundError
 from brain_service.spec import EpisodeSpec, Feature, to_vector
 
@@ -150,6 +154,17 @@ def test_a_damaged_manifest_is_named(folder: Path) -> None:
             open_dataset(folder)
 
 
+@pytest.mark.parametrize("content", [b'{"name": "\xe4"}', b"[" * 100_000], ids=["no UTF-8", "deep"])
+def test_what_is_no_json_at_all_is_named(folder: Path, content: bytes) -> None:
+    for file in ("manifest.json", "statistics.json"):
+        path = folder / file
+        good = path.read_bytes()
+        path.write_bytes(content)
+        with pytest.raises(CorruptDataError, match=file):
+            _ = open_dataset(folder).statistics
+        path.write_bytes(good)
+
+
 def test_another_schema_is_refused(folder: Path) -> None:
     manifest = folder / "manifest.json"
     document = orjson.loads(manifest.read_bytes()) | {"schema": "continuon-brain/dataset/9"}
@@ -163,6 +178,19 @@ def test_a_copied_dataset_opens_anywhere(folder: Path, tmp_path: Path) -> None:
     assert open_dataset(moved).lengths("train").tolist() == LENGTHS
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("length", 0), ("length", -4), ("offset_bytes", -1), ("size_bytes", -1), ("size_bytes", 15)],
+)
+def test_an_entry_that_cannot_be_is_named_on_opening(folder: Path, field: str, value: int) -> None:
+    path = folder / "manifest.json"
+    manifest = orjson.loads(path.read_bytes())
+    manifest["splits"]["train"][1][field] = value
+    path.write_bytes(orjson.dumps(manifest))
+    with pytest.raises(CorruptDataError, match=r"manifest\.json: episode e01 .* cannot be"):
+        open_dataset(folder)
+
+
 def test_an_index_of_other_lengths_is_found_on_reading(folder: Path) -> None:
     manifest = folder / "manifest.json"
     document = orjson.loads(manifest.read_bytes())
@@ -170,3 +198,34 @@ def test_an_index_of_other_lengths_is_found_on_reading(folder: Path) -> None:
     manifest.write_bytes(orjson.dumps(document))
     with pytest.raises(BrainError, match=r"episode e00: steps/.* should hold"):
         open_dataset(folder).read("train", 0)
+
+
+def test_a_file_that_goes_while_its_folder_is_listed_is_passed_over(folder: Path, tmp_path: Path) -> None:
+    class Busy(LocalFolder):
+        def _entries(self) -> list["os.DirEntry[str]"]:
+            found = super()._entries()
+            # As a converter does beside the versions, between the listing and the look at each file.
+            (self.path / "x.tmp").unlink(missing_ok=True)
+            return found
+
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    expected = LocalFolder(copy).sizes()
+    (copy / "x.tmp").write_bytes(b"half")
+    assert Busy(copy).sizes() == expected
+
+
+def test_texts_that_are_none_are_named(folder: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    manifest = orjson.loads((copy / "manifest.json").read_bytes())
+    entry = manifest["splits"]["train"][0]
+    shard = copy / entry["shard"]
+    values = decode_example(next(read_records(shard)), "")
+    values["steps/language_instruction"] = [b"\xff"] * entry["length"]
+    record = frame(encode_example(values))
+    shard.write_bytes(record)
+    entry["size_bytes"] = len(record)
+    manifest["splits"] = {"train": [entry]}
+    manifest["shards"] = [s | {"size_bytes": len(record)} for s in manifest["shards"] if s["file"] == shard.name]
+    (copy / "manifest.json").write_bytes(orjson.dumps(manifest))
+    with pytest.raises(CorruptDataError, match="steps/language_instruction is no UTF-8 text"):
+        open_dataset(copy).read("train", 0)

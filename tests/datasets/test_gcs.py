@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from brain_service.datasets.access import Steps
 from brain_service.datasets.convert import convert_directory_to_tfrecord
 from brain_service.datasets.dataset import open_dataset
+from brain_service.datasets.formats import export_dataset
 from brain_service.datasets.loader import Batch, SequenceLoader
 from brain_service.datasets.storage import GcsFolder, LocalFolder, Range, merge_ranges, open_folder
 from brain_service.datasets.stored import BLOCK_BYTES
@@ -94,6 +95,13 @@ def test_whole_episodes_and_statistics_are_read(local: Path, place: str) -> None
     assert np.array_equal(there.vectors("train", 3).observation, here.vectors("train", 3).observation)
     with pytest.raises(InvalidError, match="no folder of this machine"):
         _ = there.path
+
+
+def test_a_path_that_lost_a_slash_means_the_bucket(local: Path, place: str, tmp_path: Path) -> None:
+    assert open_dataset(Path(place)).location == place
+    report = export_dataset(Path(place), tmp_path / "mcap", "mcap")
+    assert report.episodes == len(LENGTHS)
+    assert open_dataset(place).metadata("train", 0) == open_dataset(local).metadata("train", 0)
 
 
 @pytest.mark.parametrize("path", ["gs://robots/nothing", "gs://no-such-bucket/datasets/arm"])

@@ -10,6 +10,9 @@ from typing import Any, get_args
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
 
 from brain_service.datasets.dataset import Dataset, open_dataset
 from brain_service.datasets.loader import Batch, Mode, SequenceLoader
@@ -85,7 +88,7 @@ def test_the_state_is_the_step_and_a_restored_iterator_goes_on(dataset: Dataset,
 
 def test_a_state_that_is_no_step_is_refused(dataset: Dataset) -> None:
     batches = _loader(dataset, "windows").batches()
-    for state in ({}, {"step": -1}, {"next_index": 3}):
+    for state in ({}, {"step": -1}, {"next_index": 3}, {"step": True}, {"step": 2**62}):
         with pytest.raises(InvalidError, match=r"is not \{'step': n\}"):
             batches.set_state(state)
     batches.close()
@@ -146,6 +149,54 @@ def test_a_damaged_shard_reaches_the_consumer_through_grain(tmp_path: Path) -> N
     for prefetch in (0, 3):
         with pytest.raises(CorruptDataError, match=shard.name):
             list(islice(_loader(open_dataset(folder), "windows").batches(prefetch=prefetch), 10))
+
+
+@given(
+    lengths=st.lists(st.integers(1, 23), min_size=1, max_size=9),
+    hosts=st.integers(1, 7),
+    rows=st.integers(1, 3),
+    size=st.integers(1, 11),
+    seed=st.integers(-(2**63), 2**64 - 1),
+    mode=st.sampled_from(MODES),
+    data=st.data(),
+)
+@hypothesis_settings(max_examples=40)
+def test_any_number_of_hosts_resumed_at_any_step_makes_the_same_batches(
+    tmp_path_factory: pytest.TempPathFactory,
+    lengths: list[int],
+    hosts: int,
+    rows: int,
+    size: int,
+    seed: int,
+    mode: Mode,
+    data: st.DataObject,
+) -> None:
+    if mode == "streams" and len(lengths) < hosts * rows:
+        lengths = lengths * (hosts * rows)
+    folder = write_dataset(
+        tmp_path_factory.mktemp("law") / "bench" / "1.0.0", lengths, shards=1 + len(lengths) % 3
+    )
+    how: dict[str, Any] = {"batch_size": hosts * rows, "seed": seed, "mode": mode}
+    how["sequence_length"] = None if mode == "episodes" else size
+    whole = SequenceLoader(open_dataset(folder), "train", **how)
+    # Most of all where an epoch ends, where a batch may hold the end of one and the start of the next.
+    border = data.draw(st.integers(1, 3)) * whole.steps_per_epoch
+    step = max(0, border + data.draw(st.integers(-2, 2)))
+    expected = [whole.batch(step + later) for later in range(3)]
+    made = []
+    for host in range(hosts):
+        # Each host opens the dataset itself, stands somewhere else, and is then set.
+        part = SequenceLoader(open_dataset(folder), "train", **how, host_index=host, host_count=hosts)
+        batches = part.batches(data.draw(st.integers(0, 50)), prefetch=data.draw(st.integers(0, 3)))
+        next(batches)
+        batches.set_state({"step": step})
+        made.append(list(islice(batches, 3)))
+        assert batches.get_state() == {"step": step + 3}
+        batches.close()
+    for later, batch in enumerate(expected):
+        for field in fields(Batch):
+            joined = np.concatenate([getattr(its[later], field.name) for its in made])
+            assert joined.tobytes() == getattr(batch, field.name).tobytes(), field.name
 
 
 @pytest.mark.parametrize("mode", MODES)

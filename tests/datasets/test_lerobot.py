@@ -1,5 +1,6 @@
 """LeRobot v3.0: what we write has the types that lerobot declares and every value; what lerobot wrote comes in."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -271,7 +272,55 @@ def test_what_lerobot_cannot_name_or_hold_is_said(tmp_path: Path) -> None:
     deep = EpisodeSpec({"x": Feature("float32", (1,) * 6), **VECTOR_SPEC.observation}, RICH_SPEC.action)
     _, report = exported(tmp_path, make_dataset(tmp_path / "3", [make_episode(spec=deep)]))
     assert "6 axes" in report.left_out["observation/x"]
-    assert any("none is named 'action'" in warning for warning in report.warnings)
+
+
+def test_several_actions_are_also_the_one_that_policies_learn(tmp_path: Path) -> None:
+    episodes = {episode.episode_id: episode for episode in several(RICH_SPEC)}
+    dataset = make_dataset(tmp_path, list(episodes.values()))
+    folder, report = exported(tmp_path, dataset)
+    described, table = info_of(folder)["features"]["action"], rows_of(folder)
+    assert described == {
+        "dtype": "float32",
+        "shape": [4],
+        "names": ["arm.command_0", "arm.command_1", "gripper_0", "mode_0"],
+    }
+    order = [episodes[entry.episode_id] for split in dataset.splits for entry in dataset.entries(split)]
+    expected = [
+        to_vector({path: np.asarray(episode.action[path][step]) for path in episode.action}, RICH_SPEC.action)
+        for episode in order
+        for step in range(len(episode))
+    ]
+    assert np.array_equal(np.array(table.column("action").to_pylist(), np.float32), np.stack(expected))
+    stats = json.loads((folder / "meta/stats.json").read_text())["action"]
+    assert stats["mean"] == pytest.approx(np.stack(expected).astype(np.float64).mean(axis=0))
+    assert report.warnings == []
+    # The parts come in again as they were, and not a second time as one.
+    back = import_dataset(folder, tmp_path / "back", "lerobot")
+    assert "action" not in back.left_out
+    episode = order[0]
+    found = read_episode(tmp_path / "back" / f"{episode.episode_id}.jsonl")
+    assert list(found.spec.action) == list(RICH_SPEC.action)
+    import_dataset(folder, tmp_path / "joined", "lerobot", ImportOptions(action=("action",)))
+    joined = read_episode(tmp_path / "joined" / f"{episode.episode_id}.jsonl")
+    assert joined.spec.action == {"command": Feature("float32", (4,))}
+
+
+def test_the_only_action_that_is_a_vector_is_the_action(tmp_path: Path) -> None:
+    spec = EpisodeSpec(VECTOR_SPEC.observation, {"arm": Feature("float32", (2,)), "note": Feature("text")})
+    folder, _ = exported(tmp_path, make_dataset(tmp_path, several(spec)))
+    assert "action.arm" not in info_of(folder)["features"]
+    assert info_of(folder)["features"]["action"]["shape"] == [2]
+
+
+def test_two_foreign_actions_of_one_size_both_come_in(tmp_path: Path) -> None:
+    folder = shutil.copytree(FOREIGN, tmp_path / "foreign")
+    features = info_of(folder)["features"]
+    features["action.raw"] = features["action"]
+    edit_info(folder, features=features)
+    rewrite(folder / DATA, lambda table: table.append_column("action.raw", table.column("action")))
+    import_dataset(folder, tmp_path / "back", "lerobot")
+    episode = read_episode(tmp_path / "back" / "foreign-episode-000000.jsonl")
+    assert set(episode.action) == {"command", "raw"}
 
 
 def test_options_are_checked_before_anything_is_written(tmp_path: Path) -> None:
@@ -416,6 +465,20 @@ REFUSED: dict[str, tuple[Callable[[Path], None], type[BrainError], str]] = {
     ),
     "no fps": (lambda folder: edit_info(folder, fps="gone"), CorruptDataError, "fps"),
     "no features": (lambda folder: edit_info(folder, features="gone"), CorruptDataError, "features"),
+    "fps of nothing": (lambda folder: edit_info(folder, fps=0), InvalidError, "fps 0 is not between"),
+    "fps beyond time": (lambda folder: edit_info(folder, fps=1e-300), InvalidError, "fps 1e-300 is not between"),
+    "no numbers in the index": (
+        lambda folder: rewrite(folder / EPISODES, with_column("length", lambda t: pa.nulls(len(t), pa.int64()))),
+        CorruptDataError,
+        "are not whole numbers",
+    ),
+    "texts in the index": (
+        lambda folder: rewrite(
+            folder / EPISODES, with_column("episode_index", lambda t: pa.array([str(n) for n in range(len(t))]))
+        ),
+        CorruptDataError,
+        "are not whole numbers",
+    ),
     "no data path": (lambda folder: edit_info(folder, data_path="gone"), CorruptDataError, "data_path"),
     "paths of v2": (
         lambda folder: edit_info(folder, data_path="data/episode_{episode_index:06d}.parquet"),
@@ -476,6 +539,28 @@ def test_what_cannot_be_read_is_named(tmp_path: Path, case: str) -> None:
     with pytest.raises(error, match=message):
         import_dataset(folder, tmp_path / "episodes", "lerobot")
     assert not list((tmp_path / "episodes").glob("*"))
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("file", ["meta/info.json", "meta/tasks.parquet", EPISODES, DATA])
+def test_a_flipped_byte_is_an_error_of_ours_or_leaves_an_episode_out_or_changes_nothing(
+    tmp_path: Path, file: str
+) -> None:
+    episode = make_episode("e0", 3)
+    folder, _ = exported(tmp_path, make_dataset(tmp_path, [episode], val_fraction=0.0), fps=20)
+    path = folder / file
+    good = path.read_bytes()
+    step = max(1, len(good) // 80)
+    for position in range(0, len(good), step):
+        bad = bytearray(good)
+        bad[position] ^= 1 << (position // step % 8)
+        path.write_bytes(bad)
+        shutil.rmtree(tmp_path / "back", ignore_errors=True)
+        with contextlib.suppress(BrainError):
+            if import_dataset(folder, tmp_path / "back", "lerobot").episodes and file == DATA:
+                back = read_episode(next((tmp_path / "back").glob("*.jsonl")))
+                assert np.array_equal(back.observation["state"], episode.observation["state"]), position
+                assert np.array_equal(back.action["command"], episode.action["command"]), position
 
 
 def test_one_bad_episode_does_not_hold_up_the_others(tmp_path: Path) -> None:

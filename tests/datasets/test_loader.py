@@ -1,26 +1,29 @@
 """Batches of windows: what they hold, and that the step number is their only state."""
 
+import shutil
 import subprocess
 import sys
 import threading
-from dataclasses import fields
+from dataclasses import fields, replace
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
+from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from brain_service.datasets.columns import Profile
+from brain_service.datasets.columns import PROFILES, Profile
 from brain_service.datasets.convert import convert_directory_to_tfrecord
 from brain_service.datasets.dataset import Dataset, open_dataset
 from brain_service.datasets.loader import Batch, SequenceLoader
 from brain_service.datasets.rows import plan_windows
 from brain_service.errors import CorruptDataError, InvalidError, NotFoundError
+from brain_service.spec import to_vector
 
 from .recording import record, record_many
-from .samples import make_episode
+from .samples import Recipe, make_episode, recipes
 
 LENGTHS = (5, 12, 1, 8, 3)
 
@@ -44,6 +47,32 @@ def _loader(dataset: Dataset, batch_size: int = 4, sequence_length: int = 4, see
 def _assert_equal(one: Batch, two: Batch) -> None:
     for field in fields(Batch):
         assert np.array_equal(getattr(one, field.name), getattr(two, field.name)), field.name
+
+
+@given(recipe=recipes, profile=st.sampled_from(PROFILES), size=st.integers(1, 9))
+@hypothesis_settings(max_examples=25)
+def test_any_episode_comes_out_of_the_loader_as_it_was_captured(
+    tmp_path_factory: pytest.TempPathFactory, recipe: Recipe, profile: Profile, size: int
+) -> None:
+    episode = replace(recipe, episode_id="e0").build()
+    root = tmp_path_factory.mktemp("law")
+    record(root / "in", [episode])
+    report = convert_directory_to_tfrecord(root / "in", root / "out", val_fraction=0.0, profile=profile, jobs=1)
+    loader = _loader(open_dataset(report.dataset_dir), batch_size=1, sequence_length=size)
+    steps = len(episode) + (profile == "rlds" and episode.final_observation is not None)
+    pieces = {loader.pieces(step)[0].first: loader.batch(step) for step in range(loader.steps_per_epoch)}
+    assert sorted(pieces) == list(range(0, steps, size))
+    for t in range(len(episode)):
+        batch, place = pieces[t - t % size], t % size
+        for part, spec, found in (
+            (episode.observation, episode.spec.observation, batch.observation),
+            (episode.action, episode.spec.action, batch.action),
+        ):
+            expected = to_vector({path: np.asarray(part[path][t]) for path in spec if spec[path].is_numeric}, spec)
+            assert found[0, place].tobytes() == expected.tobytes()
+        assert batch.reward[0, place].tobytes() == np.float32(episode.reward[t]).tobytes()
+        assert batch.mask[0, place] == 1
+    shutil.rmtree(root)
 
 
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=20), st.integers(1, 20))

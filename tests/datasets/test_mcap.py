@@ -2,24 +2,28 @@
 
 import io
 import json
+import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
-import jsonschema  # type: ignore[import-untyped]
 import numpy as np
 import pytest
 import zstandard
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
 from mcap.exceptions import McapError
 from mcap.reader import SeekingReader, make_reader
 from mcap.stream_reader import CRCValidationError
 
 from brain_service.datasets.formats import export_dataset
+from brain_service.datasets.mcap_message import MessageType
 from brain_service.episodes.episode import Episode
 from brain_service.errors import InvalidError
-from brain_service.spec import EpisodeSpec, Feature, flatten
+from brain_service.spec import EpisodeSpec, Feature
 
-from .samples import RICH_SPEC, VECTOR_SPEC, make_episode
+from .samples import RICH_SPEC, VECTOR_SPEC, Recipe, make_episode, recipes
 from .test_lerobot import make_dataset, several
 
 CAMERAS = EpisodeSpec(
@@ -36,25 +40,38 @@ def read(path: Path) -> tuple[Any, dict[str, list[tuple[int, Any, Any]]], dict[s
         topics: dict[str, list[tuple[int, Any, Any]]] = {}
         for schema, channel, message in reader.iter_messages():
             assert message.publish_time == message.log_time
-            topics.setdefault(channel.topic, []).append((message.log_time, schema, decode(schema, message.data)))
+            found = decode(schema, message.data)
+            if told := channel.metadata.get("features"):
+                found = {path: value_at(found, one) for path, one in json.loads(told).items()}
+            topics.setdefault(channel.topic, []).append((message.log_time, schema, found))
         (metadata,) = list(reader.iter_metadata())
         return reader.get_summary(), topics, metadata.metadata
 
 
 def decode(schema: Any, data: bytes) -> Any:
-    if schema.encoding == "jsonschema":
-        document = json.loads(data)
-        jsonschema.validate(document, json.loads(schema.data))
-        return document
-    # As a reader does that has never heard of the message: from the descriptors in the file.
+    """Read a message as one does that has never heard of it: from the descriptors in the file."""
+    assert schema.encoding == "protobuf"
     pool = descriptor_pool.DescriptorPool()
     for file in descriptor_pb2.FileDescriptorSet.FromString(schema.data).file:
         pool.Add(file)
     return message_factory.GetMessageClass(pool.FindMessageTypeByName(schema.name)).FromString(data)
 
 
+def value_at(message: Any, told: dict[str, Any]) -> Any:
+    """Return a feature's value where the channel's metadata says that it stands; one that is missing fails."""
+    *above, last = told["field"].split(".")
+    for name in above:
+        assert message.HasField(name)
+        message = getattr(message, name)
+    if not told["shape"]:
+        assert message.HasField(last)
+        return getattr(message, last)
+    value = getattr(message, last)
+    return np.array(list(value), told["dtype"]).reshape(told["shape"])
+
+
 def rebuild(messages: list[tuple[int, Any, Any]], path: str, feature: Feature) -> Any:
-    values = [flatten(message, "")[path] for _, _, message in messages]
+    values = [message[path] for _, _, message in messages]
     return values if feature.dtype == "text" else np.array(values, feature.dtype)
 
 
@@ -100,6 +117,35 @@ def test_every_value_is_found_at_its_time(written: tuple[str, Path, dict[str, Ep
         assert {step["language_instruction"] for step in steps[: len(episode)]} == {
             episode.metadata["language_instruction"]
         }
+
+
+@given(recipe=recipes)
+@hypothesis_settings(max_examples=20)
+def test_any_features_have_a_message(recipe: Recipe) -> None:
+    episode = recipe.build()
+    features = {path: one for path, one in episode.spec.observation.items() if one.dtype != "image"}
+    kind = MessageType("Observation", features)
+    schema = SimpleNamespace(encoding="protobuf", name=kind.name, data=kind.schema)
+    for step in range(len(episode)):
+        values = {path: episode.observation[path][step] for path in features}
+        message = decode(schema, kind.encode(values))
+        for path, field in kind.fields.items():
+            found = value_at(message, {"field": field, **features[path].to_json()})
+            assert (
+                np.asarray(found, np.asarray(values[path]).dtype).tobytes() == np.asarray(values[path]).tobytes()
+            )
+
+
+def test_names_that_protobuf_has_not_are_told_apart() -> None:
+    paths = ["1", "_1", "a b", "a.b", "a-b/é", "a_b/x", "group1", "Group1", "Group6/y", "class", "ü"]
+    features = dict.fromkeys(sorted(paths), Feature("float32"))
+    kind = MessageType("Action", features)
+    assert len(set(kind.fields.values())) == len(paths)
+    schema = SimpleNamespace(encoding="protobuf", name=kind.name, data=kind.schema)
+    message = decode(schema, kind.encode({path: np.float32(n) for n, path in enumerate(features)}))
+    for number, field in enumerate(kind.fields[path] for path in features):
+        assert all(re.fullmatch("[A-Za-z_][A-Za-z0-9_]*", name) for name in field.split("."))
+        assert value_at(message, {"field": field, "shape": []}) == number
 
 
 def test_images_are_foxgloves(written: tuple[str, Path, dict[str, Episode], Any]) -> None:

@@ -125,6 +125,25 @@ def test_any_features_lengths_and_profile(
     assert "<h1>episodes/1.0.0</h1>" in render_page(report)
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("low", [np.finfo(np.float32).min, 0.0])
+@pytest.mark.parametrize("high", [np.finfo(np.float32).max, np.finfo(np.float32).smallest_subnormal])
+@pytest.mark.parametrize("steps", [1, 2, 20])
+def test_the_ends_of_float32_are_figures_too(tmp_path: Path, low: float, high: float, steps: int) -> None:
+    episodes = [make_episode(f"e{n:02d}", steps, seed=n) for n in range(12)]
+    for episode in episodes:
+        for column in (
+            np.asarray(episode.observation["state"]),
+            np.asarray(episode.action["command"]),
+            episode.reward,
+        ):
+            column[::2], column[1::2] = low, high
+    report = measure_quality(open_dataset(write_version(tmp_path, episodes, val_fraction=0.25)))
+    assert b"null" not in msgspec.json.encode(report.observation + report.action)
+    assert {dimension.max for dimension in report.action} == {float(max(high, low)) if steps > 1 else float(low)}
+    assert not re.search(r"\b(nan|inf)\b", render_page(report))
+
+
 def test_a_split_alone_and_one_that_is_not_there(tmp_path: Path) -> None:
     dataset = open_dataset(build(tmp_path, SOUND["nothing"]))
     report = measure_quality(dataset, ["val"])

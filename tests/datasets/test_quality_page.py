@@ -120,3 +120,19 @@ def test_a_finding_is_on_the_page_with_what_to_do(tmp_path: Path, case: Case) ->
     for finding in report.findings:
         assert f"<code>{finding.code}</code>" in page
         assert all(f"<code>{name}</code>" in page for name in finding.episodes)
+
+
+def test_shares_are_of_all_episodes_and_one_gap_is_seen(tmp_path: Path) -> None:
+    episodes = [make_episode(f"e{n:02d}", 40, seed=n) for n in range(12)]
+    for episode in episodes[:9]:
+        episode.metadata["language_instruction"] = ""
+    episodes[3].timestamp_ns[20:] += 10**9
+    page = render_page(measure_quality(open_dataset(write_version(tmp_path, episodes))))
+    _read(page)
+    shares = dict(re.findall(r'<th scope="row">([^<]*)</th><td>\d+</td><td>(\d+%)</td>', page))
+    assert shares["reach the puck"] == "25%"
+    assert shares["(none)"] == "75%"
+    # A scale on which one interval among hundreds has a height.
+    (plot,) = re.findall(r'aria-label="Histogram of the intervals.*?</figure>', page, re.DOTALL)
+    assert "mathdefault" in plot
+    assert "1 episode to look at<" in page

@@ -397,8 +397,9 @@ def test_an_unknown_class_among_others_is_left_out_or_named(folder: Path, tmp_pa
     assert "its class 'Video'" in report.left_out["observation/clip"]
     with pytest.raises(InvalidError, match="observation/clip: its class 'Video'"):
         import_dataset(folder, tmp_path / "other", "rlds", ImportOptions(observation=("clip",)))
-    with pytest.raises(InvalidError, match=r"fps 0\.0"):
-        import_dataset(folder, tmp_path / "other", "rlds", ImportOptions(fps=0.0))
+    for fps in (0.0, -1.0, float("nan"), float("inf"), 1e-300, 1e300):
+        with pytest.raises(InvalidError, match=r"fps .* is not between 0\.001 and 1e\+06"):
+            import_dataset(folder, tmp_path / "other", "rlds", ImportOptions(fps=fps))
     with pytest.raises(InvalidError, match="'hdf5' is none of lerobot, rlds"):
         import_dataset(folder, tmp_path / "other", "hdf5")
 
@@ -414,6 +415,10 @@ SHARDS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "flipped": (
         lambda shard: shard.write_bytes(shard.read_bytes()[:40] + b"\xff" + shard.read_bytes()[41:]),
         "at byte 0 .* fails its checksum",
+    ),
+    "no file": (
+        lambda shard: shard.rename(shard.with_name("moved")).with_name(shard.name).mkdir(),
+        "Is a directory",
     ),
     "no example": (lambda shard: shard.write_bytes(frame(b"\xff\xff")), "not a tf.train.Example"),
 }

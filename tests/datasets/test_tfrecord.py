@@ -44,3 +44,14 @@ def test_every_cut_is_found_except_between_records(tmp_path: Path) -> None:
             continue
         with pytest.raises(CorruptDataError, match=f"at byte {0 if size < len(first) else len(first)}"):
             list(read_records(path))
+
+
+@pytest.mark.parametrize("length", [2**26, 2**40, 2**63, 2**64 - 1])
+def test_a_length_beyond_the_file_reserves_no_memory(tmp_path: Path, length: int) -> None:
+    path = tmp_path / "shard"
+    # The checksum of a length is no secret: whoever made this file could make it hold.
+    crafted = bytearray(frame(b"payload"))
+    crafted[:12] = frame(length.to_bytes(8, "little"))[12:20] + frame(length.to_bytes(8, "little"))[20:24]
+    path.write_bytes(crafted)
+    with pytest.raises(CorruptDataError, match="at byte 0 needs"):
+        list(read_records(path))

@@ -192,6 +192,8 @@ def test_a_dataset_that_is_gone_or_unreadable_holds_nothing(tmp_path: Path) -> N
         text = manifest.read_text()
         manifest.write_text(text[:-100])
         assert store.retention_plan().doomed == ()
+        manifest.write_bytes(text[:40].encode() + b"\xe4" + text[40:].encode())
+        assert store.retention_plan().doomed == ()
         manifest.write_text(text)
         os.utime(manifest, (1, 1))
         assert len(store.retention_plan().doomed) == 2

@@ -2,12 +2,12 @@
 
 import msgspec
 import numpy as np
-from jaxtyping import Float32, Float64
+from jaxtyping import Float64
 
 from brain_service.datasets.quality.findings import Finding, Worst, name_some
 from brain_service.datasets.quality.limits import Limits
 from brain_service.datasets.quality.sample import Sample
-from brain_service.datasets.quality.view import Dimensions, EpisodeView
+from brain_service.datasets.quality.view import Dimensions, EpisodeView, step_changes
 
 __all__ = ["Jump", "JumpFinder", "Jumps"]
 
@@ -64,15 +64,14 @@ class JumpFinder:
         action = view.action if self._all else view.action[:, self._columns]
         if len(action) < 2 or not len(self._columns):
             return
-        changes = np.abs(action[1:] - action[:-1])
+        changes = step_changes(action)
         at = changes.argmax(axis=0)
         largest = changes[at, np.arange(changes.shape[1])]
         self._worst.add(view.position, largest, at + 1)
         seconds = np.diff(view.timestamp_ns[view.valid]) / 1e9
         # Without time between two steps there is no rate; the time's own measures tell of such steps.
-        rates = np.divide(
-            changes, seconds[:, None], out=np.zeros(changes.shape), where=(seconds > 0)[:, None]
-        ).astype(np.float32)
+        rates = np.divide(changes, seconds[:, None], out=np.zeros(changes.shape), where=(seconds > 0)[:, None])
+        rates = np.minimum(rates, np.finfo(np.float32).max).astype(np.float32)
         at = rates.argmax(axis=0)
         fastest = rates[at, np.arange(rates.shape[1])]
         self._rates.add(view.position, fastest, at + 1)
@@ -150,14 +149,16 @@ class JumpFinder:
         self, sample: Sample
     ) -> tuple[Float64[np.ndarray, " a"], Float64[np.ndarray, " a"], Float64[np.ndarray, " a"]]:
         """Return the median, robust standard deviation and jump limit of each dimension."""
-        changes, action = sample.changes[:, self._columns], sample.action[:, self._columns]
+        # In float64: the mean of two extremes must not overflow.
+        changes = sample.changes[:, self._columns].astype(np.float64)
+        action = sample.action[:, self._columns].astype(np.float64)
         figures = [_limit(changes[:, i], action[:, i], self._limits) for i in range(len(self._columns))]
         median, spread, limit = np.array(figures, np.float64).reshape(-1, 3).T
         return median, spread, limit
 
 
 def _limit(
-    changes: Float32[np.ndarray, " c"], action: Float32[np.ndarray, " k"], limits: Limits
+    changes: Float64[np.ndarray, " c"], action: Float64[np.ndarray, " k"], limits: Limits
 ) -> tuple[float, float, float]:
     """Return the median change, its robust standard deviation, and from where on a change is a jump."""
     moving = changes[changes > 0]

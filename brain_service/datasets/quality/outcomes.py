@@ -148,7 +148,7 @@ class OutcomeTaker:
             return_mean=float(returns.mean()),
             return_min=float(returns.min()),
             return_max=float(returns.max()),
-            returns=histogram(returns.astype(np.float32)),
+            returns=histogram(returns),
         )
         common = dict(sorted(self._texts.items(), key=lambda item: (-item[1], item[0]))[:_TEXTS_LISTED])
         return Outcomes(
@@ -156,7 +156,7 @@ class OutcomeTaker:
                 int(lengths.min()),
                 float(np.median(lengths)),
                 int(lengths.max()),
-                histogram(lengths.astype(np.float32)),
+                histogram(lengths.astype(np.float64)),
             ),
             rewards=rewards,
             ends={end: len(names) for end, names in sorted(self._ends.items())},

@@ -87,10 +87,9 @@ def _finding(finding: Finding) -> str:
         names = "".join(f"<li><code>{escape(name)}</code></li>" for name in finding.episodes[:_EPISODES])
         more = len(finding.episodes) - _EPISODES
         rest = f"<li>and {more:,} more in report.json</li>" if more > 0 else ""
-        count = f"{len(finding.episodes):,} episode{'s' if len(finding.episodes) != 1 else ''}"
-        episodes = (
-            f"<details><summary>{count} to look at, the worst first</summary><ul>{names}{rest}</ul></details>"
-        )
+        count = count_of(len(finding.episodes), "episode")
+        order = ", the worst first" if len(finding.episodes) > 1 else ""
+        episodes = f"<details><summary>{count} to look at{order}</summary><ul>{names}{rest}</ul></details>"
     return (
         f'<li class="{finding.severity}"><p><span class="badge">{_SEVERITIES[finding.severity]}</span> '
         f"<code>{finding.code}</code></p><p>{escape(finding.message)}</p>"
@@ -126,7 +125,11 @@ def _episodes(report: QualityReport) -> str:
         shown = dict(list(texts.items())[:_EPISODES])
         more = len(texts) - len(shown) + outcomes.more_instructions
         if more:
-            shown[f"{more:,} more instructions"] = sum(texts.values()) - sum(shown.values())
+            shown[f"{more:,} more instructions"] = (
+                report.episodes - outcomes.without_instruction - sum(shown.values())
+            )
+        if outcomes.without_instruction:
+            shown[""] = outcomes.without_instruction
         asked = _shares("Instructions", shown, "episodes")
     shares = _shares("Ends", outcomes.ends, "episodes") + _shares("Control roles", outcomes.roles, "steps") + asked
     return f'<section><h2>Episodes</h2><div class="plots">{plots}</div><div class="plots">{shares}</div></section>'
@@ -148,7 +151,7 @@ def _coverage(report: QualityReport) -> str:
         return ""
     explained = sum(coverage.explained[:2])
     said = f"{coverage.occupied_share:.0%} of the {len(coverage.grid)} x {len(coverage.grid)} cells hold a state"
-    axes = "; ".join(f"component {i + 1}: {names}" for i, names in enumerate(coverage.components[:2]))
+    axes = _weights(coverage.components[:2])
     far = ""
     if coverage.far_share is not None:
         far = f" {coverage.far_share:.1%} of the held-out states lie far from training (1 % is usual)."
@@ -166,13 +169,21 @@ def _coverage(report: QualityReport) -> str:
             where = f"a hole where about {hole.expected_episodes:.0f} episodes would be expected"
         else:
             where = f"no hole: the emptiest disc with data around it would hold {hole.expected_episodes:.0f}"
-        names = "; ".join(f"component {i + 1}: {text}" for i, text in enumerate(coverage.end_components))
+        names = _weights(coverage.end_components)
         plots += _figure(
             ends_plot("ends", coverage, limit),
             f"Where episodes end, {where} ({names}).",
             f"Scatter of the last observation of each episode over two principal components; {where}",
         )
     return f'<section><h2>Coverage</h2><div class="plots">{plots}</div></section>'
+
+
+def _weights(components: list[str]) -> str:
+    """Return what weighs most in each component, without the part's name, which is the same in all."""
+    return "; ".join(
+        f"component {i + 1}: {', '.join(name.removeprefix('observation/') for name in names.split(', '))}"
+        for i, names in enumerate(components)
+    )
 
 
 def _time(report: QualityReport) -> str:
@@ -185,7 +196,12 @@ def _time(report: QualityReport) -> str:
     )
     plot = _figure(
         histogram_plot(
-            "intervals", timing.intervals, "control periods", "intervals", report.limits["max_gap_periods"]
+            "intervals",
+            timing.intervals,
+            "control periods",
+            "intervals",
+            report.limits["max_gap_periods"],
+            rare=True,
         ),
         f"Intervals between steps: {said}. The last bin holds all that is longer.",
         f"Histogram of the intervals between steps in control periods; {said}",

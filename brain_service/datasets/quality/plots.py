@@ -36,8 +36,14 @@ _STYLE: dict[Any, Any] = {
 _SHADES = ListedColormap([(0.16, 0.47, 0.71, 0.15 + 0.85 * i / 15) for i in range(16)])
 
 
-def histogram_plot(name: str, figures: Histogram, x_label: str, y_label: str, mark: float | None = None) -> str:
-    """Return a histogram as SVG; `mark` is a limit drawn as a dashed line where it lies inside the range."""
+def histogram_plot(
+    name: str, figures: Histogram, x_label: str, y_label: str, mark: float | None = None, *, rare: bool = False
+) -> str:
+    """Return a histogram as SVG; `mark` is a limit drawn as a dashed line where it lies inside the range.
+
+    Counts stand on a logarithmic scale where one bin towers above the others; with `rare` also where the smallest
+    bin would not be seen, since a single entry matters.
+    """
 
     def draw(axes: Axes) -> None:
         if not figures.counts:
@@ -48,7 +54,8 @@ def histogram_plot(name: str, figures: Histogram, x_label: str, y_label: str, ma
             low, high = low - 0.5, high + 0.5
         edges = np.linspace(low, high, len(figures.counts) + 1)
         axes.stairs(figures.counts, edges, fill=True, color=_DATA)
-        if max(figures.counts, default=0) > 50 * max(1, np.median([n for n in figures.counts if n] or [1])):
+        filled = [count for count in figures.counts if count] or [1]
+        if max(filled) > 50 * (min(filled) if rare else np.median(filled)):
             axes.set_yscale("symlog", linthresh=1)
         if mark is not None and figures.low <= mark <= figures.high:
             axes.axvline(mark, color=_WARN, linestyle="--", linewidth=1.2)
@@ -77,7 +84,16 @@ def states_plot(name: str, coverage: Coverage) -> str:
         if coverage.val_points:
             points = np.array(coverage.val_points)
             axes.plot(points[:, 0], points[:, 1], ".", color=_WARN, markersize=2.5, label="held out")
-            axes.legend(frameon=False, loc="upper right", fontsize=9, handletextpad=0.1)
+            # Above the plot: anywhere inside there may be states.
+            axes.legend(
+                loc="lower right",
+                bbox_to_anchor=(1, 1),
+                borderaxespad=0,
+                frameon=False,
+                fontsize=9,
+                handletextpad=0.1,
+                markerscale=2,
+            )
         axes.set_xlim(left, right)
         axes.set_ylim(bottom, top)
         _label_components(axes, 0, 1)

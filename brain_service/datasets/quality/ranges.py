@@ -2,7 +2,7 @@
 
 import msgspec
 import numpy as np
-from jaxtyping import Bool, Float32, Float64, Int64
+from jaxtyping import Bool, Float, Float32, Float64, Int64
 
 from brain_service.datasets.quality.findings import Finding, name_some
 from brain_service.datasets.quality.limits import Limits
@@ -21,7 +21,7 @@ class Histogram(msgspec.Struct, frozen=True):
     counts: list[int]
 
 
-def histogram(values: Float32[np.ndarray, " n"], bins: int = _BINS) -> Histogram:
+def histogram(values: Float[np.ndarray, " n"], bins: int = _BINS) -> Histogram:
     """Return the histogram over the range of the values: one bin where all are equal, none without values."""
     if not len(values):
         return Histogram(0.0, 0.0, [])
@@ -98,7 +98,7 @@ class Ranges:
         count = max(self._count, 1)
         std = np.sqrt(self._squares / count)
         low, high = (np.where(np.isfinite(side), side, 0) for side in (self._low, self._high))
-        quantiles = np.quantile(sampled, (0.01, 0.5, 0.99), axis=0) if len(sampled) else np.zeros((3, len(std)))
+        quantiles = np.array([_quantiles(sampled[:, i]) for i in range(len(std))]).reshape(-1, 3).T
         return [
             Dimension(
                 name=name,
@@ -120,6 +120,11 @@ class Ranges:
     def bad_episodes(self, dimension: int) -> list[str]:
         """Return the episodes with a value in this dimension that is not finite."""
         return self._bad.get(dimension, [])
+
+
+def _quantiles(values: Float32[np.ndarray, " m"]) -> Float64[np.ndarray, " 3"]:
+    """Return the 1 %, 50 % and 99 % quantiles; in float64, where halfway between two extremes is no overflow."""
+    return np.quantile(values.astype(np.float64), (0.01, 0.5, 0.99)) if len(values) else np.zeros(3)
 
 
 def _moments(

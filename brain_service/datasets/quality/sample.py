@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from jaxtyping import Bool, Float32, Int64
 
-from brain_service.datasets.quality.view import EpisodeView
+from brain_service.datasets.quality.view import EpisodeView, step_changes
 
 __all__ = ["Sample", "Sampler"]
 
@@ -54,8 +54,7 @@ class Sampler:
         acted = view.action[first :: self.stride]
         self._keep("observation", observed)
         self._keep("action", acted)
-        after = np.arange(first, len(view.action) - 1, self.stride)
-        self._keep("changes", np.abs(view.action[after + 1] - view.action[after]))
+        self._keep("changes", step_changes(view.action)[first :: self.stride])
         self._keep("episode", np.full(len(observed), view.position, np.int64))
         self._keep("action_episode", np.full(len(acted), view.position, np.int64))
         self._keep("is_val", np.full(len(observed), view.split == "val"))

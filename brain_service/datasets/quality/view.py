@@ -10,12 +10,13 @@ from brain_service.datasets.columns import Columns, Profile, valid_transitions
 from brain_service.datasets.manifest import EpisodeEntry
 from brain_service.spec import EpisodeSpec, FeatureSpec
 
-__all__ = ["Dimensions", "EpisodeView", "Slot", "both", "view_episode"]
+__all__ = ["Dimensions", "EpisodeView", "Slot", "both", "step_changes", "view_episode"]
 
 MAX_ELEMENTS = 256
 """A larger feature (a raw image) is no set of sensors: its minimum, mean and maximum of each step stand for it."""
 
 _SUMMARIES = ("min", "mean", "max")
+_LARGEST = np.finfo(np.float32).max
 
 
 @dataclass(frozen=True)
@@ -128,6 +129,16 @@ def _finite(rows: Float32[np.ndarray, "T n"]) -> tuple[Float32[np.ndarray, "T n"
     if good.all():
         return rows, np.zeros(rows.shape[1], np.int64)
     return np.where(good, rows, np.float32(0)), np.count_nonzero(~good, axis=0).astype(np.int64)
+
+
+def step_changes(rows: Float32[np.ndarray, "T n"]) -> Float32[np.ndarray, "t n"]:
+    """Return how far each row but the first is from the one before, dimension by dimension, shape `[T - 1, n]`.
+
+    Beyond the largest float32 it is that: a sensor that jumps from one end of its type to the other.
+    """
+    with np.errstate(over="ignore"):
+        changes: Float32[np.ndarray, "t n"] = np.abs(rows[1:] - rows[:-1])
+    return changes.clip(max=_LARGEST, out=changes)
 
 
 def both(spec: EpisodeSpec) -> tuple[Dimensions, Dimensions]:
