@@ -150,7 +150,7 @@ def response_error(response: httpx.Response) -> ProblemError:
     try:
         document = msgspec.json.decode(response.content)
         problem = document if isinstance(document, dict) else {}
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeDecodeError):
         problem = {"detail": response.text[:200]}
     problem = {"title": response.reason_phrase} | problem | {"status": response.status_code}
     waiting = response.headers.get("retry-after", "")

@@ -122,7 +122,7 @@ def decode_object(body: bytes | str) -> JsonObject:
     """Return the JSON object (text) or msgpack map (bytes) of an answer; anything else is an empty one."""
     try:
         found = msgspec.json.decode(body) if isinstance(body, str) else msgspec.msgpack.decode(body)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeDecodeError):
         return {}
     return found if isinstance(found, dict) else {}
 

@@ -318,7 +318,7 @@ def _read_index(file: BinaryIO) -> tuple[_Index, int]:
         raise CorruptDataError("the index does not stand in a frame of its own")
     try:
         index = msgspec.json.decode(body[_SKIPPABLE.size :], type=_Index)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise CorruptDataError(f"the index is garbled: {error}") from error
     if index.version != 1:
         raise CorruptDataError(f"the index is of version {index.version}, this program knows 1; update it")

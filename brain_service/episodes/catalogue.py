@@ -368,7 +368,7 @@ def _naming_line(path: Path, number: int) -> Iterator[None]:
         yield
     except CorruptDataError as error:
         raise CorruptDataError(f"{path.name}:{number}: {error.detail}") from error
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise CorruptDataError(f"{path.name}:{number}: {error}") from error
 
 

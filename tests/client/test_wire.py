@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import httpx
 import msgspec
 import numpy as np
 import pytest
@@ -9,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from brain_service.client import EncodeError
-from brain_service.client.wire import as_arrays, encode_step, join_steps, renumber, to_json
+from brain_service.client.errors import is_passing, response_error
+from brain_service.client.wire import as_arrays, decode_object, encode_step, join_steps, renumber, to_json
 from tests.episodes.bodies import parse_steps
 
 MSGPACK = "application/msgpack"
@@ -90,3 +92,14 @@ def test_a_step_under_another_index_is_the_same_step(old: int, new: int) -> None
 def test_only_a_step_that_begins_with_its_index_gets_another() -> None:
     with pytest.raises(EncodeError, match="begins"):
         renumber(encode_step({"reward": 1, "step_index": 1}), 2)
+
+
+@pytest.mark.parametrize("body", ['{"detail": "cut', b"\x81\xa1a\xa1\xff", b"\xc1", "[1]", b"\x90"])
+def test_an_answer_that_is_no_map_reads_as_an_empty_one(body: bytes | str) -> None:
+    assert decode_object(body) == {}
+
+
+@pytest.mark.parametrize("content", [b'{"detail": "\xff"}', b"<html>\xe9</html>", b"[]", b""])
+def test_a_refusal_that_is_no_problem_document_keeps_its_status(content: bytes) -> None:
+    error = response_error(httpx.Response(502, content=content))
+    assert (error.status, is_passing(error)) == (502, True)
