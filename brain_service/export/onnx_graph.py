@@ -93,7 +93,9 @@ class _Graph:
         if operator not in OPERATORS:
             raise UnavailableError(f"{operator} is not an operator that accelerators compile; see OPERATORS")
         output = f"{operator.lower()}_{len(self.nodes)}"
-        self.nodes.append(helper.make_node(operator, [self.name(value) for value in values], [output], **attributes))
+        self.nodes.append(
+            helper.make_node(operator, [self.name(value) for value in values], [output], **attributes)
+        )
         return output
 
     def run(self, jaxpr: Jaxpr, consts: Sequence[Any], arguments: Sequence[Value]) -> list[Value]:
@@ -171,7 +173,9 @@ def _bound(lower: bool) -> Rule:
     def rule(graph: _Graph, equation: JaxprEqn, values: list[Value]) -> Value:
         fixed = [value for value in values if not isinstance(value, str)]
         if len(fixed) != 1:
-            raise UnavailableError(f"{equation.primitive.name} of two tensors has no rule for ONNX; bound by numbers")
+            raise UnavailableError(
+                f"{equation.primitive.name} of two tensors has no rule for ONNX; bound by numbers"
+            )
         moving = next(value for value in values if isinstance(value, str))
         bounds = fixed[0]
         if np.ptp(bounds) == 0:
@@ -226,7 +230,9 @@ def _split(graph: _Graph, equation: JaxprEqn, values: list[Value]) -> list[Value
 def _sum(graph: _Graph, equation: JaxprEqn, values: list[Value]) -> Value:
     shape = equation.invars[0].aval.shape
     if equation.params["axes"] != (len(shape) - 1,):
-        raise UnavailableError(f"a sum over axes {equation.params['axes']} has no rule for ONNX; sum over the last")
+        raise UnavailableError(
+            f"a sum over axes {equation.params['axes']} has no rule for ONNX; sum over the last"
+        )
     # A product with ones: compilers for accelerators know it, and not every sum.
     product = graph.emit("MatMul", values[0], np.ones((shape[-1], 1), np.float32))
     return graph.reshape(product, equation.outvars[0].aval.shape)

@@ -52,6 +52,22 @@ def test_class_methods_are_the_presets() -> None:
         ("wave_max_steps", 1.0),
         ("action_limit", 0.9),
         ("log_std_min", 2.0),
+        ("log_std_max", float("nan")),
+        ("wave_max_steps", "10000"),
+        ("cms_periods", 8),
+        ("cms_sizes", (8, 16)),
+        ("cms_decays", (0.1, 0.05, 1.0)),
+        ("cms_decays", (0.1, "0.05", 0.01)),
+        ("wave_pairs", 33),
+        ("wave_pairs", -1),
+        ("compute_dtype", "float16"),
+        ("action_kind", "binary"),
+        ("action_choices", 3),
+        ("image_shape", (32, 32)),
+        ("image_shape", (32, 0, 3)),
+        ("image_shape", (8192, 8192, 3)),
+        ("image_channels", ()),
+        ("associative_wave", 1),
     ],
 )
 def test_an_impossible_value_is_refused_by_name(field: str, value: Any) -> None:
@@ -67,3 +83,35 @@ def test_an_unknown_setting_is_refused_and_the_known_ones_are_named() -> None:
 def test_one_level_of_memory_is_enough() -> None:
     config = CoreModelConfig(cms_sizes=(4,), cms_periods=(1,), cms_decays=(0.1,))
     assert (config.levels, config.slots) == (1, 4)
+
+
+def test_discrete_actions_need_at_least_two_choices() -> None:
+    with pytest.raises(ValueError, match="action_choices is 1"):
+        CoreModelConfig(action_kind="discrete", action_choices=1)
+    assert CoreModelConfig(action_kind="discrete", action_choices=2).action_choices == 2
+
+
+@pytest.mark.parametrize("width", [4, 5, 64])
+def test_half_of_a_presets_wave_rotates_whatever_its_size(width: int) -> None:
+    config = CoreModelConfig.development(d_w=width)
+    assert config.wave_pairs == width // 4
+    assert CoreModelConfig.development(d_w=width, wave_pairs=0).wave_pairs == 0
+
+
+ADDED = {"action_kind", "action_choices", "image_shape", "image_channels", "wave_pairs", "compute_dtype"}
+"""Fields that the first version's configs do not have."""
+
+
+def test_a_config_of_the_first_version_gives_the_model_that_it_gave_then() -> None:
+    document = {name: value for name, value in CoreModelConfig().to_dict().items() if name not in ADDED}
+    config = CoreModelConfig.from_dict(document)
+    shapes = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
+    assert (config.wave_pairs, config.action_kind, config.image_shape) == (0, "continuous", ())
+    assert set(shapes["wave"]) == {"project", "rate"}
+    assert shapes["wave"]["project"]["kernel"].shape == (128, 3 * 64)
+    assert shapes["heads"]["out"]["kernel"].shape == (128, 2 * 32 + 128 + 2)
+
+
+def test_a_config_of_a_later_version_is_refused_by_the_fields_it_adds() -> None:
+    with pytest.raises(ValueError, match=r"unknown model setting attention_heads; the settings are"):
+        CoreModelConfig.from_dict(CoreModelConfig().to_dict() | {"attention_heads": 4})
