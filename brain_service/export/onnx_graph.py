@@ -1,9 +1,9 @@
 """A JAX function becomes an ONNX graph that a small accelerator compiles.
 
 The function is traced; what depends on constants alone (parameters) is computed here and now, and every operation
-left is written with the operators of `OPERATORS`. There is a rule for each primitive that the policy step uses, and
-an error for any other. General converters write Expand, Einsum, Squeeze and ReduceSum, which Hailo's compiler does
-not take, so they do not suit. Imports `onnx`: for jobs only.
+left is written with the operators of `OPERATORS`. There is a rule for each primitive that the policy step uses,
+and an error for any other. General converters write Expand, Einsum, Squeeze and ConstantOfShape, which Hailo's
+compiler does not take, so they do not suit. Imports `onnx`: for jobs only.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -21,12 +21,15 @@ __all__ = ["OPERATORS", "OPSET", "to_onnx"]
 
 OPSET = 17
 OPERATORS = frozenset(
-    "Add Clip Concat Div Exp MatMul Mul Reshape Sigmoid Slice Softmax Sqrt Sub Tanh Transpose".split()
-)
-"""Operators that a graph may hold: those reported to compile for Hailo, and Sqrt, which its layer normalisation is
-made of."""
+    (
+        "Add", "Clip", "Concat", "Div", "Exp", "MatMul", "Mul", "Reshape", "Sigmoid", "Slice", "Softmax", "Sqrt",
+        "Sub", "Tanh", "Transpose",
+    )
+)  # fmt: skip
+"""Operators that a graph may hold: those reported to compile for Hailo, and Reshape and Sqrt, of which its layer
+normalisation is made."""
 
-Value = np.ndarray[Any, np.dtype[Any]] | str
+Value = np.ndarray[Any, np.dtype[Any]] | np.float32 | str
 """A constant, or the name of a tensor in the graph."""
 
 
@@ -53,7 +56,7 @@ def to_onnx(
         "step",
         [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in inputs.items()],
         [
-            helper.make_tensor_value_info(name, TensorProto.FLOAT, value.aval.shape)
+            helper.make_tensor_value_info(name, TensorProto.FLOAT, _shape(value))
             for name, value in zip(outputs, traced.jaxpr.outvars, strict=True)
         ],
         [numpy_helper.from_array(array, name) for name, array in graph.constants.items() if name in used],
@@ -71,6 +74,14 @@ def _needed(nodes: Sequence[onnx.NodeProto], outputs: Sequence[str]) -> list[onn
             wanted.update(node.input)
             kept.append(node)
     return kept[::-1]
+
+
+def _aval(atom: Any) -> Any:
+    return atom.aval
+
+
+def _shape(atom: Any) -> tuple[int, ...]:
+    return tuple(atom.aval.shape)
 
 
 class _Graph:
@@ -104,7 +115,7 @@ class _Graph:
         known |= dict(zip(jaxpr.invars, arguments, strict=True))
 
         def read(atom: Any) -> Value:
-            return np.asarray(atom.val, atom.aval.dtype) if isinstance(atom, Literal) else known[atom]
+            return np.asarray(atom.val, _aval(atom).dtype) if isinstance(atom, Literal) else known[atom]
 
         for equation in jaxpr.eqns:
             results = self._equation(equation, [read(atom) for atom in equation.invars])
@@ -133,7 +144,7 @@ class _Graph:
         """Return the value under another shape of the same size."""
         if isinstance(value, str):
             return self.emit("Reshape", value, np.asarray(shape, np.int64))
-        return value.reshape(shape)
+        return np.asarray(value).reshape(shape)
 
     def transpose(self, value: Value, order: Sequence[int]) -> Value:
         """Return the value with its axes in another order."""
@@ -141,7 +152,7 @@ class _Graph:
             return value
         if isinstance(value, str):
             return self.emit("Transpose", value, perm=[int(axis) for axis in order])
-        return value.transpose(order)
+        return np.asarray(value).transpose(order)
 
     def cut(self, value: Value, axis: int, start: int, stop: int) -> str:
         """Return the entries `start` to `stop` along an axis."""
@@ -177,7 +188,7 @@ def _bound(lower: bool) -> Rule:
                 f"{equation.primitive.name} of two tensors has no rule for ONNX; bound by numbers"
             )
         moving = next(value for value in values if isinstance(value, str))
-        bounds = fixed[0]
+        bounds = np.asarray(fixed[0])
         if np.ptp(bounds) == 0:
             return clip(graph, moving, np.float32(bounds.reshape(-1)[0]))
         # Clip takes one number: a bound an element is zero for what goes beyond it.
@@ -191,13 +202,13 @@ def _identity(_: _Graph, __: JaxprEqn, values: list[Value]) -> Value:
 
 
 def _reshape(graph: _Graph, equation: JaxprEqn, values: list[Value]) -> Value:
-    return graph.reshape(values[0], equation.outvars[0].aval.shape)
+    return graph.reshape(values[0], _shape(equation.outvars[0]))
 
 
 def _broadcast(graph: _Graph, equation: JaxprEqn, values: list[Value]) -> Value:
     shape = equation.params["shape"]
     source = [1] * len(shape)
-    for axis, size in zip(equation.params["broadcast_dimensions"], equation.invars[0].aval.shape, strict=True):
+    for axis, size in zip(equation.params["broadcast_dimensions"], _shape(equation.invars[0]), strict=True):
         source[axis] = size
     value = graph.reshape(values[0], source)
     # Elementwise operators stretch an axis of size one by themselves; Expand is not to be had.
@@ -212,7 +223,7 @@ def _slice(graph: _Graph, equation: JaxprEqn, values: list[Value]) -> Value:
     params, value = equation.params, values[0]
     if any(stride != 1 for stride in params["strides"] or ()):
         raise UnavailableError("a slice with strides has no rule for ONNX")
-    limits = zip(params["start_indices"], params["limit_indices"], equation.invars[0].aval.shape, strict=True)
+    limits = zip(params["start_indices"], params["limit_indices"], _shape(equation.invars[0]), strict=True)
     for axis, (start, stop, size) in enumerate(limits):
         if (start, stop) != (0, size):
             value = graph.cut(value, axis, start, stop)
@@ -228,14 +239,14 @@ def _split(graph: _Graph, equation: JaxprEqn, values: list[Value]) -> list[Value
 
 
 def _sum(graph: _Graph, equation: JaxprEqn, values: list[Value]) -> Value:
-    shape = equation.invars[0].aval.shape
+    shape = _shape(equation.invars[0])
     if equation.params["axes"] != (len(shape) - 1,):
         raise UnavailableError(
             f"a sum over axes {equation.params['axes']} has no rule for ONNX; sum over the last"
         )
     # A product with ones: compilers for accelerators know it, and not every sum.
     product = graph.emit("MatMul", values[0], np.ones((shape[-1], 1), np.float32))
-    return graph.reshape(product, equation.outvars[0].aval.shape)
+    return graph.reshape(product, _shape(equation.outvars[0]))
 
 
 def _transpose(graph: _Graph, equation: JaxprEqn, values: list[Value]) -> Value:
@@ -244,7 +255,7 @@ def _transpose(graph: _Graph, equation: JaxprEqn, values: list[Value]) -> Value:
 
 def _product(graph: _Graph, equation: JaxprEqn, values: list[Value]) -> Value:
     (left_sum, right_sum), (left_batch, right_batch) = equation.params["dimension_numbers"]
-    left, right = (list(atom.aval.shape) for atom in equation.invars)
+    left, right = (_shape(atom) for atom in equation.invars)
     if len(left_sum) != 1 or left_batch or right_batch:
         raise UnavailableError("only products over one axis, without batch axes, have a rule for ONNX")
     # Both sides as matrices: free axes, then the summed one; and the reverse.
@@ -257,7 +268,7 @@ def _product(graph: _Graph, equation: JaxprEqn, values: list[Value]) -> Value:
     if len(right) != 2:
         second = graph.reshape(second, (depth, -1))
     result: Value = graph.emit("MatMul", first, second)
-    shape = equation.outvars[0].aval.shape
+    shape = _shape(equation.outvars[0])
     return result if len(shape) == 2 else graph.reshape(result, shape)
 
 

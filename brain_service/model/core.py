@@ -16,10 +16,10 @@ from jaxtyping import Float32, Key
 from brain_service.model.cell import Cell, CellState, Drive, pack_carry, unpack_cell
 from brain_service.model.config import CoreModelConfig
 from brain_service.model.heads import Encoder, Heads
-from brain_service.model.signals import StepInputs, StepOutputs
-from brain_service.model.state import Carry, init_carry
 from brain_service.model.layers import Linear
 from brain_service.model.memory import MemoryRules
+from brain_service.model.signals import StepInputs, StepOutputs
+from brain_service.model.state import Carry, init_carry
 from brain_service.model.wave import Wave, WaveDrive, wave_sequence, wave_step
 
 __all__ = ["CoreModel", "Params", "count_parameters", "init_params", "step", "unroll"]
@@ -101,8 +101,8 @@ class CoreModel(nn.Module):  # type: ignore[misc]
         return outputs
 
 
-# Rematerialised: of each step the backward pass keeps the state and the products with weights, and computes the rest
-# again. That is cheaper than moving it through memory, and a long episode fits.
+# Rematerialised: of each step the backward pass keeps the state and the products with weights, and computes the
+# rest again. That is cheaper than moving it through memory, and a long episode fits.
 @partial(nn.remat, prevent_cse=False, policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable)
 def _advance(
     cell: Cell, state: CellState, rules: MemoryRules, drive: Drive

@@ -32,7 +32,7 @@ class Linear(nn.Module):  # type: ignore[misc]
     use_bias: bool = True
     kernel_init: Callable[..., Array] = nn.initializers.lecun_normal()
 
-    @nn.compact
+    @nn.compact  # type: ignore[untyped-decorator]
     def __call__(self, x: Float32[Array, "*B I"]) -> Float32[Array, "*B O"]:
         """Return the product, shape `[..., features]`."""
         kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features), jnp.float32)

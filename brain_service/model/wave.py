@@ -3,9 +3,9 @@
     a_t = exp(-max(c softplus(L) sigmoid(R e_t), 1 / wave_max_steps))
     w_t = a_t turn(w_{t-1}) + sqrt(1 - a_t^2) sigmoid(I e_t) tanh(U e_t)
 
-`turn` leaves most channels alone. The first `wave_pairs` of them form pairs with the next as many: each pair shares
-its decay, is rotated by a learned angle in (0, pi) at every step, and takes in its two signals over sqrt(2). Channels
-that only decay blur what they hold; pairs at different angles keep the recent inputs apart, as a delay line does.
+`turn` leaves plain channels alone. The first `wave_pairs` channels form pairs with the next as many: a pair shares
+its decay, is rotated by a learned angle in (0, pi) at every step, and takes in its two signals over sqrt(2). Plain
+channels blur what they hold; pairs at different angles keep the recent inputs apart, as a delay line does.
 
 Since neither gate sees the state, all matrix products of a sequence happen at once, before the recurrence. The
 decay is kept in log space and the state in float32: 1 - 1e-4 is not a bfloat16 number.

@@ -3,7 +3,8 @@
     loss = action + 0.5 next observation + 0.1 reward + 0.1 value
 
 `action` is the beta-weighted negative log likelihood of Seitzer et al. (arXiv 2203.09168) with beta = 0.5, or the
-cross-entropy of the recorded choices where actions are discrete. The model's inputs at time t are o_t, a_{t-1}, r_{t-1} and is_first; a_t and r_t enter here only, as targets.
+cross-entropy of the recorded choices where actions are discrete. The model's inputs at time t are o_t, a_{t-1},
+r_{t-1} and is_first; a_t and r_t enter here only, as targets.
 """
 
 from typing import NamedTuple

@@ -38,25 +38,26 @@ def measure() -> list[Row]:
     compiled = {preset: _child("compile", preset) for preset in PRESETS}
     length, wave = _child("length"), _child("wave")
     weights = f"matrix-vector product over {warm['parameters']:,.0f} weights, p50"
+    parallel = "by associative_scan"
     return [
         Row("step, pi5_optimized, p50", warm["p50"], "us", weights, warm["matvec"]),
         Row("step, pi5_optimized, p95", warm["p95"], "us", "its p50", warm["p50"]),
         *(
-            Row(f"gradient, {preset}, B=32 T=64", found["rate"], "GFLOP/s", "its matmuls back to back", found["peak"])
-            for preset, found in train.items()
+            Row(f"gradient, {preset}, B=32 T=64", each["rate"], "GFLOP/s", "its matmuls alone", each["peak"])
+            for preset, each in train.items()
         ),
         *(
             Row(f"gradient a time step, development, T={T}", length[T], "us", "T=64", length["64"])
             for T in ("128", "256", "512")
         ),
         *(
-            Row(f"compiling the {what}, {preset}", found[what], "s", "limit", COMPILE_LIMIT_S)
-            for preset, found in compiled.items()
+            Row(f"compiling the {what}, {preset}", each[what], "s", "limit", COMPILE_LIMIT_S)
+            for preset, each in compiled.items()
             for what in ("step", "gradient")
         ),
         Row("load and compile, second process", warm["load"], "s", "first process", cold["load"]),
         *(
-            Row(f"wave by scan, pi5_optimized, T={T}", wave[f"scan {T}"], "ms", "by associative_scan", wave[f"parallel {T}"])
+            Row(f"wave by scan, pi5_optimized, T={T}", wave[f"scan {T}"], "ms", parallel, wave[f"parallel {T}"])
             for T in (64, 512)
         ),
     ]  # fmt: skip
@@ -70,7 +71,7 @@ def main() -> None:
     print(json.dumps(_PARTS[part](*rest)))
 
 
-def _child(*arguments: str, environment: Mapping[str, str] = {"JAX_PLATFORMS": "cpu"}) -> dict[str, float]:  # noqa: B006
+def _child(*arguments: str, environment: Mapping[str, str] = {"JAX_PLATFORMS": "cpu"}) -> dict[str, float]:
     # A core type forced on OpenBLAS from outside would slow the floor down.
     inherited = {name: value for name, value in os.environ.items() if name != "OPENBLAS_CORETYPE"}
     command = [sys.executable, "-m", "tests.bench.bench_model", "--child", *arguments]
@@ -209,7 +210,6 @@ def _length() -> dict[str, float]:
 
 def _compile(preset: str) -> dict[str, float]:
     import jax
-    import jax.numpy as jnp
 
     from brain_service.model.core import step
     from brain_service.model.signals import StepInputs

@@ -26,7 +26,7 @@ def best_s(function: Callable[..., Any], *arguments: Any, repeats: int = 5) -> f
 
 
 def products(function: Callable[..., Any], *arguments: Any) -> Counter[tuple[Any, ...]]:
-    """Return how often each product runs in the function: (left shape, right shape, dimension numbers) -> count."""
+    """Return how often each product runs: (left shape, right shape, dimension numbers) -> count."""
     found: Counter[tuple[Any, ...]] = Counter()
     for times, equation in _equations(jax.make_jaxpr(function)(*arguments).jaxpr, 1):
         if equation.primitive.name == "dot_general":

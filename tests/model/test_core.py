@@ -216,14 +216,9 @@ def test_the_same_key_gives_the_same_parameters() -> None:
 def test_bfloat16_products_leave_parameters_state_and_outputs_float32_and_numbers_near() -> None:
     quick = replace(SMALL, compute_dtype="bfloat16")
     params, inputs = params_of(SMALL), random_inputs(SMALL, BATCH, LENGTH, resets=0.1)
-    products = [
-        equation.invars[0].aval.dtype
-        for equation in _equations(
-            jax.make_jaxpr(lambda p: unroll(p, quick, init_carry(quick, BATCH), inputs))(params).jaxpr
-        )
-        if equation.primitive.name == "dot_general" and equation.invars[1].aval.ndim == 2
-    ]
-    assert products.count(jnp.bfloat16) >= 15
+    traced = jax.make_jaxpr(lambda p: unroll(p, quick, init_carry(quick, BATCH), inputs))(params)
+    factors = [str(eq.invars[1].aval) for eq in _equations(traced.jaxpr) if eq.primitive.name == "dot_general"]
+    assert sum(factor.startswith("bfloat16[") for factor in factors) >= 15
     assert {leaf.dtype for leaf in jax.tree.leaves(init_params(quick, jax.random.key(0)))} == {np.dtype("float32")}
     found, exact = (jit_unroll(params, config, init_carry(SMALL, BATCH), inputs) for config in (quick, SMALL))
     assert {leaf.dtype for leaf in jax.tree.leaves(found)} == {np.dtype("float32")}

@@ -145,8 +145,8 @@ def test_no_channel_decays_slower_than_the_config_allows_nor_grows(size: float) 
     # The input's scale is what keeps the state bounded: |signal| <= sqrt(1 - decay^2).
     R = SMALL.wave_pairs
     paired = jnp.hypot(signal[..., :R], signal[..., R : 2 * R])
-    size = jnp.concatenate([paired, paired, jnp.abs(signal[..., 2 * R :])], axis=-1)
-    assert (size <= jnp.sqrt(jnp.maximum(1 - decay**2, 1e-6)) * (1 + 1e-5)).all()
+    taken_in = jnp.concatenate([paired, paired, jnp.abs(signal[..., 2 * R :])], axis=-1)
+    assert (taken_in <= jnp.sqrt(jnp.maximum(1 - decay**2, 1e-6)) * (1 + 1e-5)).all()
 
 
 def test_time_constants_start_spread_from_the_least_to_the_greatest() -> None:
