@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 from typing import Any
 
 import jax
@@ -53,11 +55,8 @@ def test_class_methods_are_the_presets() -> None:
         ("action_limit", 0.9),
         ("log_std_min", 2.0),
         ("log_std_max", float("nan")),
-        ("wave_max_steps", "10000"),
-        ("cms_periods", 8),
         ("cms_sizes", (8, 16)),
         ("cms_decays", (0.1, 0.05, 1.0)),
-        ("cms_decays", (0.1, "0.05", 0.01)),
         ("wave_pairs", 33),
         ("wave_pairs", -1),
         ("compute_dtype", "float16"),
@@ -67,12 +66,32 @@ def test_class_methods_are_the_presets() -> None:
         ("image_shape", (32, 0, 3)),
         ("image_shape", (8192, 8192, 3)),
         ("image_channels", ()),
-        ("associative_wave", 1),
     ],
 )
 def test_an_impossible_value_is_refused_by_name(field: str, value: Any) -> None:
     with pytest.raises(ValueError, match=field):
         CoreModelConfig(**{field: value})
+
+
+def test_a_value_of_the_wrong_type_is_refused_by_name() -> None:
+    # In a process of its own: in this one the tests' run-time type checks come first.
+    wrong: dict[str, Any] = {
+        "wave_max_steps": "10000",
+        "cms_periods": 8,
+        "cms_decays": [0.1, "0.05", 0.01],
+        "associative_wave": 1,
+        "image_channels": 16,
+        "obs_dim": 4.0,
+    }
+    code = (
+        "import json, sys\n"
+        "from brain_service.model.config import CoreModelConfig\n"
+        "for name, value in json.loads(sys.argv[1]).items():\n"
+        "    try: CoreModelConfig.from_dict({name: value})\n"
+        "    except ValueError as error: print(str(error).split()[0])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, json.dumps(wrong)], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == list(wrong)
 
 
 def test_an_unknown_setting_is_refused_and_the_known_ones_are_named() -> None:
