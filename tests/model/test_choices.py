@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from brain_service.model.choices import choice_points, likeliest, share_of_choices
 
 
-@given(choices=st.integers(2, 40), seed=st.integers(0, 2**16))
-@settings(max_examples=30, deadline=None)
+@given(choices=st.sampled_from([2, 5, 16]), seed=st.integers(0, 2**16))
+@settings(max_examples=15, deadline=None)
 def test_a_choice_has_all_of_its_share_and_the_greatest_logit_wins(choices: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
     chosen = rng.integers(0, choices, (3, 2))

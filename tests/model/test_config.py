@@ -90,7 +90,9 @@ def test_a_value_of_the_wrong_type_is_refused_by_name() -> None:
         "    try: CoreModelConfig.from_dict({name: value})\n"
         "    except ValueError as error: print(str(error).split()[0])\n"
     )
-    done = subprocess.run([sys.executable, "-c", code, json.dumps(wrong)], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code, json.dumps(wrong)], capture_output=True, text=True, check=True
+    )
     assert done.stdout.split() == list(wrong)
 
 

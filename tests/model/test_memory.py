@@ -119,7 +119,7 @@ def test_asking_with_a_slots_own_key_gives_most_weight_to_that_slot() -> None:
 
 
 def test_decay_weakens_a_slot_and_leaves_its_key_alone() -> None:
-    state = rollout(20, seed=5)[-1]
+    state = rollout(21, seed=5)[-1]
     weak = state._replace(strength=state.strength * 0.01)
     query = jax.random.normal(jax.random.key(0), (1, SMALL.d_k))
     assert float(jnp.abs(read(weak, query)).sum()) < float(jnp.abs(read(state, query)).sum())

@@ -10,20 +10,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from brain_service.model.config import PRESETS, CoreModelConfig
-from brain_service.model.core import init_params
 from brain_service.model.state import init_carry
 from brain_service.model.wave import Wave, WaveDrive, wave_sequence, wave_step
 from tests.model.models import SMALL, jit_unroll, params_of, random_inputs
 
 
 def drive_of(config: CoreModelConfig, encoded: jax.Array) -> WaveDrive:
-    params = init_params(config, jax.random.key(0))["wave"]
-    drive: WaveDrive = Wave(config).apply({"params": params}, encoded, jnp.zeros(encoded.shape[:-1]))
-    return drive
+    drive, _ = Wave(config).init_with_output(jax.random.key(0), encoded, jnp.zeros(encoded.shape[:-1]))
+    found: WaveDrive = drive
+    return found
 
 
-@settings(max_examples=20, deadline=None)
-@given(seed=st.integers(0, 2**16), associative=st.booleans(), pairs=st.integers(0, 3))
+@settings(max_examples=12, deadline=None)
+@given(seed=st.integers(0, 2**16), associative=st.booleans(), pairs=st.sampled_from([0, 2, 3]))
 def test_a_sequence_is_its_steps_one_by_one(seed: int, associative: bool, pairs: int) -> None:
     rng = np.random.default_rng(seed)
     decay = rng.random((2, 17, 7)) * (rng.random((2, 17, 1)) > 0.1)
@@ -94,7 +93,9 @@ def test_the_wave_learns_to_hold_a_bit_for_256_steps() -> None:
     encoded = jnp.asarray(noise).at[:, 0, 0].set(3.0 * bits)
     # Starts from channels that forget within 20 steps.
     params = {
-        "wave": init_params(replace(config, wave_max_steps=40.0), jax.random.key(0))["wave"],
+        "wave": Wave(replace(config, wave_max_steps=40.0)).init(
+            jax.random.key(0), encoded, jnp.zeros((32, steps))
+        )["params"],
         "out": jnp.zeros((config.d_w,)),
     }
     optimiser = optax.adam(0.05)
