@@ -105,7 +105,7 @@ class Memory(nn.Module):  # type: ignore[misc]
 
     def _spread(self, by_level: Float32[Array, "*B L"]) -> Float32[Array, "*B N"]:
         # Products with the 0/1 rows instead of a gather: accelerators without one compile them, and they fuse.
-        spread = by_level[..., :1] * self.membership[0]
+        spread: Array = by_level[..., :1] * self.membership[0]
         for level in range(1, self.config.levels):
             spread = spread + by_level[..., level : level + 1] * self.membership[level]
         return spread
