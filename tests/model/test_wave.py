@@ -1,10 +1,8 @@
 from dataclasses import replace
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -82,44 +80,6 @@ def test_every_preset_starts_with_channels_that_keep_an_impulse_for_256_steps(pr
     config = PRESETS[preset](obs_dim=4, action_dim=2)
     drive = drive_of(config, jnp.zeros((1, 1, config.d_e), jnp.float32))
     assert (np.asarray(drive.decay[0, 0], np.float64) ** 256 > 0.8).sum() >= config.d_w // 16
-
-
-@pytest.mark.long
-def test_the_wave_learns_to_hold_a_bit_for_256_steps() -> None:
-    """One bit, shown at the first step only amid noise ever after; a readout of the last wave must tell it."""
-    config, steps, batch = replace(SMALL, d_w=16, wave_pairs=4), 256, 32
-
-    def draw(key: jax.Array) -> tuple[jax.Array, jax.Array]:
-        bits = jax.random.rademacher(key, (batch,), jnp.float32)
-        noise = 0.3 * jax.random.normal(jax.random.fold_in(key, 1), (batch, steps, config.d_e))
-        return noise.at[:, 0, 0].set(3.0 * bits), bits
-
-    def readout(params: dict[str, Any], encoded: jax.Array) -> jax.Array:
-        drive = Wave(config).apply({"params": params["wave"]}, encoded, jnp.zeros((batch, steps)))
-        last = wave_sequence(jnp.zeros((batch, config.d_w)), drive, associative=False)[:, -1]
-        return jnp.asarray(last @ params["out"])
-
-    def loss(params: dict[str, Any], key: jax.Array) -> jax.Array:
-        encoded, bits = draw(key)
-        return jnp.mean(jax.nn.softplus(-bits * readout(params, encoded)))
-
-    wave = Wave(config).init(jax.random.key(0), draw(jax.random.key(0))[0], jnp.zeros((batch, steps)))["params"]
-    start = {"wave": wave, "out": jnp.zeros((config.d_w,))}
-    optimiser = optax.adam(0.03)
-
-    @jax.jit
-    def train(params: dict[str, Any]) -> dict[str, Any]:
-        def update(carry: Any, key: jax.Array) -> tuple[Any, None]:
-            params, state = carry
-            updates, state = optimiser.update(jax.grad(loss)(params, key), state)
-            return (optax.apply_updates(params, updates), state), None
-
-        carry = (params, optimiser.init(params))
-        return dict(jax.lax.scan(update, carry, jax.random.split(jax.random.key(1), 120))[0][0])
-
-    trained = train(start)
-    encoded, bits = draw(jax.random.key(2))
-    assert float(jnp.mean((jnp.sign(readout(trained, encoded)) == bits).astype(jnp.float32))) > 0.95
 
 
 def test_what_the_first_step_showed_still_moves_the_wave_300_steps_later() -> None:
