@@ -4,13 +4,14 @@ The one function that every form of a bundle is compiled from. It imports JAX: f
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from jax import Array
 from jaxtyping import Float32
 
-from brain_service.errors import CorruptDataError
+from brain_service.errors import CorruptDataError, InvalidError
 from brain_service.export.manifest import Manifest
 from brain_service.model.config import CoreModelConfig
 from brain_service.model.core import step as model_step
@@ -46,7 +47,16 @@ def flat_params(params: Mapping[str, Any]) -> dict[str, np.ndarray[Any, np.dtype
 
 
 def make_policy_step(config: CoreModelConfig, normaliser: Normaliser) -> PolicyStep:
-    """Build the policy step of a model with these scales; see `PolicyStep`."""
+    """Build the policy step of a model with these scales; see `PolicyStep`.
+
+    Matrix products are float32 wherever it is traced, so that a bundle gives the same numbers everywhere.
+
+    Raises:
+        InvalidError: the model reads images, which the step's inputs do not hold yet.
+    """
+    if config.image_shape:
+        raise InvalidError("the policy step takes no image yet; export a model without image_shape")
+    config = replace(config, compute_dtype="float32")
 
     def policy_step(
         params: dict[str, Array],

@@ -18,10 +18,12 @@ from jax import Array
 from jaxtyping import Float32
 
 from brain_service.model.config import CoreModelConfig
-from brain_service.model.memory import Memory, pack_memory, unpack_memory
+from brain_service.model.layers import Linear
+from brain_service.model.memory import Memory, MemoryRules, MemoryState, pack_memory, unpack_memory
 from brain_service.model.particle import Particle
+from brain_service.model.state import Carry
 
-__all__ = ["Cell", "CellState", "Drive"]
+__all__ = ["Cell", "CellState", "Drive", "pack_carry", "unpack_cell"]
 
 
 class Drive(NamedTuple):
@@ -36,11 +38,23 @@ class Drive(NamedTuple):
 
 
 class CellState(NamedTuple):
-    """The carry without the wave."""
+    """The carry without the wave, unpacked: slicing packed arrays at every step is what a gradient pays for."""
 
-    fast: Float32[Array, "B fast"]
-    slots: Float32[Array, "B slots"]
-    clock: Float32[Array, "B clock"]
+    fast: Float32[Array, "B S"]
+    particle: Float32[Array, "B P"]
+    memory: MemoryState
+
+
+def unpack_cell(config: CoreModelConfig, carry: Carry) -> CellState:
+    """Take the cell's state out of the carry."""
+    memory = unpack_memory(config, carry.slots, carry.clock)
+    return CellState(carry.fast[:, : config.d_s], carry.fast[:, config.d_s :], memory)
+
+
+def pack_carry(state: CellState, wave: Float32[Array, "B W"]) -> Carry:
+    """Return the carry of a cell's state and a wave: the inverse of `unpack_cell`."""
+    slots, clock = pack_memory(state.memory)
+    return Carry(jnp.concatenate([state.fast, state.particle], axis=-1), wave, slots, clock)
 
 
 class Cell(nn.Module):  # type: ignore[misc]
@@ -54,29 +68,33 @@ class Cell(nn.Module):  # type: ignore[misc]
         width = config.d_k + config.d_c + config.d_s
         self.memory = Memory(config, name="memory")
         self.particle = Particle(config, name="particle")
-        self.from_fast = nn.Dense(width, use_bias=False, name="from_fast")
-        self.from_reads = nn.Dense(config.d_c + config.d_s, use_bias=False, name="from_reads")
-        self.from_particle = nn.Dense(config.d_s, use_bias=False, name="from_particle")
+        self.from_fast = Linear(config, width, use_bias=False, name="from_fast")
+        self.from_reads = Linear(config, config.d_c + config.d_s, use_bias=False, name="from_reads")
+        self.from_particle = Linear(config, config.d_s, use_bias=False, name="from_particle")
         self.rate = self.param("rate", nn.initializers.uniform(4.0), (config.d_s,))
 
-    def __call__(self, state: CellState, drive: Drive) -> tuple[CellState, Float32[Array, "B F"]]:
+    def rules(self) -> MemoryRules:
+        """Return what the parameters alone decide about a step."""
+        rules: MemoryRules = self.memory.rules()
+        return rules
+
+    def __call__(
+        self, rules: MemoryRules, state: CellState, drive: Drive
+    ) -> tuple[CellState, Float32[Array, "B F"]]:
         """Return the next state, and s_t, p_t and the memory reads side by side for the heads."""
         config = self.config
         keep = 1.0 - drive.is_first[:, None]
-        memory = self.memory.reset(unpack_memory(config, state.slots, state.clock), drive.is_first)
-        fast, particle = state.fast[:, : config.d_s] * keep, state.fast[:, config.d_s :] * keep
+        fast = state.fast * keep
 
         mixed = drive.mixed + self.from_fast(fast)
-        reads = self.memory.read(memory, mixed[:, : config.d_k])
+        reads = self.memory.read(rules, state.memory, drive.is_first, mixed[:, : config.d_k])
         flat_reads = reads.reshape((reads.shape[0], -1))
         mixed = mixed[:, config.d_k :] + self.from_reads(flat_reads)
         context, gate = nn.silu(mixed[:, : config.d_c]), nn.sigmoid(mixed[:, config.d_c :])
 
-        particle = self.particle(particle, context)
+        particle = self.particle(state.particle * keep, context)
         target = jnp.tanh(gate * self.from_particle(particle) + (1.0 - gate) * drive.wave)
         # Rates from one half up: a fast state; slow time scales belong to the wave.
         fast = fast + nn.sigmoid(self.rate) * (target - fast)
-
-        slots, clock = pack_memory(self.memory.write(memory, context, reads))
-        state = CellState(jnp.concatenate([fast, particle], axis=-1), slots, clock)
-        return state, jnp.concatenate([fast, particle, flat_reads], axis=-1)
+        memory = self.memory.write(rules, state.memory, drive.is_first, context, reads)
+        return CellState(fast, particle, memory), jnp.concatenate([fast, particle, flat_reads], axis=-1)

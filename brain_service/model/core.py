@@ -13,12 +13,14 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float32, Key
 
-from brain_service.model.cell import Cell, CellState, Drive
+from brain_service.model.cell import Cell, CellState, Drive, pack_carry, unpack_cell
 from brain_service.model.config import CoreModelConfig
 from brain_service.model.heads import Encoder, Heads
+from brain_service.model.layers import Linear
+from brain_service.model.memory import MemoryRules
 from brain_service.model.signals import StepInputs, StepOutputs
 from brain_service.model.state import Carry, init_carry
-from brain_service.model.wave import Wave, wave_sequence, wave_step
+from brain_service.model.wave import Wave, WaveDrive, wave_sequence, wave_step
 
 __all__ = ["CoreModel", "Params", "count_parameters", "init_params", "step", "unroll"]
 
@@ -42,48 +44,44 @@ class CoreModel(nn.Module):  # type: ignore[misc]
         self.wave = Wave(config, name="wave")
         self.cell = Cell(config, name="cell")
         self.heads = Heads(config, name="heads")
-        self.drive = nn.Dense(config.d_k + config.d_c + config.d_s, name="drive")
-        self.from_wave = nn.Dense(config.d_s, use_bias=False, name="from_wave")
+        self.drive = Linear(config, config.d_k + config.d_c + config.d_s, name="drive")
+        self.from_wave = Linear(config, config.d_s, use_bias=False, name="from_wave")
 
     def step(self, carry: Carry, inputs: StepInputs) -> tuple[Carry, StepOutputs]:
         """Advance one step: inputs and outputs of shape `[B, ...]`."""
-        encoded, decay, signal = self._before(inputs)
-        wave = wave_step(carry.wave, decay, signal)
+        encoded, gates = self._before(inputs)
+        wave = wave_step(carry.wave, gates)
         state, features = self.cell(
-            CellState(carry.fast, carry.slots, carry.clock), self._drive(encoded, wave, inputs)
+            self.cell.rules(), unpack_cell(self.config, carry), self._drive(encoded, wave, inputs)
         )
-        return Carry(state.fast, wave, state.slots, state.clock), self._after(encoded, wave, features, inputs)
+        return pack_carry(state, wave), self._after(encoded, wave, features, inputs)
 
     def unroll(self, carry: Carry, inputs: StepInputs) -> tuple[Carry, StepOutputs]:
         """Advance T steps: inputs and outputs of shape `[B, T, ...]`."""
-        encoded, decay, signal = self._before(inputs)
-        wave = wave_sequence(carry.wave, decay, signal, associative=self.config.associative_wave)
-        # Rematerialised: only the carry of each step is kept for the backward pass. Recomputing the rest is
-        # cheaper than moving it through memory (about half the time on CPU), and a long episode fits.
+        encoded, gates = self._before(inputs)
+        wave = wave_sequence(carry.wave, gates, associative=self.config.associative_wave)
         over_time = nn.scan(
-            nn.remat(lambda cell, state, drive: cell(state, drive), prevent_cse=False),
+            _advance,
             variable_broadcast="params",
             split_rngs={"params": False},
-            in_axes=1,
+            in_axes=(nn.broadcast, 1),
             out_axes=1,
         )
         state, features = over_time(
-            self.cell, CellState(carry.fast, carry.slots, carry.clock), self._drive(encoded, wave, inputs)
+            self.cell,
+            unpack_cell(self.config, carry),
+            self.cell.rules(),
+            self._drive(encoded, wave, inputs),
         )
-        carry = Carry(state.fast, wave[:, -1], state.slots, state.clock)
-        return carry, self._after(encoded, wave, features, inputs)
+        return pack_carry(state, wave[:, -1]), self._after(encoded, wave, features, inputs)
 
     def __call__(self, carry: Carry, inputs: StepInputs) -> tuple[Carry, StepOutputs]:
         """Do `unroll`."""
         return self.unroll(carry, inputs)
 
-    def _before(
-        self, inputs: StepInputs
-    ) -> tuple[Float32[Array, "B *T E"], Float32[Array, "B *T W"], Float32[Array, "B *T W"]]:
-        # Encoded input, wave decay (0 where an episode begins: the state before it is forgotten), wave input.
+    def _before(self, inputs: StepInputs) -> tuple[Float32[Array, "B *T E"], WaveDrive]:
         encoded = self.encoder(inputs)
-        decay, signal = self.wave(encoded)
-        return encoded, decay * (1.0 - inputs.is_first[..., None]), signal
+        return encoded, self.wave(encoded, inputs.is_first)
 
     def _drive(
         self, encoded: Float32[Array, "B *T E"], wave: Float32[Array, "B *T W"], inputs: StepInputs
@@ -103,6 +101,16 @@ class CoreModel(nn.Module):  # type: ignore[misc]
         return outputs
 
 
+# Rematerialised: of each step the backward pass keeps the state and the products with weights, and computes the
+# rest again. That is cheaper than moving it through memory, and a long episode fits.
+@partial(nn.remat, prevent_cse=False, policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable)
+def _advance(
+    cell: Cell, state: CellState, rules: MemoryRules, drive: Drive
+) -> tuple[CellState, Float32[Array, "B F"]]:
+    result: tuple[CellState, Array] = cell(rules, state, drive)
+    return result
+
+
 def init_params(config: CoreModelConfig, rng: Key[Array, ""]) -> Params:
     """Return freshly initialised parameters."""
     return dict(_init(config, rng))
@@ -116,6 +124,7 @@ def _init(config: CoreModelConfig, rng: Key[Array, ""]) -> Params:
         jnp.zeros((1, config.action_dim), jnp.float32),
         jnp.zeros((1,), jnp.float32),
         jnp.ones((1,), jnp.float32),
+        jnp.zeros((1, *config.image_shape), jnp.uint8) if config.image_shape else None,
     )
     params: Params = CoreModel(config).init(rng, init_carry(config, 1), inputs, method="step")["params"]
     return params

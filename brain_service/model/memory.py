@@ -24,8 +24,9 @@ from jax import Array
 from jaxtyping import Float32
 
 from brain_service.model.config import CoreModelConfig
+from brain_service.model.layers import Linear
 
-__all__ = ["Memory", "MemoryState", "pack_memory", "unit", "unpack_memory"]
+__all__ = ["Memory", "MemoryRules", "MemoryState", "pack_memory", "unit", "unpack_memory"]
 
 SHARPNESS_MAX = 10.0  # exp(10) sums safely in float32, so no softmax here needs its maximum subtracted
 
@@ -33,8 +34,10 @@ SHARPNESS_MAX = 10.0  # exp(10) sums safely in float32, so no softmax here needs
 class MemoryState(NamedTuple):
     """The memory's part of the carry, unpacked; L levels, N slots in all, S = L - 1 slow levels."""
 
-    slots: Float32[Array, "B N VK"]
-    """Value and key of each slot."""
+    values: Float32[Array, "B N V"]
+    """Value of each slot."""
+    keys: Float32[Array, "B N K"]
+    """Key of each slot."""
     strength: Float32[Array, "B N"]
     """How much each slot counts, 0 (empty) to 1."""
     elapsed: Float32[Array, "B S"]
@@ -43,13 +46,28 @@ class MemoryState(NamedTuple):
     """Sum of the reads of the level below since then."""
 
 
+class MemoryRules(NamedTuple):
+    """What the parameters alone decide, computed once for all steps of a sequence."""
+
+    read_sharpness: Float32[Array, "N"]
+    write_sharpness: Float32[Array, "N"]
+    avoidance: Float32[Array, "N"]
+    """How much a slot's strength counts against writing to it."""
+    null: Float32[Array, "L"]
+    """Weight of the empty answer."""
+    keys: Float32[Array, "N K"]
+    """Keys of a fresh memory."""
+
+
 def unpack_memory(
     config: CoreModelConfig, slots: Float32[Array, "B slots"], clock: Float32[Array, "B clock"]
 ) -> MemoryState:
-    """Split the carry arrays `slots` and `clock` into the memory's parts, slots of shape `[B, N, V + K]`."""
-    n, slow = config.slots, config.levels - 1
+    """Split the carry arrays `slots` and `clock` into the memory's parts."""
+    n, slow, rows = config.slots, config.levels - 1, slots.shape[0]
+    pairs = slots.reshape((rows, n, config.d_v + config.d_k))
     return MemoryState(
-        slots.reshape((slots.shape[0], n, config.d_v + config.d_k)),
+        pairs[..., : config.d_v],
+        pairs[..., config.d_v :],
         clock[:, :n],
         clock[:, n : n + slow],
         clock[:, n + slow :],
@@ -58,8 +76,9 @@ def unpack_memory(
 
 def pack_memory(state: MemoryState) -> tuple[Float32[Array, "B slots"], Float32[Array, "B clock"]]:
     """Return the carry arrays `slots` and `clock`, shape `[B, n]` each: the inverse of `unpack_memory`."""
+    slots = jnp.concatenate([state.values, state.keys], axis=-1)
     clock = jnp.concatenate([state.strength, state.elapsed, state.pending], axis=-1)
-    return state.slots.reshape((state.slots.shape[0], -1)), clock
+    return slots.reshape((slots.shape[0], -1)), clock
 
 
 def unit(vector: Float32[Array, "*B K"]) -> Float32[Array, "*B K"]:
@@ -82,64 +101,74 @@ class Memory(nn.Module):  # type: ignore[misc]
         self.avoidance = self.param("avoidance", constant(2.0), (config.levels,))
         self.null = self.param("null", constant(0.0), (config.levels,))
         width = config.d_k + config.d_v + 1
-        self.writers = [nn.Dense(width, name=f"write_{level + 1}") for level in range(config.levels)]
+        self.writers = [Linear(config, width, name=f"write_{level + 1}") for level in range(config.levels)]
 
     def _spread(self, by_level: Float32[Array, "*B L"]) -> Float32[Array, "*B N"]:
-        # A product with the 0/1 matrix instead of a gather: accelerators without one compile it.
-        return by_level @ self.membership
+        # Products with the 0/1 rows instead of a gather: accelerators without one compile them, and they fuse.
+        spread: Array = by_level[..., :1] * self.membership[0]
+        for level in range(1, self.config.levels):
+            spread = spread + by_level[..., level : level + 1] * self.membership[level]
+        return spread
 
-    def _sharpness(self, row: int) -> Float32[Array, "N"]:
-        return self._spread(SHARPNESS_MAX * nn.sigmoid(self.sharpness[row]))
-
-    def reset(self, state: MemoryState, is_first: Float32[Array, "B"]) -> MemoryState:
-        """Return the state, rows whose `is_first` (shape `[B]`) is 1 emptied and given the learned keys."""
-        config = self.config
-        keys = unit(self.initial_keys)
-        fresh = jnp.concatenate([jnp.zeros((config.slots, config.d_v), jnp.float32), keys], axis=-1)
-        keep = 1.0 - is_first[:, None]
-        return MemoryState(
-            state.slots * keep[..., None] + fresh * is_first[:, None, None],
-            state.strength * keep,
-            state.elapsed * keep,
-            state.pending * keep,
+    def rules(self) -> MemoryRules:
+        """Return what the parameters alone decide."""
+        sharpness = self._spread(SHARPNESS_MAX * nn.sigmoid(self.sharpness))
+        return MemoryRules(
+            sharpness[0],
+            sharpness[1],
+            self._spread(nn.softplus(self.avoidance)),
+            jnp.exp(jnp.clip(self.null, -SHARPNESS_MAX, SHARPNESS_MAX)),
+            unit(self.initial_keys),
         )
 
-    def read(self, state: MemoryState, query: Float32[Array, "B K"]) -> Float32[Array, "B L V"]:
-        """Return what each level holds for the query (need not be of length 1): shape `[B, L, V]`, in [-1, 1]."""
-        values, keys = state.slots[..., : self.config.d_v], state.slots[..., self.config.d_v :]
-        match = (keys @ unit(query)[..., None])[..., 0]
-        weight = state.strength * jnp.exp(self._sharpness(0) * match)
+    def read(
+        self, rules: MemoryRules, state: MemoryState, is_first: Float32[Array, "B"], query: Float32[Array, "B K"]
+    ) -> Float32[Array, "B L V"]:
+        """Return what each level holds for the query (need not be of length 1): shape `[B, L, V]`, in [-1, 1].
+
+        Rows whose `is_first` is 1 read as empty.
+        """
+        match = (state.keys @ unit(query)[..., None])[..., 0]
+        strength = state.strength * (1.0 - is_first[:, None])
+        weight = strength * jnp.exp(rules.read_sharpness * match)
         by_level = weight[:, None, :] * self.membership
-        null = jnp.exp(jnp.clip(self.null, -SHARPNESS_MAX, SHARPNESS_MAX))
-        total = jnp.sum(by_level, axis=-1) + null
-        return (by_level @ values) / total[..., None]
+        total = jnp.sum(by_level, axis=-1) + rules.null
+        return (by_level @ state.values) / total[..., None]
 
     def write(
-        self, state: MemoryState, drive: Float32[Array, "B C"], reads: Float32[Array, "B L V"]
+        self,
+        rules: MemoryRules,
+        state: MemoryState,
+        is_first: Float32[Array, "B"],
+        drive: Float32[Array, "B C"],
+        reads: Float32[Array, "B L V"],
     ) -> MemoryState:
-        """Return the state after this step's writes; `drive` is z_t, shape `[B, C]`, `reads` what `read` gave."""
-        config = self.config
-        fires, elapsed = self._tick(state.elapsed)
-        pending = state.pending + reads[:, :-1].reshape(state.pending.shape)
-        written = self._candidates(drive, pending)
-        key = unit(written[..., : config.d_k])
-        value = jnp.tanh(written[..., config.d_k : -1])
-        gate = nn.sigmoid(written[..., -1]) * fires
+        """Return the state after this step's writes; `drive` is z_t, `reads` what `read` gave.
 
-        keys = state.slots[..., config.d_v :]
-        match = jnp.sum(keys * (self.membership.T @ key), axis=-1)
-        logits = self._sharpness(1) * match - self._spread(nn.softplus(self.avoidance)) * state.strength
+        Rows whose `is_first` is 1 are written as if they were empty, with the learned keys.
+        """
+        # The reset is folded into the arithmetic below: one pass over the slots less.
+        first = is_first[:, None]
+        keep = 1.0 - first
+        fires, elapsed = self._tick(state.elapsed * keep)
+        pending = state.pending * keep + reads[:, :-1].reshape(state.pending.shape)
+        value, key, gate = self._candidates(drive, pending)
+        strength = state.strength * keep
+
+        old, fresh = (keys @ jnp.swapaxes(key, 1, 2) for keys in (state.keys, rules.keys))
+        match = jnp.sum((keep[..., None] * old + first[..., None] * fresh) * self.membership.T, axis=-1)
+        logits = rules.write_sharpness * match - rules.avoidance * strength
         score = jnp.exp(jnp.clip(logits, -2 * SHARPNESS_MAX, SHARPNESS_MAX))
-        share = self._spread(gate / (score @ self.membership.T)) * score
+        share = self._spread(gate * fires / (score @ self.membership.T)) * score
 
-        mixed = state.slots * (1.0 - share[..., None]) + (share[..., None] * self.membership.T) @ jnp.concatenate(
-            [value, key], axis=-1
-        )
-        slots = jnp.concatenate([mixed[..., : config.d_v], unit(mixed[..., config.d_v :])], axis=-1)
-        faded = 1.0 - self._spread(fires * np.asarray(config.cms_decays, np.float32))
-        strength = faded * (1.0 - share) * state.strength + share
-        held = 1.0 - jnp.repeat(fires[:, 1:], config.d_v, axis=-1)
-        return MemoryState(slots, strength, elapsed, pending * held)
+        stay, by_level = (1.0 - share) * keep, share[..., None] * self.membership.T
+        values = stay[..., None] * state.values + by_level @ value
+        begun = ((1.0 - share) * first)[..., None] * rules.keys
+        keys = unit(stay[..., None] * state.keys + begun + by_level @ key)
+        faded = 1.0 - self._spread(fires * np.asarray(self.config.cms_decays, np.float32))
+        strength = faded * (1.0 - share) * strength + share
+        held = 1.0 - jnp.repeat(fires[:, 1:], self.config.d_v, axis=-1)
+        return MemoryState(values, keys, strength, elapsed, pending * held)
 
     def _tick(self, elapsed: Float32[Array, "B S"]) -> tuple[Float32[Array, "B L"], Float32[Array, "B S"]]:
         # Which levels are written now (0 or 1), and the counters after it. Exact: the counters are whole numbers.
@@ -151,11 +180,12 @@ class Memory(nn.Module):  # type: ignore[misc]
 
     def _candidates(
         self, drive: Float32[Array, "B C"], pending: Float32[Array, "B pending"]
-    ) -> Float32[Array, "B L W"]:
-        # Key, value and gate that each level would write now.
-        d_v = self.config.d_v
+    ) -> tuple[Float32[Array, "B L V"], Float32[Array, "B L K"], Float32[Array, "B L"]]:
+        # Value, key and gate that each level would write now.
+        d_k, d_v = self.config.d_k, self.config.d_v
         rows = [self.writers[0](drive)]
         for level, period in enumerate(self.config.cms_periods[1:]):
             mean = pending[:, level * d_v : (level + 1) * d_v] / period
             rows.append(self.writers[level + 1](mean))
-        return jnp.stack(rows, axis=1)
+        written = jnp.concatenate([row[:, None] for row in rows], axis=1)
+        return jnp.tanh(written[..., d_k:-1]), unit(written[..., :d_k]), nn.sigmoid(written[..., -1])

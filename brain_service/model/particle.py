@@ -9,6 +9,7 @@ from jax import Array
 from jaxtyping import Float32
 
 from brain_service.model.config import CoreModelConfig
+from brain_service.model.layers import Linear
 
 __all__ = ["Particle"]
 
@@ -20,8 +21,8 @@ class Particle(nn.Module):  # type: ignore[misc]
 
     def setup(self) -> None:
         """Create the layers."""
-        self.hidden = nn.Dense(self.config.d_c, name="hidden")
-        self.move = nn.Dense(2 * self.config.d_p, name="move")
+        self.hidden = Linear(self.config, self.config.d_c, name="hidden")
+        self.move = Linear(self.config, 2 * self.config.d_p, name="move")
 
     def __call__(self, particle: Float32[Array, "B P"], drive: Float32[Array, "B C"]) -> Float32[Array, "B P"]:
         """Return the next particle state under the driving signal z_t."""

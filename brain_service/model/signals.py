@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 from jax import Array
-from jaxtyping import Float32
+from jaxtyping import Float32, UInt8
 
 __all__ = ["StepInputs", "StepOutputs"]
 
@@ -22,18 +22,22 @@ class StepInputs(NamedTuple):
     """r_{t-1}; ignored where `is_first` is 1."""
     is_first: Float32[Array, "B *T"]
     """1 on the first step of an episode, which starts from a fresh state; else 0."""
+    image: UInt8[Array, "B *T H W C"] | None = None
+    """The camera's pixels at t, 0 to 255; None for a model without an image encoder."""
 
 
 class StepOutputs(NamedTuple):
     """Predictions at time t; a sequence has a time axis after the batch axis."""
 
     action_mean: Float32[Array, "B *T H A"]
-    """Means of a_t ... a_{t+H-1}, within +-`action_limit`."""
+    """Means of a_t ... a_{t+H-1}, within +-`action_limit`; discrete actions: the likeliest choices, in [-1, 1]."""
     action_log_std: Float32[Array, "B *T H A"]
-    """Log standard deviations of the same actions, within `log_std_min` and `log_std_max`."""
+    """Log standard deviations of the same actions, within `log_std_min` and `log_std_max`; discrete: 0."""
     next_observation: Float32[Array, "B *T D"]
     """o_{t+1}."""
     reward: Float32[Array, "B *T"]
     """r_t."""
     value: Float32[Array, "B *T"]
     """Discounted sum of the rewards r_t, r_{t+1}, ..."""
+    action_logits: Float32[Array, "B *T H A n"] | None = None
+    """Logits of the n choices of the same actions; None for continuous actions."""

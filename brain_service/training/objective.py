@@ -2,8 +2,9 @@
 
     loss = action + 0.5 next observation + 0.1 reward + 0.1 value
 
-`action` is the beta-weighted negative log likelihood of Seitzer et al. (arXiv 2203.09168) with beta = 0.5. The
-model's inputs at time t are o_t, a_{t-1}, r_{t-1} and is_first; a_t and r_t enter here only, as targets.
+`action` is the beta-weighted negative log likelihood of Seitzer et al. (arXiv 2203.09168) with beta = 0.5, or the
+cross-entropy of the recorded choices where actions are discrete. The model's inputs at time t are o_t, a_{t-1},
+r_{t-1} and is_first; a_t and r_t enter here only, as targets.
 """
 
 from typing import NamedTuple
@@ -15,6 +16,7 @@ from jax import Array
 from jaxtyping import Float32
 
 from brain_service.datasets.loader import Batch
+from brain_service.model.choices import share_of_choices
 from brain_service.model.signals import StepInputs, StepOutputs
 from brain_service.training.normalisation import Normaliser
 
@@ -105,17 +107,13 @@ def losses(outputs: StepOutputs, sequences: Sequences) -> Metrics:
     horizon = outputs.action_mean.shape[2]
     target, counts = chunk_targets(sequences.action, sequences.loss_mask, sequences.inputs.is_first, horizon)
     error = target - outputs.action_mean
-    log_std = outputs.action_log_std
-    nll = 0.5 * jnp.square(error * jnp.exp(-log_std)) + log_std
-    # Each term times its own deviation: else the dimensions that are easy to predict take the whole gradient.
-    likelihood = jnp.mean(nll * jax.lax.stop_gradient(jnp.exp(log_std)), axis=-1)
 
     change = _shift(sequences.inputs.observation) - outputs.next_observation
     after = _shift(outputs.value) * sequences.next_mask * (1.0 - sequences.is_terminal)
     returns = jax.lax.stop_gradient(sequences.reward + DISCOUNT * after)
     known = jnp.maximum(sequences.next_mask, sequences.is_terminal) * sequences.valid_mask
     parts = {
-        "action": masked_mean(likelihood, counts),
+        "action": masked_mean(_surprise(outputs, target), counts),
         "next_observation": masked_mean(jnp.mean(_huber(change), axis=-1), sequences.next_mask),
         "reward": masked_mean(_huber(sequences.reward - outputs.reward), sequences.valid_mask),
         "value": masked_mean(_huber(returns - outputs.value), known),
@@ -124,6 +122,17 @@ def losses(outputs: StepOutputs, sequences: Sequences) -> Metrics:
     rmse = jnp.sqrt(masked_mean(first, sequences.loss_mask))
     total = sum((WEIGHTS[name] * part for name, part in parts.items()), jnp.zeros(()))
     return {"loss": total, **parts, "action_rmse": rmse}
+
+
+def _surprise(outputs: StepOutputs, target: Float32[Array, "B T H A"]) -> Float32[Array, "B T H"]:
+    # Negative log likelihood of the recorded actions, mean over their elements.
+    if outputs.action_logits is not None:
+        shares = share_of_choices(target, outputs.action_logits.shape[-1])
+        return -jnp.mean(jnp.sum(shares * jax.nn.log_softmax(outputs.action_logits), axis=-1), axis=-1)
+    error, log_std = target - outputs.action_mean, outputs.action_log_std
+    nll = 0.5 * jnp.square(error * jnp.exp(-log_std)) + log_std
+    # Each term times its own deviation: else the dimensions that are easy to predict take the whole gradient.
+    return jnp.mean(nll * jax.lax.stop_gradient(jnp.exp(log_std)), axis=-1)
 
 
 def _huber(error: Float32[Array, "*B"]) -> Float32[Array, "*B"]:

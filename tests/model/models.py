@@ -1,5 +1,6 @@
 """A small model, its inputs and its compiled functions, shared by the tests of this folder."""
 
+from dataclasses import replace
 from functools import cache
 
 import jax
@@ -16,7 +17,7 @@ SMALL = CoreModelConfig(
     action_horizon=2,
     d_e=12,
     d_s=8,
-    d_w=6,
+    d_w=7,
     d_p=4,
     d_c=8,
     d_k=4,
@@ -24,8 +25,12 @@ SMALL = CoreModelConfig(
     d_h=10,
     cms_sizes=(3, 2, 4),
     cms_periods=(1, 3, 7),
+    wave_pairs=2,
 )
 """Every size differs from the others where it may, so that a swapped axis cannot go unnoticed."""
+
+DISCRETE = replace(SMALL, action_kind="discrete", action_choices=4)
+SEEING = replace(SMALL, image_shape=(9, 6, 2), image_channels=(3, 5))
 
 jit_step = jax.jit(step, static_argnums=1)
 jit_unroll = jax.jit(unroll, static_argnums=1)
@@ -54,6 +59,9 @@ def random_inputs(
     def normal(*shape: int) -> jax.Array:
         return jnp.asarray(scale * rng.standard_normal(shape), jnp.float32)
 
+    image = None
+    if config.image_shape:
+        image = jnp.asarray(rng.integers(0, 256, (batch, length, *config.image_shape)), jnp.uint8)
     is_first = (rng.random((batch, length)) < resets).astype(np.float32)
     is_first[:, 0] = 1.0
     return StepInputs(
@@ -61,12 +69,14 @@ def random_inputs(
         normal(batch, length, config.action_dim),
         normal(batch, length),
         jnp.asarray(is_first),
+        image,
     )
 
 
 def at(inputs: StepInputs, t: int) -> StepInputs:
     """Return the inputs of one time step."""
-    return StepInputs(*(part[:, t] for part in inputs))
+    now: StepInputs = jax.tree.map(lambda part: part[:, t], inputs)
+    return now
 
 
 def largest_difference(left: object, right: object) -> float:

@@ -11,24 +11,24 @@ from brain_service.model.state import carry_shapes
 from tests.model.models import SMALL, params_of
 
 PARAMS = {"params": params_of(SMALL)["cell"]["memory"]}
-FIRST = jnp.ones((1,), jnp.float32)
+FIRST, LATER = jnp.ones((1,), jnp.float32), jnp.zeros((1,), jnp.float32)
+RULES = Memory(SMALL).apply(PARAMS, method="rules")
 
 
 def fresh() -> MemoryState:
     shapes = carry_shapes(SMALL)
     empty = unpack_memory(SMALL, jnp.zeros((1, shapes["slots"])), jnp.zeros((1, shapes["clock"])))
-    state: MemoryState = Memory(SMALL).apply(PARAMS, empty, FIRST, method="reset")
-    return state
+    return empty._replace(keys=jnp.asarray(RULES.keys)[None])
 
 
 @jax.jit
-def read(state: MemoryState, query: jax.Array) -> jax.Array:
-    return jnp.asarray(Memory(SMALL).apply(PARAMS, state, query, method="read"))
+def read(state: MemoryState, query: jax.Array, is_first: jax.Array = LATER) -> jax.Array:
+    return jnp.asarray(Memory(SMALL).apply(PARAMS, RULES, state, is_first, query, method="read"))
 
 
 @jax.jit
-def write(state: MemoryState, drive: jax.Array, reads: jax.Array) -> MemoryState:
-    after: MemoryState = Memory(SMALL).apply(PARAMS, state, drive, reads, method="write")
+def write(state: MemoryState, drive: jax.Array, reads: jax.Array, is_first: jax.Array = LATER) -> MemoryState:
+    after: MemoryState = Memory(SMALL).apply(PARAMS, RULES, state, is_first, drive, reads, method="write")
     return after
 
 
@@ -69,8 +69,7 @@ def test_each_level_is_written_at_its_own_period_and_untouched_between() -> None
     for t, (before, after) in enumerate(pairwise(states), start=1):
         for index, period in enumerate(SMALL.cms_periods):
             mine = level == index
-            values = slice(0, SMALL.d_v)
-            changed = not np.array_equal(before.slots[0, mine, values], after.slots[0, mine, values])
+            changed = not np.array_equal(before.values[0, mine], after.values[0, mine])
             assert changed == (t % period == 0), (t, index)
             if t % period:
                 assert np.array_equal(before.strength[0, mine], after.strength[0, mine])
@@ -90,8 +89,7 @@ def test_a_slow_level_takes_in_the_mean_of_what_the_level_below_returned_since()
 
 def test_values_strengths_and_keys_stay_in_their_ranges() -> None:
     for state in rollout(100, seed=2):
-        values, keys = np.asarray(state.slots[..., : SMALL.d_v]), np.asarray(state.slots[..., SMALL.d_v :])
-        strength = np.asarray(state.strength)
+        values, keys, strength = (np.asarray(part) for part in (state.values, state.keys, state.strength))
         assert np.abs(values).max() <= 1.0
         assert strength.min() >= 0.0 and strength.max() <= 1.0
         assert np.linalg.norm(keys, axis=-1).max() <= 1.0 + 1e-5
@@ -103,7 +101,7 @@ def test_a_read_is_a_mixture_of_what_was_stored() -> None:
     for seed in range(10):
         answer = np.asarray(read(state, jax.random.normal(jax.random.key(seed), (1, SMALL.d_k))))[0]
         for index in range(SMALL.levels):
-            values = np.asarray(state.slots[0, level == index, : SMALL.d_v])
+            values = np.asarray(state.values[0, level == index])
             # The null slot draws towards zero, so zero belongs to the mixture.
             assert (answer[index] <= np.maximum(values.max(axis=0), 0) + 1e-6).all()
             assert (answer[index] >= np.minimum(values.min(axis=0), 0) - 1e-6).all()
@@ -114,32 +112,39 @@ def test_asking_with_a_slots_own_key_gives_most_weight_to_that_slot() -> None:
     level = level_of_slot()
     first = np.flatnonzero(level == 0)
     marks = np.eye(len(level), SMALL.d_v, dtype=np.float32)
-    slots = state.slots.at[0, :, : SMALL.d_v].set(marks)
-    state = state._replace(slots=slots, strength=jnp.ones_like(state.strength))
+    state = state._replace(values=jnp.asarray(marks)[None], strength=jnp.ones_like(state.strength))
     for slot in first:
-        answer = np.asarray(read(state, state.slots[:, slot, SMALL.d_v :]))[0, 0]
+        answer = np.asarray(read(state, state.keys[:, slot]))[0, 0]
         assert answer.argmax() == slot
 
 
 def test_decay_weakens_a_slot_and_leaves_its_key_alone() -> None:
-    state = rollout(20, seed=5)[-1]
+    state = rollout(21, seed=5)[-1]
     weak = state._replace(strength=state.strength * 0.01)
     query = jax.random.normal(jax.random.key(0), (1, SMALL.d_k))
     assert float(jnp.abs(read(weak, query)).sum()) < float(jnp.abs(read(state, query)).sum())
-    assert np.array_equal(weak.slots, state.slots)
+    # A level that is not written keeps its keys while its strength fades at its own writes only.
+    after = write(state, jnp.zeros((1, SMALL.d_c)), jnp.zeros((1, SMALL.levels, SMALL.d_v)))
+    slow = level_of_slot() == SMALL.levels - 1
+    assert np.array_equal(after.keys[0, slow], state.keys[0, slow])
 
 
-def test_reset_touches_only_the_rows_that_begin() -> None:
+def test_a_row_that_begins_reads_and_writes_as_a_fresh_memory_and_others_go_on() -> None:
     used = rollout(9, seed=1)[-1]
     both = MemoryState(*(jnp.concatenate([part, part]) for part in used))
-    after: MemoryState = Memory(SMALL).apply(PARAMS, both, jnp.asarray([1.0, 0.0]), method="reset")
-    for mine, kept, start in zip(after, used, fresh(), strict=True):
-        assert np.array_equal(mine[:1], start)
-        assert np.array_equal(mine[1:], kept)
+    query, drive = (jax.random.normal(jax.random.key(seed), (1, size)) for seed, size in enumerate((4, 8)))
+    first = jnp.asarray([1.0, 0.0])
+    reads = read(both, jnp.tile(query, (2, 1)), first)
+    after = write(both, jnp.tile(drive, (2, 1)), reads, first)
+    for row, before in enumerate((fresh(), used)):
+        expected_reads = read(before, query)
+        np.testing.assert_allclose(reads[row], expected_reads[0], atol=1e-6)
+        for mine, expected in zip(after, write(before, drive, expected_reads), strict=True):
+            np.testing.assert_allclose(mine[row], expected[0], atol=1e-6)
 
 
 def test_initial_keys_differ_so_that_slots_can_be_told_apart() -> None:
-    keys = np.asarray(fresh().slots[0, :, SMALL.d_v :])
+    keys = np.asarray(fresh().keys[0])
     distances = np.linalg.norm(keys[:, None] - keys[None], axis=-1) + 9 * np.eye(len(keys))
     assert distances.min() > 1e-3
 

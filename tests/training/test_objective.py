@@ -98,6 +98,38 @@ def test_the_deviation_that_suits_the_error_is_the_cheapest() -> None:
     assert abs(slope(float(np.log(0.2)))) < 1e-5
 
 
+def discrete(seed: int = 1, choices: int = 5) -> tuple[Sequences, StepOutputs, np.ndarray[Any, Any]]:
+    """Return a batch of recorded choices, predictions with logits, and the targets' indices."""
+    rng = np.random.default_rng(seed)
+    index = rng.integers(0, choices, (B, T, A))
+    batch = sequences(action=jnp.asarray(-1 + 2 * index / (choices - 1), jnp.float32))
+    logits = jnp.asarray(rng.standard_normal((B, T, H, A, choices)), jnp.float32)
+    return batch, outputs()._replace(action_logits=logits), index
+
+
+def test_the_loss_of_discrete_actions_is_the_cross_entropy_of_the_recorded_choices() -> None:
+    batch, made, index = discrete()
+    assert made.action_logits is not None
+    log_p = np.asarray(jax.nn.log_softmax(made.action_logits), np.float64)
+    found = []
+    for b, t, h in np.ndindex(B, T, H):
+        if t + h < T:
+            found.append(-np.mean([log_p[b, t, h, a, index[b, t + h, a]] for a in range(A)]))
+    assert losses(made, batch)["action"] == pytest.approx(np.mean(found), rel=1e-5)
+
+
+def test_choices_that_are_not_to_be_imitated_change_no_loss_and_no_gradient() -> None:
+    batch, made, _ = discrete()
+    hidden = batch._replace(loss_mask=batch.loss_mask.at[:, 2:4].set(0))
+    other = hidden._replace(action=hidden.action.at[:, 2:4].multiply(-1.0))
+    assert np.array_equal(losses(made, hidden)["action"], losses(made, other)["action"])
+    assert not np.array_equal(losses(made, batch)["action"], losses(made, hidden)["action"])
+    slope = jax.grad(lambda logits: losses(made._replace(action_logits=logits), hidden)["action"])(
+        made.action_logits
+    )
+    assert np.abs(slope[:, 2:4, 0]).max() == 0.0 and np.abs(slope[:, 4, 0]).max() > 0.0
+
+
 def test_the_value_of_a_terminal_step_is_its_reward() -> None:
     terminal = jnp.zeros((B, T)).at[:, -1].set(1)
     batch = sequences(is_terminal=terminal)
@@ -129,7 +161,7 @@ def test_the_model_never_sees_the_action_and_reward_that_it_predicts(dataset_arr
     carry = init_carry(model, loader.batch_size)
     inputs = [normalise_batch(batch, normaliser).inputs for batch in (plain, spoiled)]
     (_, before), (_, after) = (predict(params, model, carry, each) for each in inputs)
-    for one, other in zip(before, after, strict=True):
+    for one, other in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True):
         assert np.array_equal(one[:, : t + 1], other[:, : t + 1])
     assert not np.array_equal(before.action_mean[:, t + 1], after.action_mean[:, t + 1])
 
@@ -155,4 +187,4 @@ def test_disturbances_hide_some_past_actions_and_shake_observations_by_the_seed(
     assert set(np.unique(one.previous_action)) == {0.0, 1.0}
     assert 0 < np.abs(one.observation - inputs.observation).mean() < 0.2
     calm = disturb(inputs, tiny(previous_action_dropout=0.0, observation_noise=0.0), jax.random.key(0))
-    assert all(np.array_equal(a, b) for a, b in zip(calm, inputs, strict=True))
+    assert all(np.array_equal(a, b) for a, b in zip(calm[:4], inputs[:4], strict=True))
