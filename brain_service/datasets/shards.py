@@ -114,7 +114,8 @@ class SplitWriter:
                     if record.file not in files:
                         files[record.file] = os.open(record.file, os.O_RDONLY)
                     data = os.pread(files[record.file], record.size_bytes, record.offset_bytes)
-                    if hashlib.sha256(data).hexdigest() != record.sha256:
+                    # What this conversion wrote itself was hashed a moment ago; an old shard may have rotted.
+                    if record.shard and hashlib.sha256(data).hexdigest() != record.sha256:
                         raise CorruptDataError(
                             f"{record.file}: episode {member.episode_id} at byte {record.offset_bytes} "
                             "is not what was written there",

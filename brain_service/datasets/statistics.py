@@ -23,8 +23,12 @@ __all__ = [
 ]
 
 STATISTICS_FILE = "statistics.json"
+# Between half of them and all are kept of a larger dataset: p01 is then the quantile 0.01 +- 0.0008 (one sigma).
+SAMPLE_STEPS = 32_768
 OCTO_FILE = "dataset_statistics.json"
 
+# Of float32 samples at a time, to be sorted for quantiles.
+_COLUMNS = 16
 Name = Literal["mean", "std", "min", "max", "p01", "p99", "q01", "q99"]
 
 
@@ -117,13 +121,28 @@ class _Moments:
         if self.count == 0:
             zeros = [0.0] * len(self.mean)
             return FeatureStatistics(*[zeros] * 8)
-        # A column at a time: all at once would take the memory of the sample twice again.
-        columns = (np.concatenate([part[:, n] for part in self.sample]) for n in range(len(self.mean)))
-        q01, q99 = np.array([np.quantile(column, (0.01, 0.99)) for column in columns]).T.tolist()
+        # A few columns at a time: all at once would take the memory of the sample twice again.
+        quantiles = [
+            _quantiles(np.concatenate([part[:, n : n + _COLUMNS] for part in self.sample]))
+            for n in range(0, len(self.mean), _COLUMNS)
+        ]
+        q01, q99 = np.concatenate(quantiles, axis=1).tolist()
         std = np.sqrt(self.squares / self.count).tolist()
         return FeatureStatistics(
             self.mean.tolist(), std, self.low.tolist(), self.high.tolist(), q01, q99, q01, q99
         )
+
+
+def _quantiles(rows: Float32[np.ndarray, "t n"]) -> Float64[np.ndarray, "2 n"]:
+    """Return the 1st and 99th percentile of each column, interpolated linearly as NumPy has it."""
+    # Sorted whole, with vector instructions: a selection of four ranks takes several times as long.
+    columns = np.sort(np.ascontiguousarray(rows.T), axis=1)
+    ranks = np.array([0.01, 0.99]) * (len(rows) - 1)
+    low = np.floor(ranks).astype(np.int64)
+    high = np.minimum(low + 1, len(rows) - 1)
+    below, above = columns[:, low].astype(np.float64), columns[:, high].astype(np.float64)
+    found: Float64[np.ndarray, "2 n"] = (below + (above - below) * (ranks - low)).T
+    return found
 
 
 class StatisticsBuilder:
@@ -134,7 +153,7 @@ class StatisticsBuilder:
     Actions and rewards that the profile calls invalid are left out.
     """
 
-    def __init__(self, spec: EpisodeSpec, profile: Profile, sample_steps: int = 100_000) -> None:
+    def __init__(self, spec: EpisodeSpec, profile: Profile, sample_steps: int = SAMPLE_STEPS) -> None:
         self._profile = profile
         self._sample_steps = sample_steps
         self._stride = 1
