@@ -132,7 +132,7 @@ def decode_episode(data: bytes, features: Mapping[str, Feature], length: int, na
     Raises:
         CorruptDataError: not an example, or a feature is missing or has another length or kind.
     """
-    values = decode_example(data, name)
+    values = decode_example(data, name, {f"steps/{path}" for path in features})
     return {path: _column(values, path, feature, length, name) for path, feature in features.items()}
 
 

@@ -73,11 +73,11 @@ def read_record(file: BinaryIO, name: str) -> bytes | None:
             f"{name}: the length of the record at byte {offset} fails its checksum; convert the episodes again"
         )
     (length,) = _LENGTH.unpack_from(header)
-    body = file.read(length + 4)
-    if len(body) < length + 4:
-        raise _cut(name, offset, length + FRAME_BYTES, _HEADER_BYTES + len(body))
-    payload = body[:length]
-    if _masked_crc(payload) != _CRC.unpack_from(body, length)[0]:
+    # Apart, since a cut from both together would be a second copy of a long episode.
+    payload, crc = file.read(length), file.read(_CRC.size)
+    if len(crc) < _CRC.size:
+        raise _cut(name, offset, length + FRAME_BYTES, _HEADER_BYTES + len(payload) + len(crc))
+    if _masked_crc(payload) != _CRC.unpack(crc)[0]:
         raise CorruptDataError(
             f"{name}: the record at byte {offset} ({length} bytes) fails its checksum; convert the episodes again"
         )
