@@ -69,3 +69,25 @@ def test_a_damaged_archive_is_left_out_with_the_reason(tmp_path: Path) -> None:
     reasons = {item["file"]: item["reason"] for item in report.quarantined}
     assert "fails its checksum" in reasons["e0.jsonl"]
     assert "cut short or changed" in reasons["e1.jsonl"]
+
+
+def test_a_cancel_stops_the_hashing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for n in range(20):
+        write_log(tmp_path / f"e{n:02d}.jsonl", seed=n)
+    hashed: list[str] = []
+    cancelled = threading.Event()
+
+    def wait_for_the_cancel(path: Path) -> str:
+        assert cancelled.wait(30)
+        hashed.append(path.name)
+        return ""
+
+    def cancel(total: int) -> None:
+        cancelled.set()
+        raise KeyboardInterrupt(total)
+
+    monkeypatch.setattr("brain_service.datasets.sources._digest", wait_for_the_cancel)
+    with pytest.raises(KeyboardInterrupt, match="20"):
+        take_inventory(tmp_path, None, cancel)
+    # Those that were begun come to their end, no other begins.
+    assert len(hashed) < 20
