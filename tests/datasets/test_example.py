@@ -61,14 +61,15 @@ def test_the_bytes_are_those_of_protobuf(features: dict[str, Values]) -> None:
 
 def _fill(feature: Any, values: Values) -> None:
     """Give a feature its list, which is there even where it is empty."""
+    found: Any
     if isinstance(values, list):
-        found, numbers = feature.bytes_list, values
+        found, members = feature.bytes_list, list[Any](values)
     elif values.dtype == np.float32:
-        found, numbers = feature.float_list, values.tolist()
+        found, members = feature.float_list, values.tolist()
     else:
-        found, numbers = feature.int64_list, [int(number) for number in values]
+        found, members = feature.int64_list, values.astype(np.int64).tolist()
     found.SetInParent()
-    found.value.extend(numbers)
+    found.value.extend(members)
 
 
 @given(st.lists(st.integers(0, 2**64 - 1)))
