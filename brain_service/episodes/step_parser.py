@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 import google_crc32c
 import numpy as np
 import orjson
-import simdjson
 
 from brain_service.episodes.episode import Column
 from brain_service.episodes.log_format import MARK, TAIL_BYTES
@@ -71,6 +70,9 @@ class StepParser:
     """
 
     def __init__(self, spec: EpisodeSpec, example: bytes) -> None:
+        # Here, since the daemon imports this module and has no log to convert.
+        import simdjson
+
         self._parser = simdjson.Parser()
         self._features = {
             **{f"observation/{path}": feature for path, feature in spec.observation.items()},
