@@ -197,6 +197,9 @@ class StatisticsBuilder:
             return
         valid = valid_transitions(_joined(pending, "is_last"), self._profile)
         all_valid = bool(valid.all())
+        # Before, not after: of a long episode the sample would be a second copy.
+        while self._kept - (-len(valid) // self._stride) > self._sample_steps:
+            self._thin()
         for key, name in self._names.items():
             column = _joined(pending, name)
             rows = column.reshape(len(column), -1)
@@ -206,8 +209,6 @@ class StatisticsBuilder:
             self._moments[key].add(rows, self._stride)
         self._steps += int(valid.sum())
         self._kept += -(-len(valid) // self._stride)
-        while self._kept > self._sample_steps:
-            self._thin()
 
     def _thin(self) -> None:
         self._stride *= 2
