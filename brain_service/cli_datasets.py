@@ -1,4 +1,4 @@
-"""`brain datasets`: list datasets, report on the quality of one, and verify every byte of one."""
+"""`brain datasets`: list datasets, report on the quality of one, verify every byte of one, remove old versions."""
 
 import argparse
 import sys
@@ -40,6 +40,12 @@ examples:
   brain datasets verify ./datasets/episodes/1.0.3
   brain datasets verify ./datasets --json | jq -r '.damages[] | .file + " " + (.episode // "-")'
 """
+PRUNE_EXAMPLES = """\
+examples:
+  brain datasets prune episodes --keep 3               # says which versions would go, and what that frees
+  brain datasets prune episodes --keep 3 --yes
+  brain datasets prune episodes --keep 1 --output-dir ./datasets --yes --json | jq -r '.removed[]'
+"""
 
 Run = Callable[[argparse.Namespace], int]
 _HEADS = ("dataset", "version", "episodes", "steps", "size", "profile", "period", "made (UTC)", "left out", "")
@@ -49,12 +55,13 @@ _MARKS = {"fail": "FAIL", "warn": "warn", "info": "note"}
 
 def add_datasets_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add `datasets` and its own commands to the parser of `brain`."""
-    summary = "List datasets, report on their quality, verify their bytes."
+    summary = "List datasets, report on their quality, verify their bytes, remove old versions."
     datasets = commands.add_parser(
         "datasets",
         help=summary,
         description=summary,
-        epilog=LS_EXAMPLES + "".join(text[text.index("  brain") :] for text in (REPORT_EXAMPLES, VERIFY_EXAMPLES)),
+        epilog=LS_EXAMPLES
+        + "".join(text[text.index("  brain") :] for text in (REPORT_EXAMPLES, VERIFY_EXAMPLES, PRUNE_EXAMPLES)),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     actions = datasets.add_subparsers(dest="action", required=True, metavar="action")
@@ -72,10 +79,7 @@ def add_datasets_command(commands: "argparse._SubParsersAction[argparse.Argument
         return added
 
     ls = action("ls", _list, "List datasets and their versions, oldest first.", LS_EXAMPLES)
-    where = ls.add_mutually_exclusive_group()
-    where.add_argument("--data-dir", type=Path, help="everything the daemon keeps")
-    where.add_argument("--output-dir", type=Path, help="where 'brain convert' wrote <name>/<x.y.z>/")
-    ls.add_argument("--config", type=Path, help="settings file (default: brain.toml)")
+    _add_place(ls)
     report = action(
         "report",
         _report,
@@ -95,13 +99,54 @@ def add_datasets_command(commands: "argparse._SubParsersAction[argparse.Argument
         "verify", _verify, "Read every byte of a dataset and name all that is damaged.", VERIFY_EXAMPLES
     )
     verify.add_argument("path", help="a version, a dataset's folder (newest version), or a root of one")
+    prune = action(
+        "prune",
+        _prune,
+        "Remove old versions of a dataset; without --yes it only says which.",
+        PRUNE_EXAMPLES,
+    )
+    prune.add_argument("name", help="the dataset, as 'brain datasets ls' calls it")
+    prune.add_argument(
+        "--keep", type=int, required=True, metavar="N", help="versions that stay, the newest of each profile"
+    )
+    prune.add_argument("--yes", action="store_true", help="remove them")
+    _add_place(prune)
+
+
+def _add_place(parser: argparse.ArgumentParser) -> None:
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument("--data-dir", type=Path, help="everything the daemon keeps")
+    where.add_argument("--output-dir", type=Path, help="where 'brain convert' wrote <name>/<x.y.z>/")
+    parser.add_argument("--config", type=Path, help="settings file (default: brain.toml)")
+
+
+def _root(options: argparse.Namespace) -> Path:
+    if options.output_dir is not None:
+        return Path(options.output_dir)
+    return load_settings({"data_dir": options.data_dir}, config=options.config).datasets_dir
+
+
+def _prune(options: argparse.Namespace) -> int:
+    from brain_service.datasets.prune import prune_versions
+
+    done = prune_versions(_root(options) / options.name, options.keep, dry_run=not options.yes)
+    if options.json:
+        say_json(done.to_json())
+        return 0
+    if not done.removed:
+        say(f"nothing to remove: {options.name} has {', '.join(done.kept) or 'no version that can be read'}")
+    else:
+        verb = "would remove" if done.dry_run else "removed"
+        say(f"{verb} {', '.join(done.removed)} ({size_text(done.freed_bytes)}); {', '.join(done.kept)} stay")
+    if done.damaged:
+        say(f"damaged, left alone: {', '.join(done.damaged)}; 'brain datasets ls' says why")
+    if done.removed and done.dry_run:
+        say("nothing was removed yet: add --yes. A training that still reads one of them would fail.")
+    return 0
 
 
 def _list(options: argparse.Namespace) -> int:
-    root = options.output_dir
-    if root is None:
-        root = load_settings({"data_dir": options.data_dir}, config=options.config).datasets_dir
-    found = _versions(root.absolute())
+    found = _versions(_root(options).absolute())
     if options.json:
         say_json(found)
         return 0

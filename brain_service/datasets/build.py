@@ -225,7 +225,8 @@ def _statistics(
         CorruptDataError: a record fails its checksum.
     """
     builder = StatisticsBuilder(spec, profile)
-    features = step_features(spec)
+    # Texts and images have no figures and would take long to decode.
+    features = {path: feature for path, feature in step_features(spec).items() if feature.is_numeric}
     name, file = "", None
     try:
         for entry in sorted(entries, key=lambda entry: (entry.source, entry.place)):

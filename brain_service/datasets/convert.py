@@ -12,6 +12,7 @@ import os
 import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -140,12 +141,11 @@ def convert_directory_to_tfrecord(
         require_input(source)
         with exclusive_work(folder) as work:
             cache = SourceCache(folder, source)
-            inventory = take_inventory(source, cache)
+            tell = progress or _ignore_progress
+            inventory = take_inventory(source, cache, lambda total: tell(0, total))
             if not inventory.sources:
                 raise nothing_to_convert(inventory, [])
-            report = _Conversion(inventory, folder, work, options, drop_missing, progress or _ignore_progress).run(
-                compress
-            )
+            report = _Conversion(inventory, folder, work, options, drop_missing, tell).run(compress)
             cache.save()
             return report
     except OSError as error:
@@ -224,7 +224,9 @@ class _Conversion:
         shared: int | None,
     ) -> ConvertReport:
         """Return the report, once the archive is written; `shared` is None where the version stood already."""
-        archive = write_archive(path, manifest, self.work, self.options.jobs, base) if compress else None
+        files = len(self.inventory.sources)
+        tick = partial(self.progress, files, files)
+        archive = write_archive(path, manifest, self.work, self.options.jobs, base, tick) if compress else None
         return ConvertReport(
             dataset_dir=path,
             name=manifest.name,

@@ -8,7 +8,7 @@ import queue
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import msgspec
@@ -16,12 +16,10 @@ import msgspec
 from brain_service.datasets.columns import Profile
 from brain_service.datasets.encode_worker import Answer, Failure
 from brain_service.datasets.encoding import EncodedSource, encode_source
+from brain_service.datasets.patience import results
 from brain_service.errors import UnavailableError
 
 __all__ = ["encode_here", "encode_in_processes"]
-
-# How often a conversion that waits looks whether it was cancelled.
-_TICK_S = 0.2
 
 
 def encode_here(folder: Path, files: Sequence[str], profile: Profile, work: Path) -> Iterator[EncodedSource]:
@@ -63,10 +61,7 @@ def encode_in_processes(
 
     with ThreadPoolExecutor(jobs, thread_name_prefix="encode") as pool:
         try:
-            waiting = [pool.submit(encode, file) for file in files]
-            for place, future in enumerate(waiting):
-                yield _unwrap(_wait(future, tick))
-                waiting[place] = Future()  # let go of the answer
+            yield from map(_unwrap, results([pool.submit(encode, file) for file in files], tick))
         finally:
             for process in processes:
                 process.kill()
@@ -94,12 +89,6 @@ def _ask(process: "subprocess.Popen[bytes]", file: str) -> Answer | Failure:
         hint = "out of memory? Convert with --jobs 1, or give it more" if status == -9 else "see its message above"
         return Failure(0, f"the process that was converting {file} {how} ({hint})")
     return msgspec.json.decode(line, type=Answer | Failure)
-
-
-def _wait(future: "Future[Answer | Failure]", tick: Callable[[], None]) -> Answer | Failure:
-    while not wait([future], timeout=_TICK_S).done:
-        tick()
-    return future.result()
 
 
 def _unwrap(answer: Answer | Failure) -> EncodedSource:

@@ -7,7 +7,7 @@ its own, so that it does not clash with TensorFlow's registration in a process t
 Source: `tensorflow/core/example/{example,feature}.proto`, and protobuf's encoding guide.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from typing import Any
 
 import numpy as np
@@ -82,8 +82,10 @@ _VALUE = b"\x12"
 
 
 def encode_example(features: Mapping[str, Values]) -> bytes:
-    """Return a serialised `tf.train.Example`; equal features give equal bytes, those of protobuf.
+    """Return a serialised `tf.train.Example`; equal features give equal bytes.
 
+    They are those of protobuf's deterministic form, whose implementations differ only in where a key stands that
+    begins another one: here it comes first.
     float32 arrays become float lists, integer and boolean arrays int64 lists, lists of bytes byte lists.
 
     Raises:
@@ -134,22 +136,25 @@ def _byte_list(values: list[bytes]) -> list[bytes | memoryview]:
     return [b"".join([made[value] for value in values])]
 
 
-def decode_example(data: bytes, name: str) -> dict[str, Values]:
+def decode_example(data: bytes, name: str, wanted: Set[str] | None = None) -> dict[str, Values]:
     """Parse a serialised `tf.train.Example`; `name` stands for its place in errors.
 
-    Arrays may be views of `data`: do not write to them.
+    Of its features those that are `wanted` may be all that comes back. Arrays may be views of `data`: do not write
+    to them.
 
     Raises:
         CorruptDataError: the bytes are not an example.
     """
-    found = _read(data)
+    found = _read(data, wanted)
     return _parse(data, name) if found is None else found
 
 
-def _read(data: bytes) -> dict[str, Values] | None:
+def _read(data: bytes, wanted: Set[str] | None) -> dict[str, Values] | None:
     """Read the form that every writer gives it; None for any other."""
     found: dict[str, Values] = {}
     for key, span in (find_spans(data) or {}).items():
+        if wanted is not None and key not in wanted:
+            continue
         if span.kind == "float":
             floats = floats_at(data, span)
             # A small view, kept, would keep the whole record with it.

@@ -139,7 +139,8 @@ def decode_episode(data: bytes, features: Mapping[str, Feature], length: int, na
     Raises:
         CorruptDataError: not an example, or a feature is missing, no UTF-8 text, or of another length or kind.
     """
-    return episode_fields(decode_example(data, name), features, length, name)
+    wanted = {f"steps/{path}" for path in features}
+    return episode_fields(decode_example(data, name, wanted), features, length, name)
 
 
 def episode_fields(

@@ -4,7 +4,7 @@ import contextlib
 import hashlib
 import os
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import Any, Literal
 import orjson
 
 from brain_service.datasets.manifest import SourceEntry
+from brain_service.datasets.patience import results
 from brain_service.datasets.source_cache import SourceCache
 from brain_service.episodes.archive import ARCHIVE_SUFFIX
 from brain_service.episodes.catalogue import read_end, read_header, stored
@@ -22,7 +23,8 @@ from brain_service.errors import CorruptDataError, NotFoundError
 
 __all__ = ["Inventory", "require_input", "sources_digest", "take_inventory"]
 
-SUFFIXES = (".json", ".jsonl", ".jsonl.zst")
+# Those that end in .gz are not read: they are listed so that the report says so.
+SUFFIXES = (".json", ".jsonl", ".jsonl.zst", ".json.gz", ".jsonl.gz")
 # Hashing lets go of the interpreter: a few threads keep the cores and the medium busy.
 _HASH_THREADS = 4
 
@@ -64,7 +66,9 @@ def require_input(path: Path) -> None:
         )
 
 
-def take_inventory(path: Path, cache: SourceCache | None = None) -> Inventory:
+def take_inventory(
+    path: Path, cache: SourceCache | None = None, tick: Callable[[int], None] | None = None
+) -> Inventory:
     """List the `.json`, `.jsonl` and `.jsonl.zst` files of a directory, without folders below, or take one file.
 
     A compressed log goes by the name that it had before, so that compression makes no new source of it.
@@ -72,7 +76,8 @@ def take_inventory(path: Path, cache: SourceCache | None = None) -> Inventory:
     A log whose JSON document is there as well is left out: the document is the episode.
 
     An open episode of a directory is skipped: it would change under the reader. A file given by itself is
-    read as far as it goes. What `cache` knows is not read again.
+    read as far as it goes. What `cache` knows is not read again. While files are hashed, `tick` is called with
+    their number several times a second, and may raise to stop.
 
     Raises:
         NotFoundError: there is no such file or directory.
@@ -87,7 +92,8 @@ def take_inventory(path: Path, cache: SourceCache | None = None) -> Inventory:
     files = sorted({_plain(path / name) for name in found})
     cache = cache or SourceCache(path, path)
     with ThreadPoolExecutor(_HASH_THREADS, thread_name_prefix="hash") as pool:
-        looked = list(pool.map(lambda file: _look(file, found, cache), files))
+        looking = [pool.submit(_look, file, found, cache) for file in files]
+        looked = list(results(looking, None if tick is None else lambda: tick(len(files))))
     sources = [entry for entry in looked if isinstance(entry, SourceEntry)]
     return Inventory(
         path, sources, [file.name for file, entry in zip(files, looked, strict=True) if entry == "open"]

@@ -75,13 +75,13 @@ def read_record(file: BinaryIO, name: str) -> bytes | None:
             f"{name}: the length of the record at byte {offset} fails its checksum; convert the episodes again"
         )
     (length,) = _LENGTH.unpack_from(header)
-    # A length that passes its checksum and is still nonsense must not reserve memory before anything is read.
-    wanted = length + 4 if length < _LARGE_BYTES else min(length + 4, _left(file))
-    body = file.read(wanted)
-    if len(body) < length + 4:
-        raise _cut(name, offset, length + FRAME_BYTES, _HEADER_BYTES + len(body))
-    payload = body[:length]
-    if _masked_crc(payload) != _CRC.unpack_from(body, length)[0]:
+    # A length that passes its checksum and is still nonsense must not reserve memory before anything is read; and
+    # a cut from payload and checksum together would be a second copy of a long episode.
+    payload = file.read(length if length < _LARGE_BYTES else min(length, _left(file)))
+    crc = file.read(_CRC.size)
+    if len(payload) < length or len(crc) < _CRC.size:
+        raise _cut(name, offset, length + FRAME_BYTES, _HEADER_BYTES + len(payload) + len(crc))
+    if _masked_crc(payload) != _CRC.unpack(crc)[0]:
         raise CorruptDataError(
             f"{name}: the record at byte {offset} ({length} bytes) fails its checksum; convert the episodes again"
         )

@@ -38,11 +38,16 @@ def read_episodes(path: Path) -> Iterator[Episode]:
     Raises:
         NotFoundError: no such file.
         CorruptDataError: the file is damaged; the error names file and line.
-        InvalidError: it holds no steps, or steps that contradict each other; the error names file and line.
+        InvalidError: it holds no steps, or steps that contradict each other (the error names file and line), or it
+            is compressed with gzip.
         UnavailableError: the medium cannot read it.
     """
     try:
         found = stored(path)
+        if found.suffix == ".gz":
+            raise InvalidError(
+                f"{path}: it is compressed with gzip, which is not read; unpack it with 'gunzip {path.name}'"
+            )
         if found.suffix == ".json" or (found.suffix != ARCHIVE_SUFFIX and looks_like_seed(found)):
             yield from read_seed(found)
         else:

@@ -31,14 +31,14 @@ def line_batches(blocks: Iterable[bytes], path: Path) -> Iterator[tuple[list[byt
     Raises:
         CorruptDataError: a line is longer than 128 MiB; names `path` and the line.
     """
-    number, rest = 1, [b""]
-    rest_bytes = 0
+    number, rest, rest_bytes = 1, list[bytes](), 0
     for block in blocks:
-        head, newline, tail = block.rpartition(b"\n")
-        if newline:
-            lines = b"".join((*rest, head)).split(b"\n")
+        lines = block.split(b"\n")
+        if len(lines) > 1:
+            lines[0] = b"".join((*rest, lines[0]))
+            rest = [lines.pop()]
+            rest_bytes = len(rest[0])
             number += len(lines)
-            rest, rest_bytes = [tail], len(tail)
             yield lines, True
             continue
         rest.append(block)

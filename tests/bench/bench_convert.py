@@ -2,17 +2,22 @@
 
     python -m tests.bench bench_convert
 
-Episodes of 1,000 steps of 128 + 32 floats. The rates are those of one process (`jobs=1`), everything included:
-hashing, parsing, shards, statistics, fsync. Memory is the proportional set size of all processes of a conversion.
+Steps of 128 + 32 floats. A rate holds everything: hashing, parsing, shards, statistics, fsync. The parser's lines
+are read one by one and forgotten. Memory is the proportional set size of all processes of a conversion, the most
+of ten looks a second. Takes two minutes on two idle cores, and 4 GB beside the repository.
 """
 
+import contextlib
 import multiprocessing
+import os
 import shutil
 import tempfile
-import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import orjson
@@ -23,7 +28,8 @@ from brain_service.episodes.log_format import encode_line
 from tests.bench.rows import Row
 
 STEPS, OBSERVATION, ACTION = 1000, 128, 32
-EPISODES, TURNS = 40, 3
+EPISODES, TURNS = 20, 3
+LONG_STEPS = 300_000
 BIG_BYTES = 2 * 1000**3
 UNCHANGED = 10_000
 PARSER = "orjson.loads of the same lines"
@@ -55,33 +61,43 @@ def _header(episode_id: str) -> bytes:
     )
 
 
-def _steps(count: int, seed: int = 0) -> bytes:
-    rng = np.random.default_rng(seed)
-    return b"".join(
-        encode_line(
-            {
-                "type": "step",
-                "observation": {"state": rng.standard_normal(OBSERVATION, np.float32)},
-                "action": {"command": rng.standard_normal(ACTION, np.float32)},
-                "reward": 0.5,
-                "is_terminal": False,
-                "step_metadata": {
-                    "timestamp_ns": 10**18 + n * 20_000_000,
-                    "step_index": n,
-                    "control_role": "expert",
-                },
-                "episode_id": "bench",
-            }
-        )
-        for n in range(count)
+def _step(index: int, observation: "np.ndarray[Any, Any]", action: "np.ndarray[Any, Any]") -> bytes:
+    return encode_line(
+        {
+            "type": "step",
+            "observation": {"state": observation},
+            "action": {"command": action},
+            "reward": 0.5,
+            "is_terminal": False,
+            "step_metadata": {
+                "timestamp_ns": 10**18 + index * 20_000_000,
+                "step_index": index,
+                "control_role": "expert",
+            },
+            "episode_id": "bench",
+        }
     )
 
 
+def _steps(count: int) -> Iterator[bytes]:
+    rng = np.random.default_rng(0)
+    values = rng.standard_normal((min(count, STEPS), OBSERVATION + ACTION), np.float32)
+    for index in range(count):
+        row = values[index % len(values)]
+        yield _step(index, row[:OBSERVATION], row[OBSERVATION:])
+
+
+def _write_one(path: Path, episode_id: str, steps: Iterable[bytes]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("wb") as file:
+        file.write(_header(episode_id))
+        file.writelines(steps)
+        file.write(encode_line({"type": "end", "reason": "truncated", "steps": STEPS}))
+
+
 def _write(folder: Path, episodes: int, steps: bytes, first: int = 0) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    end = encode_line({"type": "end", "reason": "truncated", "steps": STEPS})
     for n in range(first, first + episodes):
-        (folder / f"e{n:05d}.jsonl").write_bytes(_header(f"e{n:05d}") + steps + end)
+        _write_one(folder / f"e{n:05d}.jsonl", f"e{n:05d}", [steps])
 
 
 def _parse(folder: Path) -> None:
@@ -98,86 +114,101 @@ def _seconds(run: Callable[[], object]) -> float:
 
 
 def _rates(root: Path) -> list[Row]:
-    folder, steps = root / "in", _steps(STEPS)
-    _write(folder, EPISODES, steps)
-    total = EPISODES * STEPS
-    times: dict[str, list[float]] = {"parser": [], "plain": [], "gzip": [], "default": []}
+    """Each conversion right after the parser: what else the machine does meets both."""
+    folder = root / "in"
+    _write(folder, EPISODES, b"".join(_steps(STEPS)))
+    kinds: dict[str, dict[str, Any]] = {
+        "conversion, one process": {"jobs": 1},
+        "conversion and gzip archive, one process": {"jobs": 1, "compress": True},
+        "conversion, as many processes as it chooses": {},
+    }
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in kinds}
     for turn in range(TURNS):
-        for name, options in (("plain", {"jobs": 1}), ("gzip", {"jobs": 1, "compress": True}), ("default", {})):
-            out = root / f"{name}-{turn}"
-            times["parser"].append(_seconds(lambda: _parse(folder)))
+        for name, options in kinds.items():
+            out = root / f"out-{turn}"
+            parser_s = _seconds(lambda: _parse(folder))
             times[name].append(
-                _seconds(lambda out=out, options=options: convert_directory_to_tfrecord(folder, out, **options))  # type: ignore[misc]
+                (_seconds(partial(convert_directory_to_tfrecord, folder, out, **options)), parser_s)
             )
             shutil.rmtree(out)
-    median = {name: total / float(np.median(found)) for name, found in times.items()}
-    labels = {
-        "plain": "conversion, one process",
-        "gzip": "conversion and gzip archive, one process",
-        "default": "conversion, as many processes as it chooses",
-    }
-    return [Row(label, median[name], "steps/s", PARSER, median["parser"]) for name, label in labels.items()]
+    total = EPISODES * STEPS
+    rows = []
+    for name, pairs in times.items():
+        found, parser = np.median(np.array(pairs), axis=0)
+        rows.append(Row(name, total / found, "steps/s", PARSER, total / parser))
+    return rows
 
 
-def _convert(folder: str, out: str) -> None:
-    convert_directory_to_tfrecord(folder, out)
+def _long(root: Path) -> list[Row]:
+    """One episode of an hour and more: its columns have to be in memory, its lines do not."""
+    _write_one(root / "in" / "long.jsonl", "long", _steps(LONG_STEPS))
+    parser_s = _seconds(lambda: _parse(root / "in"))
+    found_s, peak_bytes = _watched(root / "in", root / "out", jobs=1)
+    columns_bytes = LONG_STEPS * (OBSERVATION + ACTION) * 4
+    name = f"one episode of {LONG_STEPS:,} steps"
+    return [
+        Row(f"conversion of {name}", LONG_STEPS / found_s, "steps/s", PARSER, LONG_STEPS / parser_s),
+        Row(f"peak memory, {name}", peak_bytes / 1e6, "MB", "its numbers as float32", columns_bytes / 1e6),
+    ]
 
 
-def _peak_pss_bytes(folder: Path, out: Path) -> int:
-    """Convert in a process of its own and return the most that it and its children held together."""
-    process = multiprocessing.get_context("spawn").Process(target=_convert, args=(str(folder), str(out)))
+def _convert(folder: Path, out: Path, jobs: int | None, answer: Connection) -> None:
+    answer.send(_seconds(lambda: convert_directory_to_tfrecord(folder, out, jobs=jobs)))
+
+
+def _watched(folder: Path, out: Path, jobs: int | None = None) -> tuple[float, int]:
+    """Convert in a process of its own; returns the seconds, and the most bytes that it and its children held."""
+    context = multiprocessing.get_context("spawn")
+    answers, answer = context.Pipe(duplex=False)
+    process = context.Process(target=_convert, args=(folder, out, jobs, answer))
     process.start()
-    peak, done = 0, threading.Event()
-
-    def watch() -> None:
-        nonlocal peak
-        while not done.wait(0.1):
-            try:
-                parent = psutil.Process(process.pid)
-                now = sum(each.memory_full_info().pss for each in (parent, *parent.children(recursive=True)))
-                peak = max(peak, now)
-            except psutil.Error:
-                continue
-
-    thread = threading.Thread(target=watch)
-    thread.start()
+    parent, peak_bytes = psutil.Process(process.pid), 0
+    while process.is_alive() and not answers.poll(0.1):
+        now_bytes = 0
+        for each in (parent, *parent.children(recursive=True)):
+            with contextlib.suppress(psutil.Error):
+                now_bytes += each.memory_full_info().pss
+        peak_bytes = max(peak_bytes, now_bytes)
+    seconds = answers.recv()
     process.join()
-    done.set()
-    thread.join()
-    if process.exitcode:
-        raise RuntimeError(f"the conversion ended with exit code {process.exitcode}")
-    return peak
+    return float(seconds), peak_bytes
 
 
 def _memory(root: Path) -> list[Row]:
-    steps = _steps(STEPS)
-    small, big = EPISODES, BIG_BYTES // len(steps)
-    _write(root / "in", small, steps)
-    small_bytes = _peak_pss_bytes(root / "in", root / "small")
-    _write(root / "in", big - small, steps, small)
-    big_bytes = _peak_pss_bytes(root / "in", root / "big")
-    return [Row("peak memory, 2 GB of logs", big_bytes / 1e6, "MB", f"{small} episodes", small_bytes / 1e6)]
+    steps = b"".join(_steps(STEPS))
+    _write(root / "in", EPISODES, steps)
+    _, small_bytes = _watched(root / "in", root / "small")
+    _write(root / "in", BIG_BYTES // len(steps) - EPISODES, steps, EPISODES)
+    _, big_bytes = _watched(root / "in", root / "big")
+    return [Row("peak memory, 2 GB of logs", big_bytes / 1e6, "MB", f"{EPISODES} episodes", small_bytes / 1e6)]
+
+
+def _look(folder: Path) -> None:
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            entry.stat()
 
 
 def _incremental(root: Path) -> list[Row]:
-    _write(root / "in", UNCHANGED, _steps(3))
-    convert_directory_to_tfrecord(root / "in", root / "out")
+    _write(root / "in", UNCHANGED, b"".join(_steps(3)))
     time.sleep(3.5)  # files younger than the clock's tick are hashed again
-    convert_directory_to_tfrecord(root / "in", root / "out")
+    whole_s = _seconds(lambda: convert_directory_to_tfrecord(root / "in", root / "out"))
+    look_s = _seconds(lambda: _look(root / "in"))
     again_s = _seconds(lambda: convert_directory_to_tfrecord(root / "in", root / "out"))
-    _write(root / "in", 1, _steps(STEPS), UNCHANGED)
+    _write(root / "in", 1, b"".join(_steps(STEPS)), UNCHANGED)
     one_s = _seconds(lambda: convert_directory_to_tfrecord(root / "in", root / "out"))
-    whole_s = _seconds(lambda: convert_directory_to_tfrecord(root / "in", root / "anew"))
     return [
-        Row(f"conversion of {UNCHANGED:,} unchanged episodes", again_s, "s", "the same, all new", whole_s),
-        Row(f"conversion of one new among {UNCHANGED:,} episodes", one_s, "s", "the same, all new", whole_s),
+        Row(
+            f"conversion of {UNCHANGED:,} unchanged episodes", again_s, "s", "listing and stat of the same", look_s
+        ),
+        Row(f"conversion of one new among {UNCHANGED:,} episodes", one_s, "s", "all of them new", whole_s),
     ]
 
 
 def measure() -> list[Row]:
     """Measure and return the rows."""
     rows = []
-    for part in (_rates, _incremental, _memory):
+    for part in (_rates, _long, _incremental, _memory):
         # Beside the repository: a memory-backed temporary directory would flatter the medium.
         Path("build").mkdir(exist_ok=True)
         root = Path(tempfile.mkdtemp(prefix="bench-convert-", dir="build"))

@@ -1,5 +1,6 @@
 """Episodes that cannot be stored: each is named and left out with the reason, the others are converted."""
 
+import gzip
 import os
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from brain_service.datasets.convert import convert_directory_to_tfrecord
 from brain_service.datasets.dataset import open_dataset
 from brain_service.episodes import text_lines
 from brain_service.episodes.archive import compress_log
-from brain_service.errors import UnavailableError
+from brain_service.errors import InvalidError, UnavailableError
 
 from .logs import end, header, step, write_lines, write_log
 
@@ -136,6 +137,22 @@ def test_a_line_without_end_is_refused_before_it_fills_the_memory(
     assert found.episodes == 1
     assert [item["file"] for item in found.quarantined] == ["bad.jsonl", "seed.jsonl"]
     assert all(":2: the line is longer than 1048576 bytes" in item["reason"] for item in found.quarantined)
+
+
+@pytest.mark.parametrize("name", ["packed.jsonl.gz", "packed.json.gz"])
+@pytest.mark.parametrize("cut_bytes", [0, 20])
+def test_gzip_is_told_and_not_passed_by_in_silence(tmp_path: Path, name: str, cut_bytes: int) -> None:
+    write_log(tmp_path / "in" / "good.jsonl")
+    packed = gzip.compress(write_log(tmp_path / "packed.jsonl", seed=1).read_bytes())
+    (tmp_path / "in" / name).write_bytes(packed[: len(packed) - cut_bytes])
+    report = convert_directory_to_tfrecord(tmp_path / "in", tmp_path / "out")
+    assert report.episodes == 1
+    (left_out,) = report.quarantined
+    assert left_out["file"] == name
+    assert f"gunzip {name}" in left_out["reason"]
+    # By itself it is refused, with the same words.
+    with pytest.raises(InvalidError, match=f"gunzip {name}"):
+        convert_directory_to_tfrecord(tmp_path / "in" / name, tmp_path / "out", name="alone")
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a file system needs root")

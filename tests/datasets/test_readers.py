@@ -21,6 +21,7 @@ pytestmark = pytest.mark.long
 
 JUDGE = Path(__file__).with_name("judge_readers.py")
 Found = Mapping[str, Any]
+OPTIONS: dict[str, Any] = {"name": "bench", "profile": "rlds", "val_fraction": 0.3, "shard_bytes": 2500}
 
 
 @pytest.fixture(scope="module")
@@ -28,14 +29,16 @@ def judged(tmp_path_factory: pytest.TempPathFactory) -> tuple[Dataset, dict[str,
     """A dataset of two splits and several shards, its episodes, and what the judges found in it."""
     root = tmp_path_factory.mktemp("readers")
     episodes = {f"e{n:02d}": make_episode(f"e{n:02d}", 2 + n, final=True) for n in range(9)}
-    record(root / "in", episodes.values())
+    # In two conversions: the second version shares shards with the first, by hard links.
+    record(root / "in", list(episodes.values())[:5])
+    convert_directory_to_tfrecord(root / "in", root / "in" / "out", **OPTIONS)
+    record(root / "in", list(episodes.values())[5:])
     record(root / "in2", [make_episode(f"f{n}", 3, final=True) for n in range(5)])
     folders = [
-        convert_directory_to_tfrecord(
-            root / source, root / source / "out", name="bench", profile="rlds", val_fraction=0.3, shard_bytes=2500
-        ).dataset_dir
+        convert_directory_to_tfrecord(root / source, root / source / "out", **OPTIONS).dataset_dir
         for source in ("in", "in2")
     ]
+    assert any(path.stat().st_nlink > 1 for path in folders[0].glob("*.tfrecord-*"))
     output = root / "found.npz"
     done = subprocess.run(
         [sys.executable, JUDGE, *folders, output], capture_output=True, text=True, check=False, timeout=280

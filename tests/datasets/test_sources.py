@@ -1,6 +1,9 @@
 """What a conversion reads: compressed logs are the sources they were before, and damage in one is told."""
 
+import time
 from pathlib import Path
+
+import pytest
 
 from brain_service.datasets.convert import convert_directory_to_tfrecord
 from brain_service.datasets.sources import take_inventory
@@ -69,3 +72,23 @@ def test_a_damaged_archive_is_left_out_with_the_reason(tmp_path: Path) -> None:
     reasons = {item["file"]: item["reason"] for item in report.quarantined}
     assert "fails its checksum" in reasons["e0.jsonl"]
     assert "cut short or changed" in reasons["e1.jsonl"]
+
+
+def test_a_cancel_stops_the_hashing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for n in range(200):
+        (tmp_path / f"e{n:03d}.json").write_text("{}")
+    hashed: list[str] = []
+
+    def slowly(path: Path) -> str:
+        time.sleep(0.3)
+        hashed.append(path.name)
+        return ""
+
+    def cancel(total: int) -> None:
+        raise KeyboardInterrupt(total)
+
+    monkeypatch.setattr("brain_service.datasets.sources._digest", slowly)
+    with pytest.raises(KeyboardInterrupt, match="200"):
+        take_inventory(tmp_path, None, cancel)
+    # Those that were begun come to their end, few others begin.
+    assert len(hashed) < 200

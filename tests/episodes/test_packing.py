@@ -17,9 +17,9 @@ from brain_service.episodes.log_format import ROUNDS_TWICE, encode_line
 from brain_service.episodes.packing import StepPacker
 from brain_service.episodes.reader import read_episode
 from brain_service.errors import BrainError
-from brain_service.spec import EpisodeSpec, unflatten
+from brain_service.spec import EpisodeSpec, Feature, unflatten
 from tests.datasets.logs import end, header, step
-from tests.datasets.samples import Recipe, recipes
+from tests.datasets.samples import VECTOR_SPEC, Recipe, recipes
 
 
 def _same(found: Column, expected: Column) -> None:
@@ -107,11 +107,11 @@ def test_whatever_stands_in_a_line_both_ways_agree(steps: list[Any]) -> None:
         record["observation"] = {"state": state}
         record["step_metadata"] = {"timestamp_ns": time_ns, "step_index": n, "control_role": role}
         records.append(record)
-    body = []
-    for record in [*records, end()]:
-        # Not `encode_line`: JSON knows integers that the log's encoder refuses.
-        text = b"{" + b",".join(orjson.dumps(name) + b":" + _json(value) for name, value in record.items())
-        body.append(b'%b,"crc32c":"%08x"}\n' % (text, google_crc32c.value(text)))
+    # Not `encode_line`: JSON knows integers that the log's encoder refuses.
+    body = [
+        _seal(b"{" + b",".join(orjson.dumps(name) + b":" + _json(value) for name, value in record.items()))
+        for record in [*records, end()]
+    ]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "e.jsonl"
         path.write_bytes(b"".join(body))
@@ -127,11 +127,77 @@ def test_whatever_stands_in_a_line_both_ways_agree(steps: list[Any]) -> None:
         _equal(found, expected)
 
 
+@pytest.mark.parametrize(
+    ("text", "is_short"),
+    [
+        ("reach [the] puck", True),
+        ('a "quoted" word, a \\ and a\nline', True),
+        ("schwer – \N{ROBOT FACE}", True),
+        ("", True),
+        ("x\udc00", False),
+    ],
+)
+def test_any_text_stands_in_no_way(tmp_path: Path, text: str, is_short: bool) -> None:
+    spec = EpisodeSpec({"note": Feature("text"), "state": Feature("float32", (2,))}, {"a": Feature("float32")})
+    observation = {"note": text, "state": [0.5, 1]}
+    policy = {"model": "m-1", "backend": "jax"}
+    steps = [
+        step(n, np.random.default_rng(0)) | {"observation": observation, "action": {"a": n}} for n in range(3)
+    ]
+    steps[1]["step_metadata"] |= {"policy": policy}
+    # As other writers put it: JSON knows lone surrogates and has two ways to write what is no ASCII.
+    lines = [_seal(_json(record)[:-1]) for record in steps]
+    packer = StepPacker(spec)
+    assert packer.take([line[:-1] for line in lines]) == is_short
+    if is_short:
+        found = packer.episode("e", {}, None, None)
+        assert found.observation["note"] == [text] * 3
+        assert np.asarray(found.action["a"]).tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b'"grid":[[1.0,[2.0]],[3.0,4.0]],"state":[1.0,2.0]',
+        b'"grid":[[1.0,2.0,3.0],[4.0]],"state":[1.0,2.0]',
+        b'"grid":[[1.0,2.0],[3.0,4.0]],"state":[[1.0],[2.0]]',
+        b'"grid":[[1.0,2.0],[3.0,4.0]],"state":[1.0,2.0],"state":[3.0,4.0]',
+        b'"grid":[[1.0,2.0],[3.0,4.0]],"state":[1.0,2.0],"other":1.0',
+        b'"grid":[[1.0,2.0],[3.0,4.0]],"state":[1.0]',
+        b'"grid":[[1.0,2.0],[3.0,4.0]],"state":[1.0,2.0,]',
+        b'"grid":[[1.0,2.0],[3.0,true]],"state":[1.0,2.0]',
+        b'"grid":[[1.0,2.0],[3.0,"4"]],"state":[1.0,2.0]',
+        b'"grid":[[1.0,2.0],[3.0,4.0]],[[1.0,2.0],[3.0,4.0]],"state":[1.0,2.0]',
+    ],
+)
+def test_another_nesting_or_number_of_values_is_not_taken(text: bytes) -> None:
+    observation = {"grid": Feature("float32", (2, 2)), "state": Feature("float32", (2,))}
+    spec = EpisodeSpec(observation, VECTOR_SPEC.action)
+
+    def line(index: int, members: bytes) -> bytes:
+        record = step(index, np.random.default_rng(index), observation={"x": 0})
+        return _seal(_json(record)[:-1].replace(b'"x":0', members))[:-1]
+
+    good = b'"grid":[[1.0,2.0],[3.0,4.0]],"state":[1.0,2.0]'
+    packer = StepPacker(spec)
+    assert packer.take([line(0, good)])
+    assert not packer.take([line(1, text)])
+    assert not packer.take([line(1, good), line(2, text)])
+    assert not StepPacker(spec).take([line(0, text)])
+    assert packer.take([line(1, good)])
+    assert len(packer) == 2
+
+
+def _seal(text: bytes) -> bytes:
+    """Return the text of an object without its last brace as a checksummed line."""
+    return b'%b,"crc32c":"%08x"}\n' % (text, google_crc32c.value(text))
+
+
 def _json(value: Any) -> bytes:
     def plain(node: Any) -> Any:
         return node.tolist() if isinstance(node, np.ndarray | np.generic) else str(node)
 
-    return json.dumps(value, default=plain).encode()
+    return json.dumps(value, default=plain, separators=(",", ":")).encode()
 
 
 def test_what_was_taken_before_a_line_that_is_not_stays_out(tmp_path: Path) -> None:
