@@ -1,9 +1,9 @@
 """Checkpoints of a run: `<run>/<step>/` with parameters, optimiser state and a JSON item that explains them.
 
-A checkpoint stands alone: model config, feature spec, normalisation and control period are in it. Orbax writes a
-step in the background and makes it appear whole or not at all; `sha256.json`, written last, seals it with the hash
-of every file, so that a flipped bit is found before anything is decoded. A step without a seal does not count, and
-older ones go only after the seal: a kill at any instant leaves one that does.
+A checkpoint stands alone: model config, feature spec, normalisation and control period are in it. A thread writes
+it: Orbax makes a step appear whole or not at all; `sha256.json`, written last, seals it with the hash of every file,
+so that a flipped bit is found before anything is decoded. A step without a seal does not count, and older ones go
+only after the seal: a kill at any instant leaves one that does.
 """
 
 import contextlib
@@ -62,9 +62,11 @@ class Checkpoints:
     def __init__(self, folder: Path, keep: int | None = None) -> None:
         self.folder = folder.absolute()
         self._keep = keep
-        self._sealing: Future[None] | None = None
-        self._sealer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint-seal")
-        options = ocp.CheckpointManagerOptions(create=False, enable_async_checkpointing=keep is not None)
+        self._writing: Future[None] | None = None
+        # One thread of ours around Orbax's blocking save, instead of its several: every failure then has one place
+        # to come out, and the seal follows the data in one sequence.
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint-writer")
+        options = ocp.CheckpointManagerOptions(create=False, enable_async_checkpointing=False)
         try:
             if keep is not None:
                 self.folder.mkdir(parents=True, exist_ok=True)
@@ -83,10 +85,8 @@ class Checkpoints:
             if kind is None:
                 raise
         finally:
-            self._sealer.shutdown()
-            # It tells once more of a save that failed.
-            with contextlib.suppress(OSError, ValueError):
-                self._manager.close()
+            self._writer.shutdown()
+            self._manager.close()
 
     def steps(self) -> list[int]:
         """Return the sealed steps, in order."""
@@ -97,30 +97,18 @@ class Checkpoints:
         return self.folder / str(step)
 
     def save(self, state: TrainState, meta: Mapping[str, Any], *, best: int | None = None) -> None:
-        """Begin to write the state at its step; returns once it is copied, before it is on the medium.
+        """Have the state written at its step; returns once it is copied, before it is on the medium.
 
         Where the save before is still being written, that is waited for. Once the step is sealed, the oldest
         beyond `keep` go, except the step `best`.
 
         Raises:
-            UnavailableError: the medium is full or read-only; also when it was the save before that failed.
+            UnavailableError: the medium is full or read-only; it was the save before that failed.
         """
         self.wait()
         # A copy: the next train step writes its result over the state's own buffers.
         copied = jax.tree.map(jnp.copy, state)
-        step = int(copied.step)
-        items = {
-            "params": ocp.args.StandardSave(copied.params),
-            "opt_state": ocp.args.StandardSave(copied.opt_state),
-            "meta": ocp.args.JsonSave({**meta, "schema": SCHEMA}),
-        }
-        if copied.carry:
-            items["carry"] = ocp.args.StandardSave(copied.carry)
-        try:
-            self._manager.save(step, args=ocp.args.Composite(**items), force=True)
-        except (OSError, ValueError) as error:  # TensorStore reports a full medium as a ValueError
-            raise self._unwritten(step, error) from error
-        self._sealing = self._sealer.submit(self._seal, step, best)
+        self._writing = self._writer.submit(self._write, copied, dict(meta), best)
 
     def wait(self) -> None:
         """Wait until what was saved is on the medium and sealed.
@@ -128,25 +116,32 @@ class Checkpoints:
         Raises:
             UnavailableError: the medium is full or read-only; what was sealed before is still there.
         """
-        sealing, self._sealing = self._sealing, None
-        if sealing is not None:
-            sealing.result()
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
 
-    def _seal(self, step: int, best: int | None) -> None:
+    def _write(self, state: TrainState, meta: Mapping[str, Any], best: int | None) -> None:
+        step = int(state.step)
+        items = {
+            "params": ocp.args.StandardSave(state.params),
+            "opt_state": ocp.args.StandardSave(state.opt_state),
+            "meta": ocp.args.JsonSave({**meta, "schema": SCHEMA}),
+        }
+        if state.carry:
+            items["carry"] = ocp.args.StandardSave(state.carry)
         try:
-            self._manager.wait_until_finished()
-            write_atomic(self.step_dir(step) / SUMS_FILE, json.dumps(_sums(self.step_dir(step))).encode())
-            sealed = self.steps()
-            for old in sealed[: -self._keep] if self._keep else []:
+            self._manager.save(step, args=ocp.args.Composite(**items), force=True)
+            self._seal(step)
+            for old in self.steps()[: -self._keep] if self._keep else []:
                 if old != best:
                     self.discard(old)
-        except (OSError, ValueError) as error:
-            raise self._unwritten(step, error) from error
+        except (OSError, ValueError) as error:  # TensorStore reports a full medium as a ValueError
+            raise UnavailableError(
+                f"checkpoint {self.step_dir(step)}: {error}; make room, then start the run again"
+            ) from error
 
-    def _unwritten(self, step: int, error: Exception) -> UnavailableError:
-        return UnavailableError(
-            f"checkpoint {self.step_dir(step)}: {error}; make room, then start the run again"
-        )
+    def _seal(self, step: int) -> None:
+        write_atomic(self.step_dir(step) / SUMS_FILE, json.dumps(_sums(self.step_dir(step))).encode())
 
     def verify(self, step: int) -> None:
         """Read every file of one step and hold it against its hash.

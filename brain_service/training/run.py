@@ -20,7 +20,7 @@ from brain_service.training.config import TrainConfig
 from brain_service.training.feed import Feed
 from brain_service.training.held_out import HeldOutLoss, Standing
 from brain_service.training.normalisation import Normaliser
-from brain_service.training.step import TrainState, init_state, state_sharding
+from brain_service.training.step import TrainState, abstract_state, init_state, state_sharding
 
 __all__ = ["Run"]
 
@@ -86,7 +86,6 @@ class Run:
         Raises:
             InvalidError: the newest intact checkpoint is of another run, or of another version of the model.
         """
-        fresh = init_state(self.model, self.config, self.mesh)
         for step in reversed(checkpoints.steps()):
             try:
                 checkpoints.verify(step)
@@ -96,14 +95,15 @@ class Run:
                 checkpoints.discard(step)
                 continue
             self._require_same_run(meta, step)
-            return self._restore(checkpoints, step, fresh), Standing.from_json(meta.get("held_out")), step
-        return fresh, Standing(), None
+            return self._restore(checkpoints, step), Standing.from_json(meta.get("held_out")), step
+        return init_state(self.model, self.config, self.mesh), Standing(), None
 
-    def _restore(self, checkpoints: Checkpoints, step: int, fresh: TrainState) -> TrainState:
+    def _restore(self, checkpoints: Checkpoints, step: int) -> TrainState:
+        like = abstract_state(self.model, self.config)
         try:
-            params = checkpoints.restore(step, "params", fresh.params)
-            opt_state = checkpoints.restore(step, "opt_state", fresh.opt_state)
-            carry = checkpoints.restore(step, "carry", fresh.carry) if fresh.carry else ()
+            params = checkpoints.restore(step, "params", like.params)
+            opt_state = checkpoints.restore(step, "opt_state", like.opt_state)
+            carry = checkpoints.restore(step, "carry", like.carry) if like.carry else ()
         except CorruptDataError as error:
             # Its hashes hold, so it is whole, and was written by code with another model or optimiser.
             raise InvalidError(
@@ -113,7 +113,7 @@ class Run:
         restored = TrainState(np.asarray(step, np.int32), params, opt_state, carry)  # type: ignore[arg-type]
         # Placed as a fresh state is, they run through the very same program, and so give the same bits.
         host = jax.tree.map(np.asarray, restored)
-        state: TrainState = jax.device_put(host, state_sharding(fresh, self.mesh))
+        state: TrainState = jax.device_put(host, state_sharding(like, self.mesh))
         return state
 
     def _require_same_run(self, meta: Mapping[str, Any], step: int) -> None:

@@ -100,6 +100,7 @@ def test_a_full_medium_is_said_with_the_next_step_and_what_was_there_stays(copie
         try:
             with pytest.raises(UnavailableError, match="make room"):
                 checkpoints.save(state, {})
+                checkpoints.wait()
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
     assert load_checkpoint(copied).step == 6
