@@ -1,4 +1,4 @@
-"""`brain train` and `brain sanity-check`: training by hand, with a bar, stopped by Ctrl-C without losing a step."""
+"""`brain train` and `brain sanity-check`: training by hand, with a bar; Ctrl-C stops it without losing a step."""
 
 import argparse
 import contextlib
@@ -14,7 +14,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from brain_service.training.loop import TrainProgress, TrainResult
 
-__all__ = ["SANITY_EXAMPLES", "TRAIN_EXAMPLES", "add_sanity_arguments", "add_train_arguments", "run_sanity", "run_train"]
+__all__ = [
+    "SANITY_EXAMPLES",
+    "TRAIN_EXAMPLES",
+    "add_sanity_arguments",
+    "add_train_arguments",
+    "run_sanity",
+    "run_train",
+]
 
 Bar = AbstractContextManager[Callable[..., None]]
 
@@ -43,8 +50,12 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
     add("--data-path", type=Path, required=True, help="dataset directory")
     add("--checkpoint-dir", type=Path, required=True, help="where Orbax checkpoints and logs/ go")
     add("--preset", default="development", help="size of the model (default: %(default)s)")
-    add("--mode", choices=["windows", "packed", "episodes", "streams"], help="what a row of a batch is: a random "
-        "window (default), several short ones, a whole episode, or a stream with its state carried over")  # fmt: skip
+    add(
+        "--mode",
+        choices=["windows", "packed", "episodes", "streams"],
+        help="what a row of a batch is: a random window (default), several short ones, a whole episode, or the next "
+        "window of a stream whose state is carried over",
+    )
     add("--steps", type=int, help="optimiser steps")
     add("--batch-size", type=int, help="sequences a step")
     add("--sequence-length", type=int, help="time steps a sequence")
@@ -55,7 +66,11 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
     add("--previous-action-dropout", type=float, help="probability that a previous action is hidden")
     add("--observation-noise", type=float, help="standard deviation, in normalised units")
     add("--evaluate-every", type=int, help="steps between two looks at the held-out loss (default: none)")
-    add("--patience", type=int, help="looks without a better held-out loss before the run ends (default: all steps)")
+    add(
+        "--patience",
+        type=int,
+        help="looks without a better held-out loss before the run ends (default: all steps)",
+    )
     add("--checkpoint-every", type=int, help="steps between two checkpoints")
     add("--log-every", type=int, help="steps between two lines of metrics")
     add("--seed", type=int, help="of parameters, order and noise")
@@ -83,7 +98,7 @@ def run_train(options: argparse.Namespace, bar: Bar) -> dict[str, Any]:
         def on_pause(reason: str) -> None:
             report(None, config.steps, f"paused: {reason}" if reason else told)
             if reason:
-                print(f"brain train: paused: {reason}", file=sys.stderr)  # noqa: T201
+                print(f"brain train: paused: {reason}", file=sys.stderr)
 
         hooks = Hooks(on_progress=on_progress, should_stop=stopped, pause_reason=gate.reason, on_pause=on_pause)
         done = train(options.data_path, options.checkpoint_dir, config, hooks=hooks)
@@ -98,7 +113,7 @@ def _open_ended(options: argparse.Namespace) -> dict[str, Any]:
 
 def _say_how_to_go_on(done: "TrainResult") -> None:
     if not done.completed:
-        print(f"brain train: stopped at step {done.step}; the same command goes on from there", file=sys.stderr)  # noqa: T201
+        print(f"brain train: stopped at step {done.step}; the same command goes on from there", file=sys.stderr)
 
 
 @contextlib.contextmanager

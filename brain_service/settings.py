@@ -114,7 +114,7 @@ class JobSettings(_Frozen):
 
 
 class GateSettings(_Frozen):
-    """When training rests, and when it goes on again; None switches a gate off. Sensors that are missing close none.
+    """When training rests, and when it goes on again; None switches a gate off, a missing sensor closes none.
 
     The defaults are well below where a Raspberry Pi 5 throttles itself (80 C).
     """

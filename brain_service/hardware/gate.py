@@ -33,7 +33,7 @@ class Gate:
         self._reason = ""
 
     def reason(self) -> str:
-        """Return why to rest, for people: the value, the limit and when it goes on; empty while the gate is open."""
+        """Return why to rest, for people: value, limit and when it goes on; empty while the gate is open."""
         now_s = self._clock()
         if self._looked_s is None or now_s - self._looked_s >= self._settings.poll_interval_s:
             self._looked_s = now_s

@@ -30,7 +30,9 @@ def read_sensors(sysfs: Path = SYSFS) -> Sensors:
     zones = (_number(path) for path in sysfs.glob("class/thermal/thermal_zone*/temp"))
     # Millidegrees. A zone that is switched off reads 0 or far below it.
     hot = [value / 1000 for value in zones if value is not None and value > 0]
-    alarms = [value for path in sysfs.glob("class/hwmon/hwmon*/in*_lcrit_alarm") if (value := _number(path)) is not None]
+    alarms = [
+        value for path in sysfs.glob("class/hwmon/hwmon*/in*_lcrit_alarm") if (value := _number(path)) is not None
+    ]
     supplies = [_supply(path) for path in sorted(sysfs.glob("class/power_supply/*"))]
     charges = [charge for charge, _ in supplies if charge is not None]
     fed = [plugged for _, plugged in supplies if plugged is not None]

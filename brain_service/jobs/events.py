@@ -1,7 +1,7 @@
 """What a job says while it runs: `jobs/<id>/events.jsonl`, appended by its worker, followed by readers.
 
-A line is `{"t_ns": ..., "kind": "progress" | "metrics" | "stage" | "pause" | "log" | "state", ...}`. A reader's position
-is a byte offset, so that it can go on where it stopped (Last-Event-ID of an event stream).
+A line is `{"t_ns": ..., "kind": "progress" | "metrics" | "stage" | "pause" | "log" | "state", ...}`. A reader's
+position is a byte offset, so that it can go on where it stopped (Last-Event-ID of an event stream).
 """
 
 import os

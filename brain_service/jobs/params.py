@@ -1,4 +1,4 @@
-"""Bodies of POST /convert, /train, /sanity-check, /evaluate, /export and /pipeline: frozen, and an unknown key is an error.
+"""Bodies of the POSTs that start jobs (/train, /convert and so on): frozen, and an unknown key is an error.
 
 The names of presets, trainers and targets are written out here because this module is imported by the daemon,
 which must not import the model's code; a test compares them with the real tables.

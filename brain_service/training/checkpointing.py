@@ -1,8 +1,8 @@
 """Checkpoints of a run: `<run>/<step>/` with parameters, optimiser state and a JSON item that explains them.
 
 A checkpoint stands alone: model config, feature spec, normalisation and control period are in it. A thread writes
-it: Orbax makes a step appear whole or not at all; `sha256.json`, written last, seals it with the hash of every file,
-so that a flipped bit is found before anything is decoded. A step without a seal does not count, and older ones go
+it: Orbax makes a step appear whole or not at all; `sha256.json`, written last, seals it with the hash of every
+file, so that a flipped bit is found before anything is decoded. A step without a seal does not count, and older ones go
 only after the seal: a kill at any instant leaves one that does.
 """
 
@@ -90,7 +90,9 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """Return the sealed steps, in order."""
-        return sorted(int(seal.parent.name) for seal in self.folder.glob(f"*/{SUMS_FILE}") if _is_step(seal.parent))
+        return sorted(
+            int(seal.parent.name) for seal in self.folder.glob(f"*/{SUMS_FILE}") if _is_step(seal.parent)
+        )
 
     def step_dir(self, step: int) -> Path:
         """Return the folder of one step."""

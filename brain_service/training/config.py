@@ -27,16 +27,16 @@ class TrainConfig:
     steps: int = 500
     """Optimiser steps in all; the learning rate ends its decay there. 0 saves the freshly initialised model."""
     mode: Mode = "windows"
-    """What a row of a batch is: a random window of an episode (`windows`, or `packed`: several short ones), a whole
-    episode (`episodes`), or the next window of a stream whose state is carried over (`streams`: truncated
+    """What a row of a batch is: a random window of an episode (`windows`, or `packed`: several short ones), a
+    whole episode (`episodes`), or the next window of a stream whose state is carried over (`streams`: truncated
     backpropagation through time)."""
     batch_size: int = 32
     """Sequences a step."""
     sequence_length: int | None = 64
     """Time steps of a sequence; in mode `episodes` the longest episode that is taken, None for any."""
     remat_steps: int = 128
-    """Longer sequences are run in pieces of so many steps, of which the backward pass keeps only the states between;
-    0 keeps everything."""
+    """Longer sequences are run in pieces of so many steps, of which the backward pass keeps only the states
+    between; 0 keeps everything."""
     learning_rate: float = 2e-3
     """Peak learning rate."""
     warmup_steps: int = 100

@@ -13,7 +13,6 @@ from brain_service.errors import InvalidError
 from brain_service.model.config import CoreModelConfig
 from brain_service.model.core import Params, unroll
 from brain_service.model.state import init_carry
-from brain_service.training.config import TrainConfig
 from brain_service.training.feed import IMITATED_ROLES
 from brain_service.training.normalisation import Normaliser
 from brain_service.training.objective import losses, normalise_batch
@@ -62,14 +61,12 @@ class HeldOutLoss:
         InvalidError: no episode is held out.
     """
 
-    def __init__(
-        self, dataset: Dataset, model: CoreModelConfig, config: TrainConfig, normaliser: Normaliser, mesh: Mesh
-    ) -> None:
+    def __init__(self, dataset: Dataset, model: CoreModelConfig, normaliser: Normaliser, mesh: Mesh) -> None:
         held_out = dataset.entries(SPLIT) if SPLIT in dataset.splits else []
         if not held_out:
             raise InvalidError(
-                f"{dataset.location} holds out no episode, so there is no held-out loss to look at; record at least "
-                "two episodes, or set evaluate_every to 0",
+                f"{dataset.location} holds out no episode, so there is no held-out loss to look at; record at "
+                "least two episodes, or set evaluate_every to 0",
                 field="evaluate_every",
             )
         self._rows = min(len(held_out), MOST_ROWS)

@@ -221,7 +221,7 @@ class _Loop:
                     continue
                 sequences = self.clock.input.take(batches, self._busy)
                 if self.metrics is not None:
-                    # At most one step is on its way: a stop takes effect at once, and no queue of batches builds up.
+                    # At most one step is on its way: a stop takes effect at once, and no queue builds up.
                     jax.block_until_ready(self.metrics)
                 self.state, self.metrics = train_step(self.state, sequences)
                 self.step += 1
@@ -229,7 +229,8 @@ class _Loop:
                 self._between(curves)
 
     def _busy(self) -> bool:
-        return self.metrics is not None and not self.metrics["loss"].is_ready()
+        loss: Any = None if self.metrics is None else self.metrics["loss"]
+        return loss is not None and not loss.is_ready()
 
     def _between(self, curves: MetricsLog) -> None:
         """Do what is due after a step: report, look at the held-out loss, log, save."""
@@ -262,8 +263,8 @@ class _Loop:
         """Return the last step's metrics as numbers.
 
         Raises:
-            CorruptDataError: the loss or its gradient is not finite. Checked before every save: a run that diverged
-                must not overwrite its last good checkpoint.
+            CorruptDataError: the loss or its gradient is not finite. Checked before every save: a run that
+                diverged must not overwrite its last good checkpoint.
         """
         assert self.metrics is not None
         values = {name: float(value) for name, value in jax.device_get(self.metrics).items()}

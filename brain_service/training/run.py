@@ -48,9 +48,7 @@ class Run:
         self.model: CoreModelConfig = config.model_config(
             vector_size(dataset.spec.observation), vector_size(dataset.spec.action)
         )
-        self._held_out = (
-            HeldOutLoss(dataset, self.model, config, self.normaliser, mesh) if config.evaluate_every else None
-        )
+        self._held_out = HeldOutLoss(dataset, self.model, self.normaliser, mesh) if config.evaluate_every else None
         self._dataset = dataset
 
     @cached_property

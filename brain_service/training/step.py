@@ -21,7 +21,9 @@ from brain_service.training.sharding import batch_sharding, make_mesh, parameter
 
 __all__ = ["TrainState", "abstract_state", "init_state", "make_optimiser", "make_train_step", "state_sharding"]
 
-UNDECAYED = ("initial_keys",)  # matrices that are read by direction only: to shrink them changes nothing but floats
+UNDECAYED = (
+    "initial_keys",
+)  # matrices that are read by direction only: to shrink them changes nothing but floats
 
 
 class TrainState(NamedTuple):
@@ -74,13 +76,13 @@ def abstract_state(model: CoreModelConfig, config: TrainConfig) -> TrainState:
     return state
 
 
-def state_sharding(state: TrainState, mesh: Mesh) -> TrainState:
+def state_sharding(state: TrainState, mesh: Mesh) -> Any:
     """Return the annotation of each leaf of a state (arrays, or their shapes), in its structure."""
-    return TrainState(
-        replicated(mesh),
-        parameter_sharding(mesh, state.params),
-        parameter_sharding(mesh, state.opt_state),
-        jax.tree.map(lambda _: batch_sharding(mesh), state.carry),
+    return state._replace(
+        step=replicated(mesh),
+        params=parameter_sharding(mesh, state.params),
+        opt_state=parameter_sharding(mesh, state.opt_state),
+        carry=jax.tree.map(lambda _: batch_sharding(mesh), state.carry),
     )
 
 

@@ -82,5 +82,10 @@ def _chosen(context: JobContext) -> dict[str, Any]:
 def _report(context: JobContext, progress: TrainProgress) -> None:
     context.report(
         progress.step / max(progress.steps, 1),
-        **{**progress.metrics, "step": progress.step, "steps": progress.steps, "steps_per_s": progress.steps_per_s},
+        **{
+            **progress.metrics,
+            "step": progress.step,
+            "steps": progress.steps,
+            "steps_per_s": progress.steps_per_s,
+        },
     )
