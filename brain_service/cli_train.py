@@ -53,8 +53,8 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--mode",
         choices=["windows", "packed", "episodes", "streams"],
-        help="what a row of a batch is: a random window (default), several short ones, a whole episode, or the next "
-        "window of a stream whose state is carried over",
+        help="what a row of a batch is: a random window (default), several short ones, a whole episode, or the "
+        "next window of a stream whose state is carried over",
     )
     add("--steps", type=int, help="optimiser steps")
     add("--batch-size", type=int, help="sequences a step")

@@ -1,0 +1,73 @@
+"""Numbers that must not reach a model: found before the first step, or at the batch, with their place."""
+
+import json
+import shutil
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from brain_service.datasets.loader import Batch, open_dataset
+from brain_service.datasets.tfrecord import frame, unframe
+from brain_service.errors import BrainError, CorruptDataError
+from brain_service.training.feed import Feed, InputClock
+from brain_service.training.loop import train
+from brain_service.training.normalisation import Normaliser
+from brain_service.training.sharding import make_mesh
+from tests.training.tasks import tiny
+
+
+@pytest.fixture
+def copied(dataset: Path, tmp_path: Path) -> Path:
+    """A copy of the dataset, to damage."""
+    return Path(shutil.copytree(dataset, tmp_path / "1.0.0"))
+
+
+def put_infinity(folder: Path, name: str, episode: int, step: int) -> str:
+    """Make one stored number infinite, with checksums that hold: a writer that checked nothing. Returns its episode."""
+    opened = open_dataset(folder)
+    entry = opened.entries("train")[episode]
+    value = np.asarray(getattr(opened.read("train", episode), name), np.float32)[step].ravel()[:1]
+    shard = folder / entry.shard
+    whole = bytearray(shard.read_bytes())
+    place = slice(entry.offset_bytes, entry.offset_bytes + entry.size_bytes)
+    record = unframe(bytes(whole[place]), str(shard), entry.offset_bytes)
+    assert record.count(value.tobytes()) == 1
+    whole[place] = frame(record.replace(value.tobytes(), np.float32(np.inf).tobytes()))
+    shard.write_bytes(whole)
+    return entry.episode_id
+
+
+def test_nan_in_the_data_is_an_error_before_any_step(copied: Path, tmp_path: Path) -> None:
+    path = copied / "statistics.json"
+    document = json.loads(path.read_text())
+    document["observation"]["state"]["mean"][1] = float("nan")  # what NaN in a record makes of it
+    path.write_text(json.dumps(document))
+    with pytest.raises(BrainError, match="NaN|statistics"):
+        train(copied, tmp_path / "run", tiny())
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", ["observation", "action", "reward"])
+def test_a_number_that_is_not_finite_is_named_with_episode_and_step(name: str, copied: Path) -> None:
+    episode = put_infinity(copied, name, 2, 13)
+    opened = open_dataset(copied)
+    config = tiny(mode="packed")
+    feed = Feed(opened, config, Normaliser.from_statistics(opened.statistics), make_mesh())
+    with pytest.raises(CorruptDataError, match=f"of episode {episode} is not finite at its step 1[34]"):
+        for step in range(20):
+            feed.batch(step)
+
+
+def test_time_in_which_the_devices_worked_is_no_waiting() -> None:
+    class Slow:
+        def __next__(self) -> Batch:
+            time.sleep(0.02)
+            return None  # type: ignore[return-value]
+
+    clock = InputClock()
+    clock.take(Slow(), lambda: True)  # type: ignore[arg-type]
+    assert clock.waited_s == 0.0
+    clock.take(Slow(), lambda: False)  # type: ignore[arg-type]
+    assert clock.waited_s >= 0.02
