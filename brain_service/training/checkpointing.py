@@ -2,8 +2,8 @@
 
 A checkpoint stands alone: model config, feature spec, normalisation and control period are in it. A thread writes
 it: Orbax makes a step appear whole or not at all; `sha256.json`, written last, seals it with the hash of every
-file, so that a flipped bit is found before anything is decoded. A step without a seal does not count, and older ones
-go only after the seal: a kill at any instant leaves one that does.
+file, so that a flipped bit is found before anything is decoded. A step without a seal does not count, and older
+ones go only after the seal: a kill at any instant leaves one that does.
 """
 
 import contextlib

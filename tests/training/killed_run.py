@@ -1,4 +1,4 @@
-"""A training in a process of its own, to be killed: `python -m tests.training.killed_run DATASET RUN RECORDS CONFIG`.
+"""A training to be killed: `python -m tests.training.killed_run DATASET RUN RECORDS CONFIG`.
 
 Appends a line "step crc" to RECORDS for every batch that it makes, and says on standard output that it trains.
 """
