@@ -26,7 +26,7 @@ class TrainConfig:
     """Name of the model's preset."""
     steps: int = 500
     """Optimiser steps in all; the learning rate ends its decay there. 0 saves the freshly initialised model."""
-    mode: Mode = "windows"
+    mode: str = "windows"
     """What a row of a batch is: a random window of an episode (`windows`, or `packed`: several short ones), a
     whole episode (`episodes`), or the next window of a stream whose state is carried over (`streams`: truncated
     backpropagation through time)."""

@@ -2,12 +2,13 @@
 
 import time
 from collections.abc import Callable
+from typing import cast
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from brain_service.datasets.loader import Batch, Dataset, SequenceLoader
+from brain_service.datasets.loader import Batch, Dataset, Mode, SequenceLoader
 from brain_service.datasets.pipeline import BatchIterator
 from brain_service.errors import CorruptDataError, InvalidError
 from brain_service.training.config import TrainConfig
@@ -39,7 +40,7 @@ class Feed:
             sequence_length=config.sequence_length,
             seed=config.seed,
             roles=IMITATED_ROLES,
-            mode=config.mode,
+            mode=cast(Mode, config.mode),
         )
         _require_examples(dataset)
         self._normaliser = normaliser

@@ -3,17 +3,20 @@
 import json
 import shutil
 import time
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from brain_service.datasets.loader import Batch, open_dataset
+from brain_service.datasets.loader import open_dataset
+from brain_service.datasets.pipeline import BatchIterator
 from brain_service.datasets.tfrecord import frame, unframe
 from brain_service.errors import BrainError, CorruptDataError
 from brain_service.training.feed import Feed, InputClock
 from brain_service.training.loop import train
 from brain_service.training.normalisation import Normaliser
+from brain_service.training.objective import Sequences
 from brain_service.training.sharding import make_mesh
 from tests.training.tasks import tiny
 
@@ -68,14 +71,17 @@ def test_a_number_that_is_not_finite_is_named_with_episode_and_step(name: str, c
             feed.batch(step)
 
 
-def test_time_in_which_the_devices_worked_is_no_waiting() -> None:
-    class Slow:
-        def __next__(self) -> Batch:
-            time.sleep(0.02)
-            return None  # type: ignore[return-value]
+def test_time_in_which_the_devices_worked_is_no_waiting(dataset: Path) -> None:
+    opened = open_dataset(dataset)
+    feed = Feed(opened, tiny(), Normaliser.from_statistics(opened.statistics), make_mesh())
+
+    def slow(step: int) -> Sequences:
+        time.sleep(0.02)
+        return feed.batch(step)
 
     clock = InputClock()
-    clock.take(Slow(), lambda: True)  # type: ignore[arg-type]
-    assert clock.waited_s == 0.0
-    clock.take(Slow(), lambda: False)  # type: ignore[arg-type]
-    assert clock.waited_s >= 0.02
+    with closing(BatchIterator(slow, 0, prefetch=0)) as batches:
+        clock.take(batches, lambda: True)
+        assert clock.waited_s == 0.0
+        clock.take(batches, lambda: False)
+        assert clock.waited_s >= 0.02
