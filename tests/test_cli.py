@@ -156,6 +156,7 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(tmp_path: Path) -> None:
         "JAX_COMPILATION_CACHE_DIR": os.environ.get("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "compiled")),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
+    before = 0
     for attempt in (1, 2):
         seen = (run / "logs" / "metrics.jsonl").stat().st_size if attempt == 2 else 0
         with subprocess.Popen(

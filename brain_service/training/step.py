@@ -78,12 +78,13 @@ def abstract_state(model: CoreModelConfig, config: TrainConfig) -> TrainState:
 
 def state_sharding(state: TrainState, mesh: Mesh) -> Any:
     """Return the annotation of each leaf of a state (arrays, or their shapes), in its structure."""
-    return state._replace(
-        step=replicated(mesh),
-        params=parameter_sharding(mesh, state.params),
-        opt_state=parameter_sharding(mesh, state.opt_state),
-        carry=jax.tree.map(lambda _: batch_sharding(mesh), state.carry),
-    )
+    parts: list[Any] = [
+        replicated(mesh),
+        parameter_sharding(mesh, state.params),
+        parameter_sharding(mesh, state.opt_state),
+        jax.tree.map(lambda _: batch_sharding(mesh), state.carry),
+    ]
+    return TrainState(*parts)
 
 
 def init_state(model: CoreModelConfig, config: TrainConfig, mesh: Mesh | None = None) -> TrainState:

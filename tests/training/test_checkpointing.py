@@ -135,14 +135,15 @@ def test_steps_do_not_wait_for_the_medium_and_what_was_saved_is_of_its_step(copi
     train_step = make_train_step(run.model, config, run.mesh)
     state = init_state(run.model, config, run.mesh)
     before = jax.tree.map(np.array, state.params)
-    with SlowMedium(copied, keep=1) as checkpoints:
+    medium = SlowMedium(copied, keep=1)
+    with medium as checkpoints:
         checkpoints.save(state._replace(step=jnp.asarray(8, jnp.int32)), run.meta(Standing()))
         # The next steps write over the buffers that are being saved, and end, while the medium is still busy.
         for number in range(2):
             state, metrics = train_step(state, run.feed.batch(number))
         jax.block_until_ready(metrics)
         assert checkpoints.steps() == [4, 6], "it counts before it was sealed, or old ones went before"
-        checkpoints.written.set()
+        medium.written.set()
         checkpoints.wait()
         assert checkpoints.steps() == [8]
     saved = load_checkpoint(copied, 8).params
