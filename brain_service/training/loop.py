@@ -109,7 +109,7 @@ def train(
         InvalidError: the dataset holds nothing to imitate or does not fit the settings, or the checkpoints are of
             another run's settings or data. Nothing was trained.
         NotFoundError: there is no dataset, or it has no `train` split.
-        CorruptDataError: a shard is damaged, a number in it is not finite, or the loss is not.
+        CorruptDataError: a shard is damaged, a number in the data is not finite, or the loss is not.
         UnavailableError: a checkpoint or the metrics cannot be written.
     """
     hooks = hooks or Hooks()
