@@ -19,6 +19,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
+from jax.sharding import SingleDeviceSharding
 
 from brain_service.durable import write_atomic
 from brain_service.errors import BrainError, CorruptDataError, InvalidError, NotFoundError, UnavailableError
@@ -173,13 +174,21 @@ class Checkpoints:
             raise CorruptDataError(f"checkpoint {self.step_dir(step)}: meta is not of schema {SCHEMA}")
         return meta
 
-    def restore(self, step: int, item: str, like: Any) -> Any:
-        """Return the `params` or `opt_state` of one verified step, in the structure and shapes of `like`.
+    def restore(self, step: int, item: str, like: Any, where: Any = None) -> Any:
+        """Return the `params`, `opt_state` or `carry` of one verified step, in the structure and shapes of `like`.
+
+        `where` holds the sharding of each leaf; by default all go to this process's first device, whatever mesh
+        they were saved from.
 
         Raises:
             CorruptDataError: the item is not of that structure.
         """
-        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+        if where is None:
+            here = SingleDeviceSharding(jax.local_devices()[0])
+            where = jax.tree.map(lambda _: here, like)
+        abstract = jax.tree.map(
+            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), like, where
+        )
         return self._restore(step, item, ocp.args.StandardRestore(abstract))
 
     def _restore(self, step: int, item: str, how: Any) -> Any:

@@ -98,21 +98,19 @@ class Run:
 
     def _restore(self, checkpoints: Checkpoints, step: int) -> TrainState:
         like = abstract_state(self.model, self.config)
+        # Placed as a fresh state is, it runs through the very same program, and so gives the same bits.
+        where = state_sharding(like, self.mesh)
         try:
-            params = checkpoints.restore(step, "params", like.params)
-            opt_state = checkpoints.restore(step, "opt_state", like.opt_state)
-            carry = checkpoints.restore(step, "carry", like.carry) if like.carry else ()
+            params = checkpoints.restore(step, "params", like.params, where.params)
+            opt_state = checkpoints.restore(step, "opt_state", like.opt_state, where.opt_state)
+            carry = checkpoints.restore(step, "carry", like.carry, where.carry) if like.carry else ()
         except CorruptDataError as error:
             # Its hashes hold, so it is whole, and was written by code with another model or optimiser.
             raise InvalidError(
                 f"{error.detail}; another version of this program wrote it: go on with that version, or give this "
                 "run a checkpoint directory of its own"
             ) from error
-        restored = TrainState(np.asarray(step, np.int32), params, opt_state, carry)  # type: ignore[arg-type]
-        # Placed as a fresh state is, they run through the very same program, and so give the same bits.
-        host = jax.tree.map(np.asarray, restored)
-        state: TrainState = jax.device_put(host, state_sharding(like, self.mesh))
-        return state
+        return TrainState(jax.device_put(np.int32(step), where.step), params, opt_state, carry)
 
     def _require_same_run(self, meta: Mapping[str, Any], step: int) -> None:
         ours, theirs = cast(dict[str, Any], self._identity["train"]), meta.get("train", {})

@@ -10,6 +10,8 @@ from typing import Any
 import jax
 import pytest
 
+from brain_service.training.checkpointing import load_checkpoint
+
 pytestmark = pytest.mark.long
 
 PROGRAM = """
@@ -50,6 +52,7 @@ train(sys.argv[1], root / "whole", config, mesh=mesh)
 train(sys.argv[1], root / "run", config, mesh=mesh, should_stop=lambda: next(asked) == 2)
 found["resumed_from"] = train(sys.argv[1], root / "run", config, mesh=mesh).resumed_from
 found["same"] = same_parameters(root / "whole", root / "run")
+found["folder"] = str(root / "run")
 print(json.dumps(found))
 """
 
@@ -88,3 +91,10 @@ def test_rows_and_parameters_are_really_spread(found: dict[str, Any]) -> None:
 def test_a_run_on_a_mesh_resumes_to_the_same_bits(found: dict[str, Any]) -> None:
     assert found["resumed_from"] == 2
     assert found["same"] is True
+
+
+def test_a_checkpoint_of_a_mesh_is_loaded_on_a_single_device(found: dict[str, Any]) -> None:
+    assert jax.device_count() == 1
+    loaded = load_checkpoint(found["folder"])
+    assert loaded.step == 5
+    assert all(len(leaf.devices()) == 1 for leaf in jax.tree.leaves(loaded.params))
