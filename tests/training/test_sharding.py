@@ -60,7 +60,7 @@ print(json.dumps(found))
 @pytest.fixture(scope="module")
 def found(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     environment = os.environ | {
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
+        "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=4",
         "JAX_COMPILATION_CACHE_DIR": str(jax.config.values["jax_compilation_cache_dir"]),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
