@@ -5,6 +5,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from brain_service.datasets.loader import open_dataset
 from brain_service.model.core import unroll
@@ -16,6 +17,7 @@ from brain_service.training.step import init_state, make_train_step
 from tests.training.tasks import tiny
 
 
+@pytest.mark.long
 def test_a_window_begins_with_the_state_that_the_one_before_ended_with(dataset: Path) -> None:
     config = tiny(
         mode="streams", learning_rate=1e-8, weight_decay=0.0, previous_action_dropout=0.0, observation_noise=0.0

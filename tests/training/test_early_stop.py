@@ -58,6 +58,7 @@ def test_the_held_out_loss_is_the_training_loss_on_the_validation_episodes(datas
     assert found == pytest.approx(float(expected(params, sequences)), rel=1e-4)
 
 
+@pytest.mark.long
 def test_a_run_that_no_longer_gets_better_ends_and_keeps_its_best(dataset: Path, tmp_path: Path) -> None:
     done = train(dataset, tmp_path / "whole", tiny(**HARMFUL))
     assert done.stopped_early and done.completed and done.step < 40

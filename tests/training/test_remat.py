@@ -34,6 +34,7 @@ def slope(piece: int) -> Any:
     return jax.jit(jax.value_and_grad(loss))
 
 
+@pytest.mark.long
 def test_pieces_give_the_numbers_and_the_gradient_of_the_whole() -> None:
     params, given = init_params(MODEL, jax.random.key(1)), inputs(2, 19)
     whole, gradient = slope(0)(params, given)
