@@ -294,6 +294,7 @@ class _Loop:
         begun_s = time.monotonic()
         log.warning("training pauses", extra={"step": self.step, "reason": reason})
         self._save()
+        self.checkpoints.wait()
         self.hooks.on_pause(reason)
         while reason and not self.hooks.should_stop():
             time.sleep(PAUSE_POLL_S)
