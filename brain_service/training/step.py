@@ -58,7 +58,7 @@ def make_optimiser(config: TrainConfig) -> optax.GradientTransformation:
 def decay_mask(params: Params) -> Any:
     """Return for each parameter whether it decays, in the structure of `params`."""
 
-    def decays(path: tuple[Any, ...], leaf: Array) -> bool:
+    def decays(path: tuple[Any, ...], leaf: Array | jax.ShapeDtypeStruct) -> bool:
         return leaf.ndim > 1 and str(getattr(path[-1], "key", "")) not in UNDECAYED
 
     return jax.tree_util.tree_map_with_path(decays, params)
