@@ -42,7 +42,7 @@ class TrainConfig:
     warmup_steps: int = 100
     """Steps of linear warm-up."""
     weight_decay: float = 1e-3
-    """Decay a unit of learning rate of matrices; biases, rates and the memory's initial keys do not decay."""
+    """Decay a unit of learning rate of the layers' matrices; nothing else decays."""
     clip_norm: float = 1.0
     """Greatest global norm of a gradient."""
     previous_action_dropout: float = 0.5

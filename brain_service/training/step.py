@@ -21,7 +21,7 @@ from brain_service.training.sharding import batch_sharding, make_mesh, parameter
 
 __all__ = ["TrainState", "abstract_state", "init_state", "make_optimiser", "make_train_step", "state_sharding"]
 
-UNDECAYED = (
+DECAYED = "kernel"  # a layer's matrix; the memory's keys and sharpness are matrices too, of another meaning
     "initial_keys",
 )  # matrices that are read by direction only: to shrink them changes nothing but floats
 
@@ -47,7 +47,7 @@ def make_schedule(config: TrainConfig) -> optax.Schedule:
 def make_optimiser(config: TrainConfig) -> optax.GradientTransformation:
     """Return AdamW under a clipped global norm, on the schedule of `make_schedule`.
 
-    Weight decay leaves vectors alone (biases, rates, time constants), and the memory's initial keys.
+    Weight decay leaves alone what is no layer's matrix: biases, rates, the memory's initial keys and sharpness.
     """
     return optax.chain(
         optax.clip_by_global_norm(config.clip_norm),
@@ -58,8 +58,8 @@ def make_optimiser(config: TrainConfig) -> optax.GradientTransformation:
 def decay_mask(params: Params) -> Any:
     """Return for each parameter whether it decays, in the structure of `params`."""
 
-    def decays(path: tuple[Any, ...], leaf: Array | jax.ShapeDtypeStruct) -> bool:
-        return leaf.ndim > 1 and str(getattr(path[-1], "key", "")) not in UNDECAYED
+    def decays(path: tuple[Any, ...], _leaf: object) -> bool:
+        return str(getattr(path[-1], "key", "")) == DECAYED
 
     return jax.tree_util.tree_map_with_path(decays, params)
 
