@@ -22,8 +22,6 @@ from brain_service.training.sharding import batch_sharding, make_mesh, parameter
 __all__ = ["TrainState", "abstract_state", "init_state", "make_optimiser", "make_train_step", "state_sharding"]
 
 DECAYED = "kernel"  # a layer's matrix; the memory's keys and sharpness are matrices too, of another meaning
-    "initial_keys",
-)  # matrices that are read by direction only: to shrink them changes nothing but floats
 
 
 class TrainState(NamedTuple):
