@@ -11,20 +11,25 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import brain_service
 from brain_service.cli_convert import add_convert_arguments, run_convert
 from brain_service.cli_datasets import add_datasets_command
 from brain_service.cli_episodes import add_episodes_command
 from brain_service.cli_formats import add_format_commands
+from brain_service.cli_train import (
+    SANITY_EXAMPLES,
+    TRAIN_EXAMPLES,
+    add_sanity_arguments,
+    add_train_arguments,
+    run_sanity,
+    run_train,
+)
 from brain_service.errors import BrainError, ConfigError, UnauthorizedError, UnavailableError
 from brain_service.logs import setup_logging
 from brain_service.settings import load_settings
 from brain_service.terminal import printable, progress_bar
-
-if TYPE_CHECKING:
-    from brain_service.training.loop import TrainProgress
 
 __all__ = ["main"]
 
@@ -32,6 +37,7 @@ EXAMPLES = """\
 examples:
   brain serve --data-dir ./brain --port 8080
   brain convert  --input-dir ./brain/episodes --output-dir ./datasets
+  brain sanity-check
   brain train    --data-path ./datasets --checkpoint-dir ./checkpoints/run1 --steps 1000
   brain evaluate --data-path ./datasets --checkpoint-dir ./checkpoints/run1
   brain export   --checkpoint-dir ./checkpoints/run1 --output-dir ./models
@@ -45,7 +51,8 @@ Run = Callable[[argparse.Namespace], int]
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command and return its exit code: 0 done, 2 failed; `health` and `datasets report`:
-    0 pass, 1 warn, 2 fail. Where the reader of the output is gone (`| head`): 141, as of other commands.
+    0 pass, 1 warn, 2 fail; `sanity-check`: 0 pass, 1 fail. Where the reader of the output is gone (`| head`): 141,
+    as of other commands.
 
     An expected failure is one line on standard error with the next step, never a traceback.
     """
@@ -83,8 +90,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"%(prog)s {brain_service.__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
 
-    def command(name: str, run: Run, summary: str) -> argparse.ArgumentParser:
-        added = commands.add_parser(name, help=summary, description=summary)
+    def command(name: str, run: Run, summary: str, examples: str | None = None) -> argparse.ArgumentParser:
+        raw = argparse.RawDescriptionHelpFormatter
+        added = commands.add_parser(name, help=summary, description=summary, epilog=examples, formatter_class=raw)
         added.set_defaults(run=run)
         return added
 
@@ -100,15 +108,15 @@ def _parser() -> argparse.ArgumentParser:
     convert = command("convert", _convert, "Convert .json and .jsonl episodes into an RLDS dataset (TFDS layout).")
     add_convert_arguments(convert)
 
-    train = command("train", _train, "Train the CoreModel; the same call takes a run up where it stood.")
-    train.add_argument("--data-path", type=Path, required=True, help="dataset directory")
-    train.add_argument("--checkpoint-dir", type=Path, required=True, help="where Orbax checkpoints go")
-    train.add_argument("--preset", default="development", help="size of the model (default: %(default)s)")
-    train.add_argument("--steps", type=int, help="optimiser steps")
-    train.add_argument("--batch-size", type=int, help="sequences a step")
-    train.add_argument("--sequence-length", type=int, help="time steps a sequence")
-    train.add_argument("--learning-rate", type=float, help="peak learning rate")
-    train.add_argument("--seed", type=int, help="of parameters, order and noise")
+    train = command(
+        "train", _train, "Train the CoreModel; the same call takes a run up where it stood.", TRAIN_EXAMPLES
+    )
+    add_train_arguments(train)
+
+    sanity = command(
+        "sanity-check", _sanity, "Check in under a minute that this machine trains the model.", SANITY_EXAMPLES
+    )
+    add_sanity_arguments(sanity)
 
     evaluate = command("evaluate", _evaluate, "Hold a checkpoint against the held-out episodes.")
     evaluate.add_argument("--data-path", type=Path, required=True, help="dataset directory")
@@ -149,21 +157,14 @@ def _convert(options: argparse.Namespace) -> int:
 
 
 def _train(options: argparse.Namespace) -> int:
-    from brain_service.training.config import TrainConfig
-    from brain_service.training.loop import train
-
-    names = ("preset", "steps", "batch_size", "sequence_length", "learning_rate", "seed")
-    given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
-    with progress_bar("training") as report:
-
-        def on_progress(now: "TrainProgress") -> None:
-            report(now.step, now.steps, f"training, loss {now.loss:.3f}")
-
-        done = train(
-            options.data_path, options.checkpoint_dir, TrainConfig.from_dict(given), on_progress=on_progress
-        )
-    _print(done.to_json())
+    _print(run_train(options, progress_bar("training")))
     return 0
+
+
+def _sanity(options: argparse.Namespace) -> int:
+    text, code = run_sanity(options, progress_bar("checking"))
+    print(text)
+    return code
 
 
 def _evaluate(options: argparse.Namespace) -> int:

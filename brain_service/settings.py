@@ -20,6 +20,7 @@ from brain_service.errors import ConfigError
 
 __all__ = [
     "CaptureSettings",
+    "GateSettings",
     "HttpSettings",
     "InferenceSettings",
     "JobSettings",
@@ -112,6 +113,21 @@ class JobSettings(_Frozen):
     keep_finished: int = Field(default=500, gt=0)
 
 
+class GateSettings(_Frozen):
+    """When training rests, and when it goes on again; None switches a gate off, a missing sensor closes none.
+
+    The defaults are well below where a Raspberry Pi 5 throttles itself (80 C).
+    """
+
+    max_temperature_c: float | None = Field(default=75.0, gt=0, le=150)
+    cool_down_c: float = Field(default=5.0, ge=0, le=100)
+    min_battery_share: float | None = Field(default=0.4, ge=0, le=1)
+    charge_margin: float = Field(default=0.05, ge=0, le=1)
+    under_voltage_quiet_s: float | None = Field(default=30.0, ge=0)
+    poll_interval_s: float = Field(default=2.0, ge=0)
+    sysfs: Path = Path("/sys")
+
+
 class Settings(_Frozen):
     """The daemon's settings. Paths become absolute; durations end in `_s`, sizes in `_bytes`."""
 
@@ -129,6 +145,7 @@ class Settings(_Frozen):
     http: HttpSettings = HttpSettings()
     inference: InferenceSettings = InferenceSettings()
     jobs: JobSettings = JobSettings()
+    gates: GateSettings = GateSettings()
 
     @field_validator("data_dir", "cache_dir", "uds", "tokens_file")
     @classmethod

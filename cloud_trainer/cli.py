@@ -3,7 +3,9 @@
 import argparse
 import sys
 from pathlib import Path
+from typing import get_args
 
+from brain_service.datasets.loader import Mode
 from brain_service.errors import BrainError, InvalidError
 from cloud_trainer.job import JobOptions, run_job
 
@@ -12,7 +14,7 @@ __all__ = ["main"]
 EXAMPLES = """\
 example:
   python -m cloud_trainer --data-path ./datasets --output-dir ./run1 \\
-      --batch-size 256 --num-steps 10000 --learning-rate 1e-4
+      --batch-size 256 --num-steps 10000 --learning-rate 1e-4 --fsdp 4
 
 A second call with the same --output-dir takes the run up where it stood.
 """
@@ -48,7 +50,22 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--seed", type=int, default=0, help="of parameters, order and noise (default: %(default)s)"
     )
+    parser.add_argument(
+        "--mode",
+        choices=get_args(Mode),
+        default="windows",
+        help="what a row is: a random window, several short ones, a whole episode, or a stream with its state "
+        "carried over (default: %(default)s)",
+    )
+    parser.add_argument("--sequence-length", type=int, help="steps a row (default: 64; whole episodes: any)")
+    parser.add_argument(
+        "--checkpoint-every", type=int, default=500, help="steps between two checkpoints (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--fsdp", type=int, default=1, help="devices that share one copy of the parameters (default: %(default)s)"
+    )
     options = parser.parse_args(arguments)
+    open_ended = options.mode == "episodes" and options.sequence_length is None
     try:
         job = JobOptions(
             data_path=local_path(options.data_path),
@@ -58,6 +75,10 @@ def main(arguments: list[str] | None = None) -> int:
             num_steps=options.num_steps,
             learning_rate=options.learning_rate,
             seed=options.seed,
+            mode=options.mode,
+            sequence_length=None if open_ended else options.sequence_length or 64,
+            checkpoint_every=options.checkpoint_every,
+            fsdp=options.fsdp,
         )
         bundle = run_job(job, report=lambda line: print(line, flush=True))
     except BrainError as error:

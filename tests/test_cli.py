@@ -1,8 +1,11 @@
 """The command line as a person meets it: help with examples, one-line failures, the loop by hand."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -28,9 +31,17 @@ def record(folder: Path, episodes: int = 4, steps: int = 12) -> None:
         logger.end_episode()
 
 
-@pytest.mark.parametrize("module", ["brain_service", "cloud_trainer"])
-def test_help_shows_examples(module: str) -> None:
-    done = brain("--help", module=module)
+@pytest.mark.parametrize(
+    ("module", "command"),
+    [
+        ("brain_service", ()),
+        ("cloud_trainer", ()),
+        ("brain_service", ("train",)),
+        ("brain_service", ("sanity-check",)),
+    ],
+)
+def test_help_shows_examples(module: str, command: tuple[str, ...]) -> None:
+    done = brain(*command, "--help", module=module)
     assert done.returncode == 0
     assert "example" in done.stdout
 
@@ -131,6 +142,41 @@ def test_the_cloud_job_on_local_paths(tmp_path: Path) -> None:
     refused = brain("--data-path", "gs://bucket/data", "--output-dir", output, module="cloud_trainer")
     assert refused.returncode == 2
     assert refused.stderr.startswith("cloud-trainer: gs://bucket/data")
+
+
+@pytest.mark.long
+def test_ctrl_c_saves_and_the_same_command_goes_on(tmp_path: Path) -> None:
+    record(tmp_path / "episodes")
+    datasets, run = str(tmp_path / "datasets"), tmp_path / "run"
+    brain("convert", "--input-dir", str(tmp_path / "episodes"), "--output-dir", datasets)
+    small = ("--batch-size", "2", "--sequence-length", "8", "--checkpoint-every", "100000", "--log-every", "1")
+    command = ("train", "--data-path", datasets, "--checkpoint-dir", str(run), "--steps", "1000000", *small)
+    whole = [sys.executable, "-m", "brain_service", *command]
+    cache = {
+        "JAX_COMPILATION_CACHE_DIR": os.environ.get("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "compiled")),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+    before = 0
+    for attempt in (1, 2):
+        seen = (run / "logs" / "metrics.jsonl").stat().st_size if attempt == 2 else 0
+        with subprocess.Popen(
+            whole, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | cache
+        ) as process:
+            give_up_s = time.monotonic() + 300
+            curves = run / "logs" / "metrics.jsonl"
+            while not (curves.is_file() and curves.stat().st_size > seen):
+                assert process.poll() is None and time.monotonic() < give_up_s
+                time.sleep(0.05)
+            process.send_signal(signal.SIGINT)
+            said, warned = process.communicate(timeout=120)
+        result = json.loads(said)
+        assert process.returncode == 0
+        assert result["completed"] is False
+        assert f"stopped at step {result['step']}; the same command goes on" in warned
+        if attempt == 2:
+            assert result["resumed_from"] == before
+        before = result["step"]
+        assert (run / str(before) / "sha256.json").is_file()
 
 
 def data_dir_with_episodes(root: Path) -> tuple[Path, list[str]]:

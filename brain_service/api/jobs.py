@@ -46,7 +46,8 @@ def _submitter(kind: str) -> Callable[..., Coroutine[Any, Any, JsonResponse]]:
 
 for _kind, _described in sorted(KINDS.items()):
     _schema = {"content": {"application/json": {"schema": _described.params.model_json_schema()}}}
-    router.post(f"/{_kind}", status_code=202, operation_id=_kind, openapi_extra={"requestBody": _schema})(
+    _operation = _kind.replace("-", "_")
+    router.post(f"/{_kind}", status_code=202, operation_id=_operation, openapi_extra={"requestBody": _schema})(
         _submitter(_kind)
     )
 

@@ -287,4 +287,9 @@ def parse_statistics(data: bytes, place: str) -> Statistics:
     try:
         return msgspec.json.decode(data, type=Statistics)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        if "got `null`" in str(error):  # JSON has no NaN: this is what it is written as
+            raise CorruptDataError(
+                f"{place}: {error}: NaN or an infinity in the episodes; `brain datasets report` finds it, delete "
+                "that episode and convert again"
+            ) from error
         raise CorruptDataError(f"{place}: {error}; convert the episodes again to rebuild it") from error

@@ -102,6 +102,15 @@ class JobContext:
         log.info(message)
         self._events.append("log", message=message)
 
+    def pause(self, reason: str) -> None:
+        """Show that the running stage rests, and why; an empty reason: that it goes on."""
+        for report in list(self.stages.values()):
+            if report.status == "running":
+                self._set(replace(report, details=f"paused: {reason}" if reason else ""))
+        self._publish(self._fraction)
+        self._events.append("pause", paused=bool(reason), reason=reason)
+        log.info("paused: %s" if reason else "goes on%s", reason)
+
     def fail_stage(self, reason: str) -> None:
         """Mark the running stage as failed, with the reason, before the job ends."""
         for report in list(self.stages.values()):

@@ -1,7 +1,7 @@
 """What a job says while it runs: `jobs/<id>/events.jsonl`, appended by its worker, followed by readers.
 
-A line is `{"t_ns": ..., "kind": "progress" | "metrics" | "stage" | "log" | "state", ...}`. A reader's position
-is a byte offset, so that it can go on where it stopped (Last-Event-ID of an event stream).
+A line is `{"t_ns": ..., "kind": "progress" | "metrics" | "stage" | "pause" | "log" | "state", ...}`. A reader's
+position is a byte offset, so that it can go on where it stopped (Last-Event-ID of an event stream).
 """
 
 import os
@@ -13,7 +13,7 @@ import orjson
 
 __all__ = ["Event", "EventKind", "EventLog", "read_events"]
 
-EventKind = Literal["progress", "metrics", "stage", "log", "state"]
+EventKind = Literal["progress", "metrics", "stage", "pause", "log", "state"]
 
 READ_BYTES = 1 << 20
 

@@ -14,6 +14,7 @@ from brain_service.jobs.params import (
     ExportParams,
     Params,
     PipelineParams,
+    SanityCheckParams,
     TrainParams,
 )
 
@@ -38,6 +39,9 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
             PipelineParams,
             ("health", "inventory", "convert", "train", "evaluate", "export", "canary", "activate"),
             "Run the whole loop: what was recorded becomes the model that is served.",
+        ),
+        "sanity-check": Kind(
+            SanityCheckParams, ("sanity_check",), "Check in under a minute that this machine trains the model."
         ),
         "train": Kind(
             TrainParams, ("health", "convert", "train"), "Train; an empty body takes all that was recorded."

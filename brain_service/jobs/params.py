@@ -1,4 +1,4 @@
-"""Bodies of POST /convert, /train, /evaluate, /export and /pipeline: frozen, and an unknown key is an error.
+"""Bodies of the POSTs that start jobs (/train, /convert and so on): frozen, and an unknown key is an error.
 
 The names of presets, trainers and targets are written out here because this module is imported by the daemon,
 which must not import the model's code; a test compares them with the real tables.
@@ -9,7 +9,15 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 from pydantic_core import PydanticCustomError
 
-__all__ = ["ConvertParams", "EvaluateParams", "ExportParams", "Params", "PipelineParams", "TrainParams"]
+__all__ = [
+    "ConvertParams",
+    "EvaluateParams",
+    "ExportParams",
+    "Params",
+    "PipelineParams",
+    "SanityCheckParams",
+    "TrainParams",
+]
 
 _DATASET = r"[a-z][a-z0-9_]{0,63}"
 
@@ -57,10 +65,22 @@ class TrainParams(Params):
     steps: int | None = Field(
         default=None, ge=0, le=100_000_000, description="Gradient steps; 0 = the freshly initialised model."
     )
+    mode: Literal["windows", "packed", "episodes", "streams"] | None = Field(
+        default=None,
+        description="What a row of a batch is: a random window, several short ones, a whole episode, or the next "
+        "window of a stream whose state is carried over.",
+    )
     batch_size: int | None = Field(default=None, gt=0, le=65_536, description="Sequences a gradient step.")
     sequence_length: int | None = Field(default=None, gt=0, le=65_536, description="Steps a sequence.")
     learning_rate: float | None = Field(default=None, gt=0, le=10, description="Peak of the schedule.")
     seed: int | None = Field(default=None, ge=0, lt=2**31, description="Initialisation and shuffling.")
+    checkpoint_every: int | None = Field(default=None, gt=0, description="Steps between two checkpoints.")
+    evaluate_every: int | None = Field(
+        default=None, ge=0, description="Steps between two looks at the held-out loss; 0 = none."
+    )
+    patience: int | None = Field(
+        default=None, ge=0, description="Looks without a better held-out loss before the run ends; 0 = all steps."
+    )
     trainer: Literal["auto", "jax", "pytorch"] = Field(default="auto", description="Who trains.")
     target: Literal["local", "vertex", "queued_resource"] = Field(default="local", description="Where.")
     dataset: DatasetRef | None = Field(
@@ -82,6 +102,22 @@ class TrainParams(Params):
                 "unavailable", "'{target}' is not available here; choose 'local'", {"target": target}
             )
         return target
+
+
+class SanityCheckParams(Params):
+    """A minute's look at whether this machine trains: on a dataset, or on numbers made up for it."""
+
+    preset: Literal["development", "pi5_optimized", "tpu_optimized"] = Field(
+        default="development", description="Size of the model."
+    )
+    dataset: DatasetRef | None = Field(
+        default=None, description="`name` or `name/1.0.3`; left out: made-up numbers of the sizes below."
+    )
+    obs_dim: int | None = Field(default=None, gt=0, le=65_536, description="Numbers of an observation.")
+    action_dim: int | None = Field(default=None, gt=0, le=65_536, description="Numbers of an action.")
+    max_steps: int = Field(default=30, ge=2, le=100_000, description="Gradient steps at most.")
+    batch_size: int = Field(default=4, gt=0, le=65_536, description="Sequences a gradient step.")
+    sequence_length: int = Field(default=32, ge=4, le=65_536, description="Steps a sequence.")
 
 
 class EvaluateParams(Params):

@@ -1,19 +1,25 @@
 """Checkpoints of a run: `<run>/<step>/` with parameters, optimiser state and a JSON item that explains them.
 
-A checkpoint stands alone: model config, feature spec, normalisation and control period are in it. Orbax makes a
-step appear whole or not at all; `sha256.json`, written last, holds the hash of every file, so that a flipped bit
-is found before anything is decoded.
+A checkpoint stands alone: model config, feature spec, normalisation and control period are in it. A thread writes
+it: Orbax makes a step appear whole or not at all; `sha256.json`, written last, seals it with the hash of every
+file, so that a flipped bit is found before anything is decoded. A step without a seal does not count, and older
+ones go only after the seal: a kill at any instant leaves one that does.
 """
 
+import contextlib
 import hashlib
 import json
+import shutil
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
+from jax.sharding import SingleDeviceSharding
 
 from brain_service.durable import write_atomic
 from brain_service.errors import BrainError, CorruptDataError, InvalidError, NotFoundError, UnavailableError
@@ -26,7 +32,8 @@ from brain_service.training.step import TrainState
 __all__ = ["Checkpoints", "LoadedCheckpoint", "load_checkpoint"]
 
 SCHEMA = "continuon-brain/checkpoint/1"
-ITEMS = ("params", "opt_state", "meta")
+ITEMS = ("params", "opt_state", "carry", "meta")
+UNFINISHED = "*.orbax-checkpoint-tmp*"
 SUMS_FILE = "sha256.json"
 
 
@@ -44,9 +51,10 @@ class LoadedCheckpoint:
 
 
 class Checkpoints:
-    """The checkpoints under one run's folder; a context manager. Saving blocks until the step is on disk.
+    """The checkpoints under one run's folder; a context manager that leaves once the last one is sealed.
 
-    With `keep` the folder is made where it is missing, and at most so many steps stay in it.
+    With `keep` the folder is made where it is missing, what a kill left unfinished is deleted, and at most so many
+    steps stay in it, not counting the `best` of the last save.
 
     Raises:
         UnavailableError: the folder cannot be made or read.
@@ -54,10 +62,16 @@ class Checkpoints:
 
     def __init__(self, folder: Path, keep: int | None = None) -> None:
         self.folder = folder.absolute()
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=False, enable_async_checkpointing=False)
+        self._keep = keep
+        self._writing: Future[None] | None = None
+        # One thread of ours around Orbax's blocking save, instead of its several: every failure then has one place
+        # to come out, and the seal follows the data in one sequence.
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint-writer")
+        options = ocp.CheckpointManagerOptions(create=False, enable_async_checkpointing=False)
         try:
             if keep is not None:
                 self.folder.mkdir(parents=True, exist_ok=True)
+                self._delete_unfinished()
             self._manager = ocp.CheckpointManager(self.folder, item_names=ITEMS, options=options)
         except (OSError, ValueError) as error:
             raise UnavailableError(f"checkpoint directory {self.folder}: {error}; choose another one") from error
@@ -65,37 +79,72 @@ class Checkpoints:
     def __enter__(self) -> "Checkpoints":
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._manager.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            self.wait()
+        except UnavailableError:
+            if kind is None:
+                raise
+        finally:
+            self._writer.shutdown()
+            self._manager.close()
 
     def steps(self) -> list[int]:
-        """Return the steps that were written to the end, in order."""
-        return sorted(step for step in self._manager.all_steps() if (self.step_dir(step) / SUMS_FILE).is_file())
+        """Return the sealed steps, in order."""
+        return sorted(
+            int(seal.parent.name) for seal in self.folder.glob(f"*/{SUMS_FILE}") if _is_step(seal.parent)
+        )
 
     def step_dir(self, step: int) -> Path:
         """Return the folder of one step."""
         return self.folder / str(step)
 
-    def save(self, state: TrainState, meta: Mapping[str, Any]) -> None:
-        """Write the state at its step, and drop the oldest beyond `keep`.
+    def save(self, state: TrainState, meta: Mapping[str, Any], *, best: int | None = None) -> None:
+        """Have the state written at its step; returns once it is copied, before it is on the medium.
+
+        Where the save before is still being written, that is waited for. Once the step is sealed, the oldest
+        beyond `keep` go, except the step `best`.
 
         Raises:
-            UnavailableError: the medium is full or read-only.
+            UnavailableError: the medium is full or read-only; it was the save before that failed.
         """
+        self.wait()
+        # A copy: the next train step writes its result over the state's own buffers.
+        copied = jax.tree.map(jnp.copy, state)
+        self._writing = self._writer.submit(self._write, copied, dict(meta), best)
+
+    def wait(self) -> None:
+        """Wait until what was saved is on the medium and sealed.
+
+        Raises:
+            UnavailableError: the medium is full or read-only; what was sealed before is still there.
+        """
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
+
+    def _write(self, state: TrainState, meta: Mapping[str, Any], best: int | None) -> None:
         step = int(state.step)
-        arguments = ocp.args.Composite(
-            params=ocp.args.StandardSave(state.params),
-            opt_state=ocp.args.StandardSave(state.opt_state),
-            meta=ocp.args.JsonSave({**meta, "schema": SCHEMA}),
-        )
+        items = {
+            "params": ocp.args.StandardSave(state.params),
+            "opt_state": ocp.args.StandardSave(state.opt_state),
+            "meta": ocp.args.JsonSave({**meta, "schema": SCHEMA}),
+        }
+        if state.carry:
+            items["carry"] = ocp.args.StandardSave(state.carry)
         try:
-            self.discard_unfinished()
-            self._manager.save(step, args=arguments, force=True)
-            write_atomic(self.step_dir(step) / SUMS_FILE, json.dumps(_sums(self.step_dir(step))).encode())
+            self._manager.save(step, args=ocp.args.Composite(**items), force=True)
+            self._seal(step)
+            for old in self.steps()[: -self._keep] if self._keep else []:
+                if old != best:
+                    self.discard(old)
         except (OSError, ValueError) as error:  # TensorStore reports a full medium as a ValueError
             raise UnavailableError(
                 f"checkpoint {self.step_dir(step)}: {error}; make room, then start the run again"
             ) from error
+
+    def _seal(self, step: int) -> None:
+        write_atomic(self.step_dir(step) / SUMS_FILE, json.dumps(_sums(self.step_dir(step))).encode())
 
     def verify(self, step: int) -> None:
         """Read every file of one step and hold it against its hash.
@@ -125,13 +174,21 @@ class Checkpoints:
             raise CorruptDataError(f"checkpoint {self.step_dir(step)}: meta is not of schema {SCHEMA}")
         return meta
 
-    def restore(self, step: int, item: str, like: Any) -> Any:
-        """Return the `params` or `opt_state` of one verified step, in the structure and shapes of `like`.
+    def restore(self, step: int, item: str, like: Any, where: Any = None) -> Any:
+        """Return the `params`, `opt_state` or `carry` of one verified step, in the structure and shapes of `like`.
+
+        `where` holds the sharding of each leaf; by default all go to this process's first device, whatever mesh
+        they were saved from.
 
         Raises:
             CorruptDataError: the item is not of that structure.
         """
-        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+        if where is None:
+            here = SingleDeviceSharding(jax.local_devices()[0])
+            where = jax.tree.map(lambda _: here, like)
+        abstract = jax.tree.map(
+            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), like, where
+        )
         return self._restore(step, item, ocp.args.StandardRestore(abstract))
 
     def _restore(self, step: int, item: str, how: Any) -> Any:
@@ -141,13 +198,19 @@ class Checkpoints:
             raise CorruptDataError(f"checkpoint {self.step_dir(step)}: {item}: {error}") from error
 
     def discard(self, step: int) -> None:
-        """Delete one step, so that it can be written again."""
-        self._manager.delete(step)
-
-    def discard_unfinished(self) -> None:
-        """Delete the steps that a kill left without their hashes."""
-        for step in set(self._manager.all_steps()) - set(self.steps()):
+        """Delete one step, its seal first: half deleted it must not count."""
+        (self.step_dir(step) / SUMS_FILE).unlink(missing_ok=True)
+        if step in self._manager.all_steps():
             self._manager.delete(step)
+
+    def _delete_unfinished(self) -> None:
+        unsealed = (path for path in self.folder.iterdir() if _is_step(path) and not (path / SUMS_FILE).is_file())
+        for path in (*unsealed, *self.folder.glob(UNFINISHED)):
+            shutil.rmtree(path)
+
+
+def _is_step(path: Path) -> bool:
+    return path.name.isdigit() and path.is_dir()
 
 
 def _sums(folder: Path) -> dict[str, str]:
@@ -157,7 +220,9 @@ def _sums(folder: Path) -> dict[str, str]:
 
 
 def load_checkpoint(path: str | Path, step: int | None = None) -> LoadedCheckpoint:
-    """Load one step of a run's folder, or the newest that verifies.
+    """Load one step of a run's folder; by default the best by held-out loss where the run looked, else the newest.
+
+    What does not verify is passed over for the newest that does.
 
     Raises:
         NotFoundError: there is no checkpoint, or not that step.
@@ -175,7 +240,7 @@ def load_checkpoint(path: str | Path, step: int | None = None) -> LoadedCheckpoi
                 f"{folder} does not hold {wanted}; it has {', '.join(map(str, steps)) or 'none'}; train first"
             )
         damaged: BrainError | None = None
-        for candidate in reversed(steps) if step is None else [step]:
+        for candidate in _by_preference(checkpoints) if step is None else [step]:
             try:
                 checkpoints.verify(candidate)
                 return _load(checkpoints, candidate)
@@ -183,6 +248,17 @@ def load_checkpoint(path: str | Path, step: int | None = None) -> LoadedCheckpoi
                 damaged = damaged or error
     assert damaged is not None  # the loop ran at least once
     raise damaged
+
+
+def _by_preference(checkpoints: Checkpoints) -> list[int]:
+    """Return the steps, newest first, behind the one that the newest intact one calls the best."""
+    steps = checkpoints.steps()[::-1]
+    for step in steps:
+        with contextlib.suppress(CorruptDataError):
+            checkpoints.verify(step)
+            best = (checkpoints.meta(step).get("held_out") or {}).get("best_step")
+            return sorted(steps, key=lambda candidate: candidate != best)
+    return steps
 
 
 def _load(checkpoints: Checkpoints, step: int) -> LoadedCheckpoint:

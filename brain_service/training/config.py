@@ -2,12 +2,16 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from typing import Any, get_args
 
+from brain_service.datasets.loader import Mode
 from brain_service.errors import InvalidError
 from brain_service.model.config import PRESETS, CoreModelConfig
 
 __all__ = ["TrainConfig"]
+
+COUNTS = ("batch_size", "checkpoint_every", "keep", "log_every")
+WHOLE = ("steps", "warmup_steps", "seed", "remat_steps", "evaluate_every", "patience")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,16 +26,23 @@ class TrainConfig:
     """Name of the model's preset."""
     steps: int = 500
     """Optimiser steps in all; the learning rate ends its decay there. 0 saves the freshly initialised model."""
+    mode: str = "windows"
+    """What a row of a batch is: a random window of an episode (`windows`, or `packed`: several short ones), a
+    whole episode (`episodes`), or the next window of a stream whose state is carried over (`streams`: truncated
+    backpropagation through time)."""
     batch_size: int = 32
     """Sequences a step."""
-    sequence_length: int = 64
-    """Time steps of a sequence."""
+    sequence_length: int | None = 64
+    """Time steps of a sequence; in mode `episodes` the longest episode that is taken, None for any."""
+    remat_steps: int = 128
+    """Longer sequences are run in pieces of so many steps, of which the backward pass keeps only the states
+    between; 0 keeps everything."""
     learning_rate: float = 2e-3
     """Peak learning rate."""
     warmup_steps: int = 100
     """Steps of linear warm-up."""
     weight_decay: float = 1e-3
-    """Decay of matrices a unit of learning rate."""
+    """Decay a unit of learning rate of the layers' matrices; nothing else decays."""
     clip_norm: float = 1.0
     """Greatest global norm of a gradient."""
     previous_action_dropout: float = 0.5
@@ -44,20 +55,35 @@ class TrainConfig:
     checkpoint_every: int = 500
     """Steps between two checkpoints; the last step is always kept."""
     keep: int = 2
-    """Checkpoints that stay."""
+    """Newest checkpoints that stay; the best one by held-out loss stays too."""
+    evaluate_every: int = 0
+    """Steps between two looks at the held-out loss; 0 never looks."""
+    patience: int = 0
+    """Looks without a better held-out loss after which the run ends; 0 runs to the end."""
+    log_every: int = 50
+    """Steps between two lines of metrics."""
     model: Mapping[str, Any] = field(default_factory=dict)
     """Overrides of the preset's fields."""
 
     def __post_init__(self) -> None:
         if self.preset not in PRESETS:
             raise InvalidError(f"preset {self.preset!r} is none of {', '.join(PRESETS)}", field="preset")
-        for name in ("batch_size", "sequence_length", "checkpoint_every", "keep"):
-            if type(getattr(self, name)) is not int or getattr(self, name) < 1:
-                raise InvalidError(f"{name} is {getattr(self, name)!r}; use a positive integer", field=name)
-        for name in ("steps", "warmup_steps", "seed"):
+        if self.mode not in get_args(Mode):
+            raise InvalidError(f"mode {self.mode!r} is none of {', '.join(get_args(Mode))}", field="mode")
+        for name in COUNTS:
+            _require_count(name, getattr(self, name))
+        if self.sequence_length is not None or self.mode != "episodes":
+            _require_count("sequence_length", self.sequence_length)
+        for name in WHOLE:
             value = getattr(self, name)
             if type(value) is not int or not 0 <= value < 2**31 - 1:
                 raise InvalidError(f"{name} is {value!r}; use an integer from 0", field=name)
+        if self.patience and not self.evaluate_every:
+            raise InvalidError(
+                f"patience is {self.patience} and evaluate_every 0: without looks at the held-out loss there is "
+                "nothing to wait for; set evaluate_every too",
+                field="evaluate_every",
+            )
         for name, low, high in (
             ("learning_rate", 1e-8, 1.0),
             ("clip_norm", 1e-6, 1e6),
@@ -100,3 +126,8 @@ class TrainConfig:
                 field=unknown[0],
             )
         return cls(**document)
+
+
+def _require_count(name: str, value: Any) -> None:
+    if type(value) is not int or value < 1:
+        raise InvalidError(f"{name} is {value!r}; use a positive integer", field=name)

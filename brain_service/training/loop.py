@@ -1,30 +1,35 @@
 """The training run: data to optimiser steps to checkpoints; resumable at any point, stoppable between steps."""
 
+import logging
 import time
 from collections.abc import Callable, Mapping
-from contextlib import closing
-from dataclasses import asdict, dataclass
+from contextlib import ExitStack, closing
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
-from brain_service.datasets.loader import Dataset, SequenceLoader, open_dataset
-from brain_service.errors import CorruptDataError, InvalidError
-from brain_service.model.config import CoreModelConfig
-from brain_service.spec import vector_size
+from brain_service.datasets.loader import open_dataset
+from brain_service.errors import CorruptDataError
 from brain_service.training.checkpointing import Checkpoints
 from brain_service.training.config import TrainConfig
-from brain_service.training.normalisation import Normaliser
-from brain_service.training.objective import Metrics, normalise_batch
-from brain_service.training.step import TrainState, init_state, make_train_step
+from brain_service.training.feed import InputClock
+from brain_service.training.held_out import Standing
+from brain_service.training.metrics import MetricsLog
+from brain_service.training.objective import Metrics
+from brain_service.training.run import Run
+from brain_service.training.sharding import make_mesh
+from brain_service.training.step import TrainState, make_train_step
 
-__all__ = ["TrainProgress", "TrainResult", "train"]
+__all__ = ["Hooks", "TrainProgress", "TrainResult", "train"]
+
+log = logging.getLogger(__name__)
 
 REPORT_EVERY_S = 0.5
-IMITATED_ROLES = ("expert", "intervention")
+PAUSE_POLL_S = 0.1
 
 
 @dataclass(frozen=True)
@@ -48,12 +53,39 @@ class TrainResult:
     final_loss: float | None
     """Loss of the last step; None where this call made no step."""
     steps_per_s: float
+    """Steps a second, without the first one (which compiles) and without pauses."""
     duration_s: float
     resumed_from: int | None
+    stopped_early: bool = False
+    """Whether the held-out loss had stopped falling before the last step."""
+    best_step: int | None = None
+    """Step of the best held-out loss; its checkpoint is kept and is the one that is loaded by default."""
+    best_loss: float | None = None
+    """That loss; None where the run never looked."""
+    input_wait_share: float = 0.0
+    """Share of the time, 0..1, in which the devices stood idle for want of a batch (errs upwards)."""
+    checkpoint_wait_s: float = 0.0
+    """Time in which the steps stood still for a checkpoint's copy, or for the one before it to be written."""
+    paused_s: float = 0.0
+    """Time in which a gate held the run."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the result as a JSON-ready mapping."""
         return asdict(self) | {"checkpoint_dir": str(self.checkpoint_dir)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hooks:
+    """What a run asks and tells between its steps."""
+
+    on_progress: Callable[[TrainProgress], None] = lambda _: None
+    """Told about twice a second, and at the last step."""
+    should_stop: Callable[[], bool] = lambda: False
+    """With true the run saves and returns; it is asked in pauses too."""
+    pause_reason: Callable[[], str] = lambda: ""
+    """Why the run must rest now (heat, power), or nothing; asked before every step."""
+    on_pause: Callable[[str], None] = lambda _: None
+    """Told the reason when a pause begins or its reason changes, and an empty one when it is over."""
 
 
 def train(
@@ -63,161 +95,213 @@ def train(
     *,
     on_progress: Callable[[TrainProgress], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
+    hooks: Hooks | None = None,
+    mesh: Mesh | None = None,
 ) -> TrainResult:
     """Train on the dataset's `train` split, going on from the newest checkpoint in `checkpoint_dir` that verifies.
 
     A run that was killed and started again ends with the very same parameters as one that was not: a batch and its
-    disturbances are functions of seed and step. With `should_stop` true the run saves and returns.
+    disturbances are functions of seed and step, and what else a step depends on is in the checkpoint. With
+    `should_stop` true the run saves and returns. `on_progress` and `should_stop` are short for the hooks of these
+    names. The mesh (default: all devices of this process) says where arrays live.
 
     Raises:
-        InvalidError: the dataset holds nothing to imitate, or the checkpoints are of another run's settings or
-            data.
+        InvalidError: the dataset holds nothing to imitate or does not fit the settings, or the checkpoints are of
+            another run's settings or data. Nothing was trained.
         NotFoundError: there is no dataset, or it has no `train` split.
-        CorruptDataError: a shard is damaged, or the loss is not finite.
-        UnavailableError: a checkpoint cannot be written.
+        CorruptDataError: a shard is damaged, a number in the data is not finite, or the loss is not.
+        UnavailableError: a checkpoint or the metrics cannot be written.
     """
-    dataset = open_dataset(dataset_dir)
-    run = _Run(dataset, Path(checkpoint_dir), config)
+    hooks = hooks or Hooks()
+    hooks = Hooks(
+        on_progress=on_progress or hooks.on_progress,
+        should_stop=should_stop or hooks.should_stop,
+        pause_reason=hooks.pause_reason,
+        on_pause=hooks.on_pause,
+    )
+    run = Run(open_dataset(dataset_dir), Path(checkpoint_dir), config, mesh or make_mesh())
     with Checkpoints(run.folder, config.keep) as checkpoints:
-        state, resumed_from = run.resume(checkpoints)
-        return run.go(checkpoints, state, resumed_from, on_progress, should_stop or (lambda: False))
+        state, standing, resumed_from = run.resume(checkpoints)
+        return _Loop(run, checkpoints, hooks, state, standing, resumed_from).go()
 
 
-class _Run:
-    """One call of `train`: the data, the model and what its checkpoints say about them."""
+@dataclass
+class _Clock:
+    """Where the time of a call went, in seconds since the first step was done: it compiles."""
 
-    def __init__(self, dataset: Dataset, folder: Path, config: TrainConfig) -> None:
-        self.folder = folder
-        self.config = config
-        self.loader = SequenceLoader(
-            dataset,
-            "train",
-            batch_size=config.batch_size,
-            sequence_length=config.sequence_length,
-            seed=config.seed,
-            roles=IMITATED_ROLES,
-        )
-        _require_examples(dataset)
-        self.normaliser = Normaliser.from_statistics(dataset.statistics)
-        self.model: CoreModelConfig = config.model_config(
-            vector_size(dataset.spec.observation), vector_size(dataset.spec.action)
-        )
-        self.meta = {
-            "model": self.model.to_dict(),
-            "train": config.to_dict(),
-            "normalisation": self.normaliser.to_dict(),
-            "spec": dataset.spec.to_json(),
-            "control_period_s": dataset.control_period_s,
-            "dataset": {
-                "name": dataset.manifest.name,
-                "version": dataset.manifest.version,
-                "source_digest": dataset.manifest.source_digest,
-            },
-        }
+    begun_s: float = field(default_factory=time.monotonic)
+    steps: int = 0
+    paused_s: float = 0.0
+    checkpoint_s: float = 0.0
+    input: InputClock = field(default_factory=InputClock)
 
-    def resume(self, checkpoints: Checkpoints) -> tuple[TrainState, int | None]:
-        """Return the state to go on from, and its step; damaged checkpoints are deleted on the way."""
-        usable = [step for step in reversed(checkpoints.steps()) if self._usable(checkpoints, step)]
-        fresh = init_state(self.model, self.config)
-        for step in usable:
-            try:
-                params = checkpoints.restore(step, "params", fresh.params)
-                opt_state = checkpoints.restore(step, "opt_state", fresh.opt_state)
-            except CorruptDataError:
-                checkpoints.discard(step)
-                continue
-            # Restored arrays are pinned to their device, which compiles to another program than a fresh run's:
-            # copied, they give the very same program, and so the same bits.
-            restored = TrainState(jnp.asarray(step, jnp.int32), params, opt_state)
-            return jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf)), restored), step
-        return fresh, None
+    def stepped(self, metrics: Metrics) -> None:
+        """Count a step; the first one starts the clock."""
+        self.steps += 1
+        if self.steps == 1:
+            jax.block_until_ready(metrics)
+            self.begun_s, self.paused_s, self.checkpoint_s = time.monotonic(), 0.0, 0.0
+            self.input.waited_s = 0.0
 
-    def _usable(self, checkpoints: Checkpoints, step: int) -> bool:
-        try:
-            checkpoints.verify(step)
-            self._require_same_run(checkpoints.meta(step), step)
-        except CorruptDataError:
-            checkpoints.discard(step)
-            return False
-        return True
+    @property
+    def worked_s(self) -> float:
+        return max(time.monotonic() - self.begun_s - self.paused_s, 1e-9)
 
-    def _require_same_run(self, meta: Mapping[str, Any], step: int) -> None:
-        for part in ("model", "normalisation", "spec", "dataset"):
-            if meta.get(part) != self.meta[part]:
-                raise InvalidError(
-                    f"checkpoint {self.folder / str(step)} was made with another {part}; "
-                    "give this run a checkpoint directory of its own",
-                    field=part,
-                )
-        free = {"keep", "checkpoint_every"}  # they do not change what is learned
-        ours, theirs = cast(dict[str, Any], self.meta["train"]), meta["train"]
-        for name in sorted(ours.keys() - free):
-            if ours[name] != theirs.get(name):
-                raise InvalidError(
-                    f"checkpoint {self.folder / str(step)} was made with {name} {theirs.get(name)!r}, "
-                    f"not {ours[name]!r}; give this run a checkpoint directory of its own",
-                    field=name,
-                )
+    @property
+    def steps_per_s(self) -> float:
+        return max(self.steps - 1, 0) / self.worked_s
 
-    def go(
+    @property
+    def input_wait_share(self) -> float:
+        return min(self.input.waited_s / self.worked_s, 1.0) if self.steps > 1 else 0.0
+
+
+class _Loop:
+    """One call of `train` once its state is there."""
+
+    def __init__(
         self,
+        run: Run,
         checkpoints: Checkpoints,
+        hooks: Hooks,
         state: TrainState,
+        standing: Standing,
         resumed_from: int | None,
-        on_progress: Callable[[TrainProgress], None] | None,
-        should_stop: Callable[[], bool],
-    ) -> TrainResult:
-        """Run the remaining steps; returns with a checkpoint at the last step made."""
-        config, first = self.config, int(state.step)
-        train_step = make_train_step(self.model, config)
-        begun_s = reported_s = time.monotonic()
-        step, metrics = first, None
-        with closing(self.loader.batches(first)) as batches:
-            while step < config.steps and not should_stop():
-                state, metrics = train_step(state, normalise_batch(next(batches), self.normaliser))
-                step += 1
-                now_s = time.monotonic()
-                if on_progress and (now_s - reported_s >= REPORT_EVERY_S or step == config.steps):
-                    reported_s = now_s
-                    on_progress(_progress(step, config.steps, (step - first) / (now_s - begun_s), metrics))
-                if step % config.checkpoint_every == 0 and step < config.steps:
-                    _finite(metrics, step)
-                    checkpoints.save(state, self.meta)
-        loss = None if metrics is None else _finite(metrics, step)
-        duration_s = time.monotonic() - begun_s
-        if step not in checkpoints.steps():
-            checkpoints.save(state, self.meta)
+    ) -> None:
+        self.run = run
+        self.config = run.config
+        self.checkpoints = checkpoints
+        self.hooks = hooks
+        self.state = state
+        self.standing = standing
+        self.resumed_from = resumed_from
+        self.step = resumed_from or 0
+        self.saved = resumed_from
+        self.metrics: Metrics | None = None
+        self.clock = _Clock()
+        self._reported_s = time.monotonic()
+
+    def go(self) -> TrainResult:
+        """Run the remaining steps; returns with a sealed checkpoint at the last step made."""
+        begun_s = time.monotonic()
+        if self._remaining():
+            self._steps()
+        loss = None if self.metrics is None else self._finite()["loss"]
+        self._save()
+        self.checkpoints.wait()
         return TrainResult(
-            checkpoint_dir=self.folder,
-            step=step,
-            completed=step >= config.steps,
+            checkpoint_dir=self.run.folder,
+            step=self.step,
+            completed=not self._remaining(),
             final_loss=loss,
-            steps_per_s=(step - first) / duration_s if duration_s > 0 else 0.0,
-            duration_s=duration_s,
-            resumed_from=resumed_from,
+            steps_per_s=self.clock.steps_per_s,
+            duration_s=time.monotonic() - begun_s,
+            resumed_from=self.resumed_from,
+            stopped_early=self._stale() and self.step < self.config.steps,
+            best_step=self.standing.best_step,
+            best_loss=self.standing.best_loss,
+            input_wait_share=self.clock.input_wait_share,
+            checkpoint_wait_s=self.clock.checkpoint_s,
+            paused_s=self.clock.paused_s,
         )
 
+    def _stale(self) -> bool:
+        return 0 < self.config.patience <= self.standing.stale
 
-def _require_examples(dataset: Dataset) -> None:
-    steps = sum(entry.roles.get(role, 0) for entry in dataset.entries("train") for role in IMITATED_ROLES)
-    if steps == 0:
-        raise InvalidError(
-            f"{dataset.location} has no step of a control role {' or '.join(IMITATED_ROLES)} to learn from; "
-            "record demonstrations first",
-            field="control_role",
+    def _remaining(self) -> bool:
+        return self.step < self.config.steps and not self._stale()
+
+    def _steps(self) -> None:
+        train_step = make_train_step(self.run.model, self.config, self.run.mesh)
+        with ExitStack() as stack:
+            curves = stack.enter_context(MetricsLog(self.run.folder, self.step))
+            batches = stack.enter_context(closing(self.run.feed.batches(self.step)))
+            while self._remaining() and not self.hooks.should_stop():
+                if self._rest():
+                    continue
+                sequences = self.clock.input.take(batches, self._busy)
+                if self.metrics is not None:
+                    # At most one step is on its way: a stop takes effect at once, and no queue builds up.
+                    jax.block_until_ready(self.metrics)
+                self.state, self.metrics = train_step(self.state, sequences)
+                self.step += 1
+                self.clock.stepped(self.metrics)
+                self._between(curves)
+
+    def _busy(self) -> bool:
+        loss: Any = None if self.metrics is None else self.metrics["loss"]
+        return loss is not None and not loss.is_ready()
+
+    def _between(self, curves: MetricsLog) -> None:
+        """Do what is due after a step: report, look at the held-out loss, log, save."""
+        config, last = self.config, self.step == self.config.steps
+        extra: dict[str, float] = {}
+        if time.monotonic() - self._reported_s >= REPORT_EVERY_S or last:
+            self._report()
+        better = False
+        if config.evaluate_every and (self.step % config.evaluate_every == 0 or last):
+            extra["held_out_loss"] = self.run.held_out_loss(self.state.params)
+            self.standing = self.standing.after(self.step, extra["held_out_loss"])
+            better = self.standing.best_step == self.step
+        if self.step % config.log_every == 0 or last or extra:
+            curves.write(self.step, self._finite() | extra | self._pace())
+        if better or self.step % config.checkpoint_every == 0:
+            self._save()
+
+    def _pace(self) -> dict[str, float]:
+        return {"steps_per_s": self.clock.steps_per_s, "input_wait_share": self.clock.input_wait_share}
+
+    def _report(self) -> None:
+        self._reported_s = time.monotonic()
+        values = self._finite()
+        progress = TrainProgress(
+            self.step, self.config.steps, values["loss"], self.clock.steps_per_s, values | self._pace()
         )
+        self.hooks.on_progress(progress)
 
+    def _finite(self) -> dict[str, float]:
+        """Return the last step's metrics as numbers.
 
-def _progress(step: int, steps: int, steps_per_s: float, metrics: Metrics) -> TrainProgress:
-    values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-    return TrainProgress(step, steps, values["loss"], steps_per_s, values)
+        Raises:
+            CorruptDataError: the loss or its gradient is not finite. Checked before every save: a run that
+                diverged must not overwrite its last good checkpoint.
+        """
+        assert self.metrics is not None
+        values = {name: float(value) for name, value in jax.device_get(self.metrics).items()}
+        for name in ("loss", "gradient_norm"):
+            if not np.isfinite(values[name]):
+                raise CorruptDataError(
+                    f"the {name.replace('_', ' ')} is {values[name]} at step {self.step}; lower learning_rate "
+                    "(the last good checkpoint is kept)"
+                )
+        return values
 
+    def _save(self) -> None:
+        if self.saved == self.step:
+            return
+        if self.metrics is not None:
+            self._finite()
+        begun_s = time.monotonic()
+        self.checkpoints.save(self.state, self.run.meta(self.standing), best=self.standing.best_step)
+        self.clock.checkpoint_s += time.monotonic() - begun_s
+        self.saved = self.step
 
-def _finite(metrics: Metrics, step: int) -> float:
-    # Checked before every save: a run that diverged must not overwrite its last good checkpoint.
-    loss = float(metrics["loss"])
-    if not np.isfinite(loss):
-        raise CorruptDataError(
-            f"the loss is {loss} at step {step}; lower learning_rate (the last good checkpoint is kept)"
-        )
-    return loss
+    def _rest(self) -> bool:
+        """Wait while a gate holds the run; true if it did. What was learned is saved first: power may go."""
+        reason = told = self.hooks.pause_reason()
+        if not reason:
+            return False
+        begun_s = time.monotonic()
+        log.warning("training pauses", extra={"step": self.step, "reason": reason})
+        self._save()
+        self.checkpoints.wait()
+        self.hooks.on_pause(reason)
+        while reason and not self.hooks.should_stop():
+            time.sleep(PAUSE_POLL_S)
+            reason = self.hooks.pause_reason()
+            if reason and reason != told:
+                self.hooks.on_pause(reason)
+                told = reason
+        self.hooks.on_pause("")
+        self.clock.paused_s += time.monotonic() - begun_s
+        return True

@@ -7,16 +7,21 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import Array
+from jax.sharding import Mesh
 from jaxtyping import Float32, Int32, Key
 
 from brain_service.model.config import CoreModelConfig
-from brain_service.model.core import Params, init_params, unroll
+from brain_service.model.core import Params, init_params
 from brain_service.model.signals import StepInputs
-from brain_service.model.state import init_carry
+from brain_service.model.state import Carry, init_carry
 from brain_service.training.config import TrainConfig
 from brain_service.training.objective import Metrics, Sequences, losses
+from brain_service.training.remat import unroll_in_pieces
+from brain_service.training.sharding import batch_sharding, make_mesh, parameter_sharding, replicated
 
-__all__ = ["TrainState", "init_state", "make_optimiser", "make_train_step"]
+__all__ = ["TrainState", "abstract_state", "init_state", "make_optimiser", "make_train_step", "state_sharding"]
+
+DECAYED = "kernel"  # a layer's matrix; the memory's keys and sharpness are matrices too, of another meaning
 
 
 class TrainState(NamedTuple):
@@ -25,64 +30,115 @@ class TrainState(NamedTuple):
     step: Int32[Array, ""]
     params: Params
     opt_state: Any
+    carry: Any = ()
+    """The model's state after each row of the batch before (a `Carry`), in mode `streams`; else nothing."""
+
+
+def make_schedule(config: TrainConfig) -> optax.Schedule:
+    """Return the learning rate by step: a linear warm-up, then a cosine decay to a hundredth."""
+    warmup = min(config.warmup_steps, max(config.steps - 1, 1))
+    return optax.warmup_cosine_decay_schedule(
+        0.0, config.learning_rate, warmup, max(config.steps, warmup + 1), config.learning_rate * 0.01
+    )
 
 
 def make_optimiser(config: TrainConfig) -> optax.GradientTransformation:
-    """Return AdamW under a clipped global norm, with a linear warm-up and a cosine decay to a hundredth.
+    """Return AdamW under a clipped global norm, on the schedule of `make_schedule`.
 
-    Weight decay leaves vectors alone (biases, rates, time constants).
+    Weight decay leaves alone what is no layer's matrix: biases, rates, the memory's initial keys and sharpness.
     """
-    warmup = min(config.warmup_steps, max(config.steps - 1, 1))
-    schedule = optax.warmup_cosine_decay_schedule(
-        0.0, config.learning_rate, warmup, max(config.steps, warmup + 1), config.learning_rate * 0.01
-    )
     return optax.chain(
         optax.clip_by_global_norm(config.clip_norm),
-        optax.adamw(schedule, weight_decay=config.weight_decay, mask=_decayed),
+        optax.adamw(make_schedule(config), weight_decay=config.weight_decay, mask=decay_mask),
     )
 
 
-def _decayed(params: Params) -> Any:
-    return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
+def decay_mask(params: Params) -> Any:
+    """Return for each parameter whether it decays, in the structure of `params`."""
+
+    def decays(path: tuple[Any, ...], _leaf: object) -> bool:
+        return str(getattr(path[-1], "key", "")) == DECAYED
+
+    return jax.tree_util.tree_map_with_path(decays, params)
 
 
-def init_state(model: CoreModelConfig, config: TrainConfig) -> TrainState:
-    """Return the state before the first step; the seed decides the parameters."""
-    optimiser = make_optimiser(config)
+def _fresh_state(model: CoreModelConfig, config: TrainConfig, rng: Key[Array, ""]) -> TrainState:
+    params = init_params(model, rng)
+    carry = init_carry(model, config.batch_size) if config.mode == "streams" else ()
+    return TrainState(jnp.zeros((), jnp.int32), params, make_optimiser(config).init(params), carry)
 
-    def build(rng: Key[Array, ""]) -> TrainState:
-        params = init_params(model, rng)
-        return TrainState(jnp.zeros((), jnp.int32), params, optimiser.init(params))
 
-    state: TrainState = jax.jit(build)(jax.random.key(config.seed))
+def abstract_state(model: CoreModelConfig, config: TrainConfig) -> TrainState:
+    """Return the shapes and dtypes of the state, without computing anything."""
+    state: TrainState = jax.eval_shape(lambda: _fresh_state(model, config, jax.random.key(0)))
+    return state
+
+
+def state_sharding(state: TrainState, mesh: Mesh) -> Any:
+    """Return the annotation of each leaf of a state (arrays, or their shapes), in its structure."""
+    parts: list[Any] = [
+        replicated(mesh),
+        parameter_sharding(mesh, state.params),
+        parameter_sharding(mesh, state.opt_state),
+        jax.tree.map(lambda _: batch_sharding(mesh), state.carry),
+    ]
+    return TrainState(*parts)
+
+
+def init_state(model: CoreModelConfig, config: TrainConfig, mesh: Mesh | None = None) -> TrainState:
+    """Return the state before the first step, spread over the mesh (default: one device).
+
+    The seed decides the parameters, whatever the mesh.
+    """
+    mesh = mesh or make_mesh(devices=jax.devices()[:1])
+    build = jax.jit(
+        lambda rng: _fresh_state(model, config, rng),
+        out_shardings=state_sharding(abstract_state(model, config), mesh),
+    )
+    state: TrainState = build(jax.random.key(config.seed))
     return state
 
 
 def make_train_step(
-    model: CoreModelConfig, config: TrainConfig
+    model: CoreModelConfig, config: TrainConfig, mesh: Mesh | None = None
 ) -> Callable[[TrainState, Sequences], tuple[TrainState, Metrics]]:
-    """Return the compiled step; it takes over the state's buffers (do not use the old state again).
+    """Return the compiled step for a mesh (default: one device); it takes over the state's buffers.
 
-    Its randomness is a function of the seed and the step, so a resumed run goes on as if it had never stopped.
+    Do not use the old state again. Its randomness is a function of the seed and the step, so a resumed run goes
+    on as if it had never stopped. The metrics are the loss's parts, `gradient_norm` before it was clipped, and
+    `learning_rate`.
     """
-    optimiser = make_optimiser(config)
-    base = jax.random.key(config.seed + 1)
+    mesh = mesh or make_mesh(devices=jax.devices()[:1])
+    optimiser, schedule = make_optimiser(config), make_schedule(config)
 
-    def objective(params: Params, sequences: Sequences, rng: Key[Array, ""]) -> tuple[Float32[Array, ""], Metrics]:
+    def objective(
+        params: Params, carry: Any, sequences: Sequences, rng: Key[Array, ""]
+    ) -> tuple[Float32[Array, ""], tuple[Carry, Metrics]]:
         inputs = disturb(sequences.inputs, config, rng)
-        carry = init_carry(model, inputs.is_first.shape[0])
-        _, outputs = unroll(params, model, carry, inputs)
+        begin = carry or init_carry(model, inputs.is_first.shape[0])
+        end, outputs = unroll_in_pieces(params, model, begin, inputs, config.remat_steps)
         metrics = losses(outputs, sequences)
-        return metrics["loss"], metrics
+        return metrics["loss"], (end, metrics)
 
     def train_step(state: TrainState, sequences: Sequences) -> tuple[TrainState, Metrics]:
-        rng = jax.random.fold_in(base, state.step)
-        gradient, metrics = jax.grad(objective, has_aux=True)(state.params, sequences, rng)
+        rng = jax.random.fold_in(jax.random.key(config.seed + 1), state.step)
+        slope = jax.grad(objective, has_aux=True)
+        gradient, (carry, metrics) = slope(state.params, state.carry, sequences, rng)
         updates, opt_state = optimiser.update(gradient, state.opt_state, state.params)
-        metrics = metrics | {"gradient_norm": optax.tree.norm(gradient)}
-        return TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt_state), metrics
+        metrics = metrics | {
+            "gradient_norm": optax.tree.norm(gradient),
+            "learning_rate": jnp.asarray(schedule(state.step), jnp.float32),
+        }
+        params = optax.apply_updates(state.params, updates)
+        return TrainState(state.step + 1, params, opt_state, carry if state.carry else ()), metrics
 
-    return jax.jit(train_step, donate_argnums=0)
+    where = state_sharding(abstract_state(model, config), mesh)
+    return jax.jit(
+        train_step,
+        donate_argnums=0,
+        in_shardings=(where, batch_sharding(mesh)),
+        out_shardings=(where, replicated(mesh)),
+    )
 
 
 def disturb(inputs: StepInputs, config: TrainConfig, rng: Key[Array, ""]) -> StepInputs:

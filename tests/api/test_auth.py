@@ -29,6 +29,7 @@ NEEDED = [
     ("POST", "/sessions/x/reset", "control"),
     ("DELETE", "/sessions/x", "control"),
     ("POST", "/pipeline", "operate"),
+    ("POST", "/sanity-check", "operate"),
     ("DELETE", "/jobs/x", "operate"),
     ("POST", "/models/x/activate", "operate"),
     ("POST", "//infer", "control"),

@@ -76,6 +76,7 @@ BAD_BODIES: list[tuple[str, dict[str, Any], str]] = [
     ("train", {"learning_rate": "fast"}, "learning_rate"),
     ("train", {"dataset": "../../etc"}, "dataset"),
     ("convert", {"profile": "none"}, "profile"),
+    ("sanity-check", {"max_steps": 1}, "max_steps"),
     ("export", {"checkpoint": "/etc/passwd"}, "checkpoint"),
 ]
 
@@ -87,6 +88,14 @@ def test_a_wrong_body_is_refused_before_any_job(
     before = http.get("/jobs").json()["jobs"][0]["job_id"]
     assert assert_problem(http.post(f"/{kind}", json=body), 422)["field"] == field
     assert http.get("/jobs").json()["jobs"][0]["job_id"] == before
+
+
+def test_a_sanity_check_says_what_does_not_fit_with_its_report(taught: Daemon, http: httpx.Client) -> None:
+    location = http.post("/sanity-check", json={"dataset": "episodes", "obs_dim": 4099}).headers["location"]
+    job = wait_for_job(taught.url + location)
+    assert job["state"] == "failed"
+    assert "--obs-dim is 4099, the dataset has" in job["error"]["detail"]
+    assert job["error"]["report"]["passed"] is False
 
 
 def test_what_is_no_object_is_refused(http: httpx.Client) -> None:

@@ -22,7 +22,6 @@ from brain_service.jobs.job import Job
 from brain_service.jobs.stages import canary
 from brain_service.jobs.table import JobTable
 from brain_service.settings import Settings
-from brain_service.training.config import TrainConfig
 from tests.jobs.recordings import write_episodes
 from tests.jobs.running import running_runner, wait_ended, wait_until, worker_pid
 
@@ -164,31 +163,55 @@ def test_an_unknown_run_fails_with_the_runs_that_are(learned: Learned) -> None:
     assert learned.job.job_id in job.error["detail"]
 
 
-def test_a_training_goes_on_after_kills_of_its_worker_and_of_the_runner(learned: Learned) -> None:
+def test_a_pipeline_goes_on_where_it_stood_after_kills_of_its_worker_and_of_the_runner(learned: Learned) -> None:
     table, data_dir = learned.table, learned.data_dir
-    steps = TrainConfig().checkpoint_every * 3 // 2
-    job_id = table.create("train", {**SMALL, "steps": steps}).job_id
+    steps = 400
+    job_id = table.create("pipeline", {**SMALL, "steps": steps, "checkpoint_every": 20}).job_id
     checkpoints = data_dir / "checkpoints" / job_id
 
-    def has_checkpoint() -> bool:
+    def sealed() -> int:
         # Its hashes are written last: a step without them counts for nothing.
-        return any(checkpoints.glob("*/sha256.json"))
+        return max((int(path.parent.name) for path in checkpoints.glob("*/sha256.json")), default=0)
 
-    with running_runner(data_dir) as runner:
-        worker = worker_pid(table)
-        wait_until(has_checkpoint, "a first checkpoint")
-        os.kill(worker, signal.SIGKILL)
-        worker_pid(table, attempt=2)
-        runner.kill()
-    with running_runner(data_dir):
-        job = wait_ended(table, job_id)
+    def stage() -> str:
+        return next((report.name for report in table.get(job_id).stages if report.status == "running"), "")
+
+    with answering_daemon(table) as activated:
+        with running_runner(data_dir) as runner:
+            worker = worker_pid(table)
+            wait_until(lambda: sealed() > 0, "a first checkpoint")
+            os.kill(worker, signal.SIGKILL)
+            reached = sealed()
+            worker_pid(table, attempt=2)
+            wait_until(lambda: sealed() > reached, "the second worker to get further")
+            wait_until(lambda: stage() in ("evaluate", "export", "canary"), "the training to be over")
+            runner.kill()
+        with running_runner(data_dir):
+            job = wait_ended(table, job_id)
     assert (job.state, job.attempt) == ("succeeded", 3), job.error
+    assert {report.status for report in job.stages} == {"done"}
     assert job.result["train"]["steps"] == steps
-    assert job.result["train"]["resumed_from"] > 0
+    assert job.result["train"]["resumed_from"] >= reached > 0
+    assert activated == [job.result["model_id"]]
     events = [event.data for event in read_events(JobFolder(data_dir / "jobs", job_id).events)]
     begun = [event["name"] for event in events if event["kind"] == "stage" and event["status"] == "running"]
-    assert begun.count("convert") == 1
-    assert begun.count("train") >= 2
+    # What was done before a kill is passed over; what was killed begins again, the training at its checkpoint.
+    assert [begun.count(name) for name in ("health", "inventory", "convert", "train")] == [1, 1, 1, 2]
+    assert sum(begun.count(name) for name in ("evaluate", "export", "canary")) == 4
+    resumed = [event["step"] for event in events if event["kind"] == "metrics" and "step" in event]
+    assert resumed[-1] == steps
+
+
+def test_a_sanity_check_is_a_job_with_its_report(learned: Learned) -> None:
+    asked = {"dataset": "episodes", "max_steps": 5, "sequence_length": 16}
+    good, bad = (learned.table.create("sanity-check", asked | more).job_id for more in ({}, {"obs_dim": 7}))
+    with running_runner(learned.data_dir):
+        passed, failed = wait_ended(learned.table, good), wait_ended(learned.table, bad)
+    assert passed.state == "succeeded", passed.error
+    assert passed.result["sanity_check"]["passed"] is True
+    assert failed.state == "failed"
+    assert failed.error is not None and "--obs-dim is 7, the dataset has 2" in failed.error["detail"]
+    assert failed.error["report"]["passed"] is False
 
 
 def test_a_training_is_cancelled_in_the_middle(tmp_path: Path) -> None:

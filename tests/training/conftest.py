@@ -1,3 +1,4 @@
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,9 +11,13 @@ from tests.training.tasks import make_dataset, tiny
 
 @pytest.fixture(scope="session", autouse=True)
 def compiled_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Every run compiles its step anew; a cache on disk for this session makes that a matter of milliseconds."""
+    """Every run compiles its step anew; a cache on disk for this session makes that a matter of milliseconds.
+
+    JAX's own variable keeps it for the next session too.
+    """
     wanted = {
-        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
+        "jax_compilation_cache_dir": os.environ.get("JAX_COMPILATION_CACHE_DIR")
+        or str(tmp_path_factory.mktemp("compiled")),
         "jax_persistent_cache_min_compile_time_secs": 0.0,
     }
     before = {name: jax.config.values[name] for name in wanted}

@@ -3,9 +3,11 @@
 import json
 from pathlib import Path
 
+import jax
 import numpy as np
 
 from brain_service.datasets.convert import convert_directory_to_tfrecord
+from brain_service.training.checkpointing import load_checkpoint
 from brain_service.training.config import TrainConfig
 
 TINY = {
@@ -68,3 +70,9 @@ def make_dataset(folder: Path, **how: object) -> Path:
     """Record and convert; return the dataset version's folder."""
     recorded = record_episodes(folder / "episodes", **how)  # type: ignore[arg-type]
     return convert_directory_to_tfrecord(recorded, folder / "datasets", val_fraction=0.25).dataset_dir
+
+
+def same_parameters(left: Path, right: Path, step: int | None = None) -> bool:
+    """Whether two runs' checkpoints hold the same parameters, bit by bit."""
+    pair = [jax.tree.leaves(load_checkpoint(folder, step).params) for folder in (left, right)]
+    return all(np.array_equal(a, b) for a, b in zip(*pair, strict=True))

@@ -1,5 +1,6 @@
 import resource
 import shutil
+import threading
 from pathlib import Path
 
 import jax
@@ -8,11 +9,14 @@ import numpy as np
 import pytest
 
 from brain_service.datasets.loader import open_dataset
-from brain_service.errors import CorruptDataError, NotFoundError, UnavailableError
+from brain_service.errors import CorruptDataError, InvalidError, NotFoundError, UnavailableError
 from brain_service.training.checkpointing import Checkpoints, load_checkpoint
+from brain_service.training.held_out import Standing
 from brain_service.training.loop import TrainResult, train
-from brain_service.training.step import init_state
-from tests.training.tasks import tiny
+from brain_service.training.run import Run
+from brain_service.training.sharding import make_mesh
+from brain_service.training.step import init_state, make_train_step
+from tests.training.tasks import TINY, tiny
 
 
 @pytest.fixture
@@ -100,6 +104,7 @@ def test_a_full_medium_is_said_with_the_next_step_and_what_was_there_stays(copie
         try:
             with pytest.raises(UnavailableError, match="make room"):
                 checkpoints.save(state, {})
+                checkpoints.wait()
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
     assert load_checkpoint(copied).step == 6
@@ -109,3 +114,53 @@ def test_a_file_in_place_of_the_directory_is_said(tmp_path: Path) -> None:
     (tmp_path / "run").write_text("not a folder")
     with pytest.raises(UnavailableError, match="choose another"):
         Checkpoints(tmp_path / "run", keep=1)
+
+
+class SlowMedium(Checkpoints):
+    """Checkpoints on a medium that takes as long as the test likes."""
+
+    def __init__(self, folder: Path, keep: int) -> None:
+        super().__init__(folder, keep)
+        self.written = threading.Event()
+
+    def _seal(self, step: int) -> None:
+        assert self.written.wait(60)
+        super()._seal(step)
+
+
+def test_steps_do_not_wait_for_the_medium_and_what_was_saved_is_of_its_step(copied: Path, dataset: Path) -> None:
+    config = tiny()
+    opened = open_dataset(dataset)
+    run = Run(opened, copied, config, make_mesh())
+    train_step = make_train_step(run.model, config, run.mesh)
+    state = init_state(run.model, config, run.mesh)
+    before = jax.tree.map(np.array, state.params)
+    medium = SlowMedium(copied, keep=1)
+    with medium as checkpoints:
+        checkpoints.save(state._replace(step=jnp.asarray(8, jnp.int32)), run.meta(Standing()))
+        # The next steps write over the buffers that are being saved, and end, while the medium is still busy.
+        for number in range(2):
+            state, metrics = train_step(state, run.feed.batch(number))
+        jax.block_until_ready(metrics)
+        assert checkpoints.steps() == [4, 6], "it counts before it was sealed, or old ones went before"
+        medium.written.set()
+        checkpoints.wait()
+        assert checkpoints.steps() == [8]
+    saved = load_checkpoint(copied, 8).params
+    assert all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(saved), jax.tree.leaves(before), strict=True))
+
+
+def test_what_a_kill_left_unfinished_is_cleared_by_the_next_run(copied: Path) -> None:
+    shutil.copytree(copied / "6", copied / "8.orbax-checkpoint-tmp-1")
+    shutil.copytree(copied / "6", copied / "10")
+    (copied / "10" / "sha256.json").unlink()
+    with Checkpoints(copied, keep=2):
+        assert sorted(path.name for path in copied.iterdir()) == ["4", "6", "logs"]
+
+
+def test_a_checkpoint_that_another_version_wrote_is_refused_and_kept(copied: Path, dataset: Path) -> None:
+    with Checkpoints(copied) as checkpoints:
+        config = tiny(model=TINY | {"d_h": 24})
+        with pytest.raises(InvalidError, match="another version"):
+            Run(open_dataset(dataset), copied, config, make_mesh())._restore(checkpoints, 6)
+    assert load_checkpoint(copied).step == 6

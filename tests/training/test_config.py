@@ -21,6 +21,11 @@ def test_settings_survive_json() -> None:
         ("steps", -1),
         ("batch_size", 0),
         ("sequence_length", -4),
+        ("sequence_length", None),
+        ("mode", "shuffled"),
+        ("remat_steps", -1),
+        ("log_every", 0),
+        ("evaluate_every", -1),
         ("learning_rate", 0.0),
         ("learning_rate", float("nan")),
         ("clip_norm", 0.0),
@@ -51,3 +56,13 @@ def test_an_unknown_preset_or_setting_names_the_known_ones() -> None:
 def test_the_model_is_the_preset_with_the_robots_sizes_and_the_overrides(preset: str) -> None:
     made = TrainConfig(preset=preset, model={"action_horizon": 3}).model_config(39, 4)
     assert made == PRESETS[preset](obs_dim=39, action_dim=4, action_horizon=3)
+
+
+def test_patience_needs_looks_at_the_held_out_loss() -> None:
+    with pytest.raises(InvalidError, match="evaluate_every") as caught:
+        TrainConfig(patience=3)
+    assert caught.value.field == "evaluate_every"
+
+
+def test_whole_episodes_may_be_of_any_length() -> None:
+    assert TrainConfig(mode="episodes", sequence_length=None).sequence_length is None

@@ -1,9 +1,6 @@
 import itertools
-import os
-import signal
-import subprocess
-import sys
-import time
+import json
+import shutil
 from pathlib import Path
 
 import jax
@@ -11,14 +8,11 @@ import numpy as np
 import pytest
 
 from brain_service.errors import InvalidError, NotFoundError
+from brain_service.training import loop
 from brain_service.training.checkpointing import Checkpoints, load_checkpoint
 from brain_service.training.loop import TrainProgress, TrainResult, train
-from tests.training.tasks import make_dataset, tiny
-
-
-def same_parameters(left: Path, right: Path) -> bool:
-    pair = [jax.tree.leaves(load_checkpoint(folder).params) for folder in (left, right)]
-    return all(np.array_equal(a, b) for a, b in zip(*pair, strict=True))
+from brain_service.training.sharding import make_mesh, require_divisible
+from tests.training.tasks import make_dataset, same_parameters, tiny
 
 
 def test_a_run_ends_with_a_checkpoint_at_its_last_step(finished: TrainResult) -> None:
@@ -45,34 +39,6 @@ def test_a_stopped_run_resumes_to_the_same_bits(finished: TrainResult, dataset: 
 def test_a_finished_run_has_nothing_left_to_do(finished: TrainResult, dataset: Path) -> None:
     again = train(dataset, finished.checkpoint_dir, tiny())
     assert (again.resumed_from, again.step, again.final_loss) == (6, 6, None)
-
-
-def test_a_killed_run_resumes_to_the_same_bits(finished: TrainResult, dataset: Path, tmp_path: Path) -> None:
-    script = (
-        "import sys; from brain_service.training.loop import train; from tests.training.tasks import tiny\n"
-        "train(sys.argv[1], sys.argv[2], tiny(checkpoint_every=1))"
-    )
-    killed = tmp_path / "killed"
-    command = [sys.executable, "-c", script, str(dataset), str(killed)]
-    cache = os.environ | {
-        "JAX_COMPILATION_CACHE_DIR": str(jax.config.values["jax_compilation_cache_dir"]),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    }
-    with subprocess.Popen(command, cwd=Path(__file__).parents[2], env=cache) as process:
-        deadline_s = time.monotonic() + 120
-        while process.poll() is None and time.monotonic() < deadline_s:
-            if any(child.name.isdigit() and int(child.name) >= 2 for child in _children(killed)):
-                os.kill(process.pid, signal.SIGKILL)
-                break
-            time.sleep(0.002)
-    assert process.returncode == -signal.SIGKILL, "it was over before it could be killed"
-    resumed = train(dataset, killed, tiny(checkpoint_every=1))
-    assert resumed.resumed_from is not None and 0 < resumed.resumed_from < 6
-    assert same_parameters(resumed.checkpoint_dir, finished.checkpoint_dir)
-
-
-def _children(folder: Path) -> list[Path]:
-    return list(folder.iterdir()) if folder.is_dir() else []
 
 
 def test_only_the_newest_checkpoints_stay(finished: TrainResult) -> None:
@@ -121,3 +87,63 @@ def test_no_dataset_is_said_before_anything_is_made(tmp_path: Path) -> None:
 def test_a_dataset_smaller_than_a_batch_is_repeated(tmp_path: Path) -> None:
     small = make_dataset(tmp_path, count=2, length=3)
     assert train(small, tmp_path / "run", tiny()).completed
+
+
+def test_more_streams_than_episodes_are_refused_before_anything_is_made(dataset: Path, tmp_path: Path) -> None:
+    with pytest.raises(InvalidError, match="as many episodes") as caught:
+        train(dataset, tmp_path / "run", tiny(mode="streams", batch_size=7))
+    assert caught.value.field == "batch_size"
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_split_without_episodes_is_said(dataset: Path, tmp_path: Path) -> None:
+    emptied = Path(shutil.copytree(dataset, tmp_path / "1.0.0"))
+    manifest = json.loads((emptied / "manifest.json").read_text())
+    manifest["splits"]["train"] = []
+    manifest["shards"] = [shard for shard in manifest["shards"] if shard["split"] != "train"]
+    (emptied / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(InvalidError, match="record more episodes") as caught:
+        train(emptied, tmp_path / "run", tiny())
+    assert caught.value.field == "split"
+    assert not (tmp_path / "run").exists()
+
+
+def test_rows_that_devices_cannot_share_are_refused_with_sizes_that_would_do() -> None:
+    mesh = make_mesh(devices=jax.devices() * 4)  # a stand-in for four: only its size is looked at
+    with pytest.raises(InvalidError, match="use 4 or 8") as caught:
+        require_divisible(6, mesh)
+    assert caught.value.field == "batch_size"
+    with pytest.raises(InvalidError, match="fsdp 3 does not divide 4 devices"):
+        make_mesh(3, jax.devices() * 4)
+
+
+def test_a_checkpoint_of_another_robot_is_refused_by_its_spec(finished: TrainResult, tmp_path: Path) -> None:
+    other = make_dataset(tmp_path, observation="pose")
+    with pytest.raises(InvalidError, match="made with another spec") as caught:
+        train(other, finished.checkpoint_dir, tiny())
+    assert caught.value.field == "spec"
+
+
+def test_a_gate_holds_the_run_between_steps_and_the_bits_stay_the_same(
+    finished: TrainResult, dataset: Path, tmp_path: Path
+) -> None:
+    asked = itertools.count()
+    told: list[str] = []
+
+    def reason() -> str:
+        number = next(asked)
+        return "81 C" if 3 <= number < 6 else ""
+
+    rested = train(dataset, tmp_path / "run", tiny(), hooks=loop.Hooks(pause_reason=reason, on_pause=told.append))
+    assert told == ["81 C", ""]
+    assert rested.completed
+    assert rested.paused_s >= 2 * loop.PAUSE_POLL_S
+    assert same_parameters(finished.checkpoint_dir, rested.checkpoint_dir)
+
+
+def test_a_run_that_rests_can_be_stopped(dataset: Path, tmp_path: Path) -> None:
+    told: list[str] = []
+    hooks = loop.Hooks(pause_reason=lambda: "no power", on_pause=told.append, should_stop=lambda: bool(told))
+    stopped = train(dataset, tmp_path / "run", tiny(), hooks=hooks)
+    assert (stopped.step, stopped.completed) == (0, False)
+    assert told == ["no power", ""]

@@ -9,7 +9,8 @@ import pytest
 
 from brain_service.model.signals import StepInputs
 from brain_service.training.config import TrainConfig
-from brain_service.training.step import disturb
+from brain_service.training.step import abstract_state, decay_mask, disturb
+from tests.training.tasks import tiny
 
 B, T, D, A = 64, 96, 3, 2
 QUIET: dict[str, Any] = {"previous_action_dropout": 0.0, "observation_noise": 0.0}
@@ -44,3 +45,13 @@ def test_the_same_key_disturbs_in_the_same_way() -> None:
     one, two, other = (disturb(inputs(), TrainConfig(), jax.random.key(seed)) for seed in (4, 4, 5))
     np.testing.assert_array_equal(one.observation, two.observation)
     assert not np.array_equal(one.observation, other.observation)
+
+
+def test_decay_leaves_vectors_and_initial_keys_alone() -> None:
+    config = tiny()
+    params = abstract_state(config.model_config(3, 2), config).params
+    mask = {
+        jax.tree_util.keystr(path): kept for path, kept in jax.tree_util.tree_leaves_with_path(decay_mask(params))
+    }
+    assert mask["['cell']['memory']['initial_keys']"] is False
+    assert all(decays == name.endswith("['kernel']") for name, decays in mask.items())

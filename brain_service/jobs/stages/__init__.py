@@ -50,6 +50,7 @@ STAGES: Mapping[str, Stage] = MappingProxyType(
             ("inventory", 0.5),
             ("convert", 5),
             ("train", 75),
+            ("sanity_check", 1),
             ("evaluate", 6),
             ("export", 8),
             ("canary", 3),

@@ -1,0 +1,102 @@
+"""The loss on episodes that are never trained on, and when to stop because it no longer falls."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from brain_service.datasets.loader import Dataset, SequenceLoader
+from brain_service.errors import InvalidError
+from brain_service.model.config import CoreModelConfig
+from brain_service.model.core import Params, unroll
+from brain_service.model.state import init_carry
+from brain_service.training.feed import IMITATED_ROLES
+from brain_service.training.normalisation import Normaliser
+from brain_service.training.objective import losses, normalise_batch
+from brain_service.training.sharding import replicated
+
+__all__ = ["HeldOutLoss", "Standing"]
+
+SPLIT = "val"
+LENGTH = 64  # steps a call; the state is carried over, so it changes the speed only
+MOST_ROWS = 32
+MOST_BATCHES = 64
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How the held-out loss went so far; part of a checkpoint, so that a resumed run stops where it would have."""
+
+    best_step: int | None = None
+    best_loss: float | None = None
+    stale: int = 0
+    """Looks since the best one."""
+
+    def after(self, step: int, loss: float) -> "Standing":
+        """Return the standing after a look at `step`; a NaN is never better."""
+        if self.best_loss is None or loss < self.best_loss:
+            return Standing(step, loss, 0)
+        return replace(self, stale=self.stale + 1)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a JSON-ready mapping: the inverse of `from_json`."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any] | None) -> "Standing":
+        """Rebuild from `to_json`'s mapping; without one nothing was looked at yet."""
+        return cls(**(document or {}))
+
+
+class HeldOutLoss:
+    """The training loss over the validation split, every episode from its first step on, undisturbed.
+
+    The episodes lie in streams whose state is carried on, as in serving, whatever the mode of training. Of a large
+    split the first 64 batches are taken, always the same.
+
+    Raises:
+        InvalidError: no episode is held out.
+    """
+
+    def __init__(self, dataset: Dataset, model: CoreModelConfig, normaliser: Normaliser, mesh: Mesh) -> None:
+        held_out = dataset.entries(SPLIT) if SPLIT in dataset.splits else []
+        if not held_out:
+            raise InvalidError(
+                f"{dataset.location} holds out no episode, so there is no held-out loss to look at; record at "
+                "least two episodes, or set evaluate_every to 0",
+                field="evaluate_every",
+            )
+        self._rows = min(len(held_out), MOST_ROWS)
+        self._loader = SequenceLoader(
+            dataset,
+            SPLIT,
+            batch_size=self._rows,
+            sequence_length=LENGTH,
+            seed=0,
+            roles=IMITATED_ROLES,
+            mode="streams",
+        )
+        self._model = model
+        self._normaliser = normaliser
+        self._where = replicated(mesh)
+
+        def one(params: Params, carry: Any, sequences: Any) -> tuple[Any, Any]:
+            carry, outputs = unroll(params, model, carry, sequences.inputs)
+            return carry, losses(outputs, sequences)["loss"]
+
+        self._one = jax.jit(one, out_shardings=self._where)
+
+    def __call__(self, params: Params) -> float:
+        """Return the mean loss of a step."""
+        carry = jax.device_put(init_carry(self._model, self._rows), self._where)
+        total = weight = 0.0
+        for step in range(min(self._loader.steps_per_epoch, MOST_BATCHES)):
+            batch = self._loader.batch(step)
+            sequences = jax.device_put(normalise_batch(batch, self._normaliser), self._where)
+            carry, loss = self._one(params, carry, sequences)
+            steps = float(np.sum(batch.mask))
+            total, weight = total + steps * float(loss), weight + steps
+        return total / weight

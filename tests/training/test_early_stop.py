@@ -1,0 +1,91 @@
+"""The held-out loss: what it measures, when it ends a run, which checkpoint it keeps."""
+
+import itertools
+from pathlib import Path
+
+import jax
+import pytest
+from jax import Array
+
+from brain_service.datasets.loader import SequenceLoader, open_dataset
+from brain_service.errors import InvalidError
+from brain_service.model.core import Params, init_params, unroll
+from brain_service.model.state import init_carry
+from brain_service.training.checkpointing import Checkpoints, load_checkpoint
+from brain_service.training.held_out import HeldOutLoss, Standing
+from brain_service.training.loop import train
+from brain_service.training.metrics import read_metrics
+from brain_service.training.normalisation import Normaliser
+from brain_service.training.objective import Sequences, losses, normalise_batch
+from brain_service.training.sharding import make_mesh
+from tests.training.tasks import make_dataset, same_parameters, tiny
+
+# A learning rate that soon does harm: the best look is not the last one.
+HARMFUL = {
+    "steps": 40,
+    "evaluate_every": 2,
+    "patience": 2,
+    "learning_rate": 0.3,
+    "checkpoint_every": 3,
+    "log_every": 1,
+}
+
+
+def test_a_look_that_is_no_better_counts_against_the_run() -> None:
+    standing = Standing()
+    for step, loss in ((10, 2.0), (20, 1.0), (30, 1.0), (40, float("nan")), (50, 1.5)):
+        standing = standing.after(step, loss)
+    assert standing == Standing(best_step=20, best_loss=1.0, stale=3)
+    assert standing.after(60, 0.5) == Standing(60, 0.5, 0)
+    assert Standing.from_json(standing.to_json()) == standing
+    assert Standing.from_json(None) == Standing()
+
+
+def test_the_held_out_loss_is_the_training_loss_on_the_validation_episodes(dataset: Path) -> None:
+    opened, model = open_dataset(dataset), tiny().model_config(3, 2)
+    normaliser = Normaliser.from_statistics(opened.statistics)
+    params = init_params(model, jax.random.key(0))
+    found = HeldOutLoss(opened, model, normaliser, make_mesh())(params)
+    loader = SequenceLoader(opened, "val", batch_size=2, sequence_length=None, seed=0, mode="episodes")
+    assert loader.steps_per_epoch == 1
+    sequences = normalise_batch(loader.batch(0), normaliser)
+
+    @jax.jit
+    def expected(params: Params, sequences: Sequences) -> Array:
+        _, outputs = unroll(params, model, init_carry(model, 2), sequences.inputs)
+        return losses(outputs, sequences)["loss"]
+
+    assert found == pytest.approx(float(expected(params, sequences)), rel=1e-4)
+
+
+@pytest.mark.long
+def test_a_run_that_no_longer_gets_better_ends_and_keeps_its_best(dataset: Path, tmp_path: Path) -> None:
+    done = train(dataset, tmp_path / "whole", tiny(**HARMFUL))
+    assert done.stopped_early and done.completed and done.step < 40
+    looks = {
+        line["step"]: line["held_out_loss"] for line in read_metrics(tmp_path / "whole") if "held_out_loss" in line
+    }
+    assert done.best_loss == min(looks.values())
+    assert looks[done.best_step or 0] == done.best_loss
+    assert done.best_step is not None and done.step == done.best_step + 2 * HARMFUL["evaluate_every"]
+    with Checkpoints(tmp_path / "whole") as checkpoints:
+        assert done.best_step in checkpoints.steps() and done.step in checkpoints.steps()
+    assert load_checkpoint(tmp_path / "whole").step == done.best_step
+
+    again = train(dataset, tmp_path / "whole", tiny(**HARMFUL))
+    assert (again.step, again.final_loss, again.stopped_early) == (done.step, None, True)
+
+    # Stopped in between, it ends at the same step with the same best: the standing is in the checkpoint.
+    asked = itertools.count()
+    train(dataset, tmp_path / "parts", tiny(**HARMFUL), should_stop=lambda: next(asked) == done.step - 1)
+    resumed = train(dataset, tmp_path / "parts", tiny(**HARMFUL))
+    assert (resumed.step, resumed.best_step, resumed.best_loss) == (done.step, done.best_step, done.best_loss)
+    assert resumed.resumed_from == done.step - 1
+    assert same_parameters(tmp_path / "whole", tmp_path / "parts", done.step)
+
+
+def test_without_held_out_episodes_there_is_nothing_to_look_at(tmp_path: Path) -> None:
+    with pytest.raises(InvalidError, match="at least two episodes") as caught:
+        train(make_dataset(tmp_path, count=1), tmp_path / "run", tiny(evaluate_every=2))
+    assert caught.value.field == "evaluate_every"
+    assert not (tmp_path / "run").exists()
