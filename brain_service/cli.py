@@ -15,6 +15,7 @@ import brain_service
 from brain_service.cli_convert import add_convert_arguments, run_convert
 from brain_service.cli_datasets import add_datasets_command
 from brain_service.cli_episodes import add_episodes_command
+from brain_service.cli_evaluate import add_evaluate_command
 from brain_service.cli_formats import add_format_commands
 from brain_service.errors import BrainError, ConfigError, UnauthorizedError, UnavailableError
 from brain_service.logs import setup_logging
@@ -95,15 +96,11 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--learning-rate", type=float, help="peak learning rate")
     train.add_argument("--seed", type=int, help="of parameters, order and noise")
 
-    evaluate = command("evaluate", _evaluate, "Hold a checkpoint against the held-out episodes.")
-    evaluate.add_argument("--data-path", type=Path, required=True, help="dataset directory")
-    evaluate.add_argument("--checkpoint-dir", type=Path, required=True, help="checkpoints of one run")
-    evaluate.add_argument("--split", choices=["val", "train"], default="val")
-
     export = command("export", _export, "Export a checkpoint as a bundle that the daemon serves.")
     export.add_argument("--checkpoint-dir", type=Path, required=True, help="checkpoints of one run")
     export.add_argument("--output-dir", type=Path, required=True, help="<model_id>/ is made in here")
 
+    add_evaluate_command(commands)
     add_datasets_command(commands)
     add_episodes_command(commands)
     add_format_commands(commands)
@@ -148,13 +145,6 @@ def _train(options: argparse.Namespace) -> int:
             options.data_path, options.checkpoint_dir, TrainConfig.from_dict(given), on_progress=on_progress
         )
     _print(done.to_json())
-    return 0
-
-
-def _evaluate(options: argparse.Namespace) -> int:
-    from brain_service.training.evaluation import evaluate
-
-    _print(evaluate(options.checkpoint_dir, options.data_path, split=options.split).to_json())
     return 0
 
 
