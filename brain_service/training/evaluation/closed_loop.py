@@ -81,12 +81,12 @@ class _Policy:
         first = self._last is None
         last = np.zeros_like(scale.action_low) if self._last is None else self._last
         rows = (
-            scale.observation(np.asarray(observation, np.float32)),
-            scale.action(last),
-            scale.reward(np.asarray(0.0 if first else reward, np.float32)),
-            np.float32(first),
+            scale.observation(np.asarray(observation, np.float32)[None]),
+            scale.action(last[None]),
+            scale.reward(np.full(1, 0.0 if first else reward, np.float32)),
+            np.full(1, first, np.float32),
         )
-        inputs = StepInputs(*(np.asarray(values, np.float32)[None] for values in rows))
+        inputs = StepInputs(*(np.asarray(values, np.float32) for values in rows))
         self._carry, outputs = self._advance(self._subject.params, self._carry, inputs)
         self._last = np.asarray(scale.raw_action(np.asarray(outputs.action_mean[0, 0])), np.float32)
         return self._last

@@ -50,6 +50,7 @@ class Cell:
             "demonstrations": task.demonstrations,
             "episodes": task.episodes,
             "sees_past": task.sees_past,
+            "lengths": [list(part) for part in task.lengths],
             "sizes": sizes,
             "train": config.to_dict(),
         }

@@ -89,10 +89,11 @@ def fit(task: Task, policy: Policy, demonstrations: Demonstrations, config: Trai
     order = np.random.default_rng(config.seed)
     losses: list[Array] = []
     begun_s, compile_s = time.monotonic(), 0.0
+    lengths = _lengths(task, config.steps)
     for index in range(config.steps):
         # Without replacement within a batch; every batch anew.
         rows = np.sort(order.choice(len(sequences.mask), config.batch_size, replace=False))
-        batch = jax.tree.map(lambda values, rows=rows: jnp.asarray(values[rows], jnp.float32), sequences)
+        batch = _batch(sequences, rows, lengths[index])
         rng = jax.random.fold_in(jax.random.key(config.seed + 1), index)
         params, opt_state, loss = train_step(params, opt_state, batch, rng)
         losses.append(loss)
@@ -108,6 +109,21 @@ def fit(task: Task, policy: Policy, demonstrations: Demonstrations, config: Trai
     parts = np.array_split(np.arange(len(values)), min(CURVE_POINTS, max(len(values), 1)))
     curve = [(int(part[-1]) + 1, float(values[part].mean())) for part in parts if len(part)]
     return Fitted(params, normaliser, curve, compile_s, train_s)
+
+
+def _lengths(task: Task, steps: int) -> list[int | None]:
+    """Return how many first steps of its episodes each optimiser step sees."""
+    lengths: list[int | None] = []
+    for length, share in task.lengths:
+        lengths += [length] * round(share * steps)
+    return (lengths + [task.lengths[-1][0]] * steps)[:steps]
+
+
+def _batch(sequences: Sequences, rows: np.ndarray, length: int | None) -> Sequences:
+    """Return the first `length` steps of some episodes, on the device."""
+    batch: Sequences = jax.tree.map(lambda values: jnp.asarray(values[rows, :length], jnp.float32), sequences)
+    # What follows the last step is not in the sequence.
+    return batch._replace(next_mask=batch.next_mask.at[:, -1].set(0.0))
 
 
 def _make_step(

@@ -49,7 +49,6 @@ class Arm(Task):
 
     def view(self, demonstrations: Demonstrations) -> Demonstrations:
         """Blank the goal where it is hidden."""
-        demonstrations = super().view(demonstrations)
         if self.hidden_from is None:
             return demonstrations
         observation = demonstrations.observation.copy()
@@ -107,7 +106,7 @@ class OneArm:
 
 
 def _tasks() -> tuple[Arm, ...]:
-    train = {"steps": 1200, "batch_size": 16}
+    train = {"steps": 500, "batch_size": 16}
     return tuple(
         Arm(
             name=f"{name}{suffix}",

@@ -110,7 +110,9 @@ REPEAT_FIRST = Cards(
     judging=RepeatFirstHard,
     demonstrations=512,
     episodes=64,
-    train={"steps": 250, "batch_size": 16, "observation_noise": 0.0},
+    # Short games first: what has to be remembered is the same, and there are more of them in an hour.
+    lengths=((128, 0.7), (None, 0.3)),
+    train={"steps": 150, "batch_size": 32, "learning_rate": 4e-3, "observation_noise": 0.0},
 )
 REPEAT_PREVIOUS = Cards(
     name="repeat-previous",
@@ -118,7 +120,7 @@ REPEAT_PREVIOUS = Cards(
     judging=RepeatPreviousMedium,
     # POPGym counts the card on the table as the first of its k = 32.
     delay=31,
-    demonstrations=4096,
+    demonstrations=2048,
     episodes=128,
-    train={"steps": 1500, "batch_size": 32, "learning_rate": 4e-3, "observation_noise": 0.0},
+    train={"steps": 250, "batch_size": 32, "learning_rate": 4e-3, "observation_noise": 0.0},
 )

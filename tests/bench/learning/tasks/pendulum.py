@@ -98,7 +98,9 @@ class Rods:
 
 PENDULUM = Pendulum(
     name="pendulum",
+    # Its own last torque is what a model is most tempted to repeat; position and memory are enough.
+    sees_past=False,
     demonstrations=200,
     episodes=64,
-    train={"steps": 1500, "batch_size": 16, "observation_noise": 0.0},
+    train={"steps": 500, "batch_size": 16, "learning_rate": 4e-3, "observation_noise": 0.0},
 )

@@ -65,8 +65,8 @@ class Task:
     """Expert episodes of a seed."""
     episodes: int = 50
     """Judged episodes of a seed."""
-    length: int | None = None
-    """Training sees so many first steps of each demonstration; None: all of them."""
+    lengths: tuple[tuple[int | None, float], ...] = ((None, 1.0),)
+    """Curriculum: so many first steps of each demonstration (None: all) for such a share of the training."""
     train: Mapping[str, Any] = field(default_factory=dict)
     """Overrides of the training settings."""
 
@@ -80,7 +80,7 @@ class Task:
 
     def view(self, demonstrations: Demonstrations) -> Demonstrations:
         """Return the demonstrations as a model may see them."""
-        return Demonstrations(*(values[:, : self.length] for values in demonstrations))
+        return demonstrations
 
     def random_action(self, rng: np.random.Generator, batch: int) -> Float32[np.ndarray, "B A"]:
         """Return actions of a policy that does nothing sensible: the zero of a normalised return."""
