@@ -115,7 +115,7 @@ class _GRU(nn.Module):  # type: ignore[misc]
 
     width: int
 
-    @nn.compact
+    @nn.compact  # type: ignore[untyped-decorator]
     def __call__(
         self, carry: Float32[Array, "B G"], driven: tuple[Float32[Array, "B E"], Float32[Array, "B"]]
     ) -> tuple[Float32[Array, "B G"], Float32[Array, "B G"]]:
@@ -129,7 +129,7 @@ class _MLP(nn.Module):  # type: ignore[misc]
 
     width: int
 
-    @nn.compact
+    @nn.compact  # type: ignore[untyped-decorator]
     def __call__(
         self, carry: Float32[Array, "B 0"], driven: tuple[Float32[Array, "B E"], Float32[Array, "B"]]
     ) -> tuple[Float32[Array, "B 0"], Float32[Array, "B G"]]:

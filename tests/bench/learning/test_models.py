@@ -32,7 +32,8 @@ def inputs(batch: int, steps: int, seed: int = 0) -> StepInputs:
         rng.normal(size=(batch, steps, 2)),
         rng.normal(size=(batch, steps)),
     )
-    return StepInputs(*(jnp.asarray(row, jnp.float32) for row in rows), jnp.asarray(is_first))
+    observation, action, reward = (jnp.asarray(row, jnp.float32) for row in rows)
+    return StepInputs(observation, action, reward, jnp.asarray(is_first))
 
 
 @pytest.mark.parametrize(("obs_dim", "action_dim"), [(4, 4), (2, 1), (39, 4)])

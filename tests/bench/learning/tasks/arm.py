@@ -33,7 +33,8 @@ class Arm(Task):
 
     def collect(self, seed: int, count: int) -> Demonstrations:
         """Let the expert succeed `count` times with disturbed actuators."""
-        arm, rng, episodes = OneArm(self.environment, seed, None), np.random.default_rng(seed), []
+        arm, rng = OneArm(self.environment, seed, None), np.random.default_rng(seed)
+        episodes: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
         while len(episodes) < count:
             seen, action, reward = [arm.reset()[0]], [], []
             for _ in range(MAX_STEPS):
@@ -96,7 +97,8 @@ class OneArm:
 
     def expert_action(self) -> Float32[np.ndarray, "1 4"]:
         """Return the scripted expert's command; it sees the goal always."""
-        return np.clip(self._expert.get_action(self._raw), -1.0, 1.0).astype(np.float32)[None]
+        command = np.asarray(self._expert.get_action(self._raw), np.float32)
+        return np.clip(command, -1.0, 1.0)[None]
 
     def _seen(self) -> Float32[np.ndarray, "1 39"]:
         seen = np.asarray(self._raw, np.float32)[None].copy()

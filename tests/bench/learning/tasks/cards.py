@@ -23,7 +23,7 @@ JUDGED_FROM = 10_000_000  # added to a seed: other shuffles than those of the de
 
 
 def _one_hot(suits: Any) -> Float32[np.ndarray, "*B 4"]:
-    return np.eye(SUITS, dtype=np.float32)[np.asarray(suits)]
+    return np.asarray(np.eye(SUITS, dtype=np.float32)[np.asarray(suits)])
 
 
 @dataclass(frozen=True, kw_only=True)
