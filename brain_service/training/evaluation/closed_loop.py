@@ -6,7 +6,7 @@ from typing import Any, NamedTuple, Protocol
 
 import jax
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Float, Float32
 
 from brain_service.model.core import step
 from brain_service.model.signals import StepInputs
@@ -28,7 +28,7 @@ class Drive(NamedTuple):
 class Policy(Protocol):
     """From an observation `[D]` and the reward of the step before to an action `[A]`, all in raw units."""
 
-    def __call__(self, observation: Float32[np.ndarray, "D"], reward: float = 0.0) -> Float32[np.ndarray, "A"]:
+    def __call__(self, observation: Float[np.ndarray, "D"], reward: float = 0.0) -> Float32[np.ndarray, "A"]:
         """Answer the next step of the episode."""
 
 
@@ -76,7 +76,7 @@ class _Policy:
         self._carry: Any = init_carry(subject.config, 1)
         self._last: Float32[np.ndarray, "A"] | None = None
 
-    def __call__(self, observation: Float32[np.ndarray, "D"], reward: float = 0.0) -> Float32[np.ndarray, "A"]:
+    def __call__(self, observation: Float[np.ndarray, "D"], reward: float = 0.0) -> Float32[np.ndarray, "A"]:
         scale = self._subject.normaliser
         first = self._last is None
         last = np.zeros_like(scale.action_low) if self._last is None else self._last
