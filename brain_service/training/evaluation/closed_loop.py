@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple, Protocol
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Float32
 
@@ -86,7 +87,7 @@ class _Policy:
             scale.reward(np.full(1, 0.0 if first else reward, np.float32)),
             np.full(1, first, np.float32),
         )
-        inputs = StepInputs(*(np.asarray(values, np.float32) for values in rows))
+        inputs = StepInputs(*(jnp.asarray(values, jnp.float32) for values in rows))
         self._carry, outputs = self._advance(self._subject.params, self._carry, inputs)
         self._last = np.asarray(scale.raw_action(np.asarray(outputs.action_mean[0, 0])), np.float32)
         return self._last

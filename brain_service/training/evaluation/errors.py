@@ -73,7 +73,7 @@ class ErrorSums:
         self._nll += (0.5 * scaled**2 + log_std + 0.5 * log(2 * pi)).sum(axis=0)
         self.scaled.append(scaled)
         self.steps += int(counted.sum())
-        seen = episode.inputs.observation[: episode.length].astype(np.float64)
+        seen = np.asarray(episode.inputs.observation[: episode.length], np.float64)
         self._changes["model"] += ((seen[1:] - episode.next_observation[:-1]) ** 2).sum(axis=0)
         self._changes["still"] += ((seen[1:] - seen[:-1]) ** 2).sum(axis=0)
         self._transitions += max(0, episode.length - 1)

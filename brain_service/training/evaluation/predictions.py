@@ -24,7 +24,7 @@ class Prediction(NamedTuple):
 
     episode_id: str
     inputs: StepInputs
-    """Normalised NumPy arrays of shape `[P, ...]`, padded to P >= T steps, P the same for all episodes."""
+    """Normalised arrays of shape `[P, ...]`, padded to P >= T steps, P the same for all episodes."""
     action: Float32[np.ndarray, "T A"]
     previous: Float32[np.ndarray, "T A"]
     """a_{t-1}; zero at the first step."""
@@ -69,7 +69,7 @@ def predictions(
     for index, entry in entries:
         episode = dataset.vectors(split, index)
         inputs = _inputs(subject, episode, padded)
-        batch = jax.tree.map(lambda values: jnp.asarray(values)[None], inputs)
+        batch = jax.tree.map(lambda values: values[None], inputs)
         outputs = jax.device_get(predict(subject.params, init_carry(subject.config, 1), batch))
         length = len(episode)
         yield Prediction(
@@ -92,7 +92,7 @@ def _inputs(subject: Subject, episode: EpisodeVectors, padded: int) -> StepInput
         scale.reward(_before(episode.reward)),
         episode.is_first,
     )
-    return StepInputs(*(_pad(np.asarray(values, np.float32), padded) for values in rows))
+    return StepInputs(*(jnp.asarray(_pad(np.asarray(values, np.float32), padded)) for values in rows))
 
 
 def _before(values: Float32[np.ndarray, "T *X"]) -> Float32[np.ndarray, "T *X"]:

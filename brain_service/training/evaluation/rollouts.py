@@ -53,7 +53,7 @@ def open_loop(subject: Subject, episodes: Iterable[Prediction]) -> Rollouts:
         # As many rows for every episode: one compilation.
         rows = np.resize(starts, len(STARTS))
         observation, action = jax.device_get(run(subject.params, episode.inputs, jnp.asarray(rows)))
-        seen = episode.inputs.observation
+        seen = np.asarray(episode.inputs.observation)
         said = np.asarray(subject.normaliser.action(episode.action))
         for row, start in enumerate(starts):
             for place, horizon in enumerate(HORIZONS):
@@ -105,7 +105,7 @@ def make_rollout(config: CoreModelConfig) -> Rollout:
         _, (observation, action) = jax.lax.scan(advance, (init_carry(config, rows), nothing), (times, recorded))
         return jnp.swapaxes(observation, 0, 1), jnp.swapaxes(action, 0, 1)
 
-    return jax.jit(rollout)  # type: ignore[no-any-return]
+    return jax.jit(rollout)
 
 
 def _mix(real: Float32[Array, "R"], seen: Float32[Array, "*X"], imagined: Float32[Array, "R *X"]) -> Array:

@@ -34,5 +34,5 @@ def choose(task: Task, normaliser: Normaliser, action_mean: Float32[Array, "B A"
     """Return the raw actions for the predicted means."""
     mean = np.asarray(action_mean)
     if task.discrete:
-        return np.eye(mean.shape[1], dtype=np.float32)[mean.argmax(axis=1)]
+        return np.asarray(np.eye(mean.shape[1], dtype=np.float32)[mean.argmax(axis=1)])
     return np.asarray(normaliser.raw_action(mean), np.float32)

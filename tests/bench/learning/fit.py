@@ -57,20 +57,29 @@ def normaliser_of(demonstrations: Demonstrations) -> Normaliser:
 
 
 def sequences_of(task: Task, demonstrations: Demonstrations, normaliser: Normaliser) -> Sequences:
-    """Return all episodes in the model's units, as NumPy arrays; step t holds a_{t-1} and r_{t-1}."""
-    action, reward = normaliser.action(demonstrations.action), normaliser.reward(demonstrations.reward)
+    """Return all episodes in the model's units; step t holds a_{t-1} and r_{t-1}."""
+    action = np.asarray(normaliser.action(demonstrations.action))
+    reward = np.asarray(normaliser.reward(demonstrations.reward))
     mask = demonstrations.mask
     is_first = np.zeros_like(mask)
     is_first[:, 0] = 1.0
-    inputs = StepInputs(
-        normaliser.observation(demonstrations.observation),
-        _before(action) if task.sees_past else np.zeros_like(action),
-        _before(reward) if task.sees_past else np.zeros_like(reward),
-        is_first,
-    )
     following = np.concatenate([mask[:, 1:], np.zeros_like(mask[:, :1])], axis=1)
+    device = jnp.asarray
+    inputs = StepInputs(
+        device(normaliser.observation(demonstrations.observation)),
+        device(_before(action) if task.sees_past else np.zeros_like(action)),
+        device(_before(reward) if task.sees_past else np.zeros_like(reward)),
+        device(is_first),
+    )
     return Sequences(
-        inputs, action, reward, (mask - following) * mask, mask, mask, demonstrations.imitated, following
+        inputs=inputs,
+        action=device(action),
+        reward=device(reward),
+        is_terminal=device((mask - following) * mask),
+        mask=device(mask),
+        valid_mask=device(mask),
+        loss_mask=device(demonstrations.imitated),
+        next_mask=device(following),
     )
 
 
@@ -120,8 +129,8 @@ def _lengths(task: Task, steps: int) -> list[int | None]:
 
 
 def _batch(sequences: Sequences, rows: np.ndarray, length: int | None) -> Sequences:
-    """Return the first `length` steps of some episodes, on the device."""
-    batch: Sequences = jax.tree.map(lambda values: jnp.asarray(values[rows, :length], jnp.float32), sequences)
+    """Return the first `length` steps of some episodes."""
+    batch: Sequences = jax.tree.map(lambda values: values[rows, :length], sequences)
     # What follows the last step is not in the sequence.
     return batch._replace(next_mask=batch.next_mask.at[:, -1].set(0.0))
 

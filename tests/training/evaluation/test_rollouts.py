@@ -45,10 +45,8 @@ def test_after_its_start_the_model_lives_on_its_own_predictions(subject: Subject
 
 
 def test_what_comes_after_the_start_is_not_seen(subject: Subject, episode: Prediction) -> None:
-    def spoil(values: np.ndarray) -> np.ndarray:
-        spoilt = values.copy()
-        spoilt[5:] = 9.0
-        return spoilt
+    def spoil(values: jax.Array) -> jax.Array:
+        return values.at[5:].set(9.0)
 
     run, starts = make_rollout(subject.config), jnp.asarray([4])
     spoilt = jax.tree.map(spoil, episode.inputs)._replace(is_first=episode.inputs.is_first)
