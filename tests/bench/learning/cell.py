@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from brain_service.durable import write_atomic
+from brain_service.model.config import CoreModelConfig
 from brain_service.training.config import TrainConfig
 from tests.bench.learning.drive import drive, drive_expert, drive_random
 from tests.bench.learning.fit import fit
@@ -42,7 +43,6 @@ class Cell:
     def settings(self) -> dict[str, Any]:
         """Return everything that decides the result, as a JSON-ready mapping."""
         task, config = TASKS[self.task], self.train_config()
-        sizes = {name: list(value) if isinstance(value, tuple) else value for name, value in SIZES.items()}
         return {
             "task": self.task,
             "model": self.model,
@@ -51,7 +51,8 @@ class Cell:
             "episodes": task.episodes,
             "sees_past": task.sees_past,
             "lengths": [list(part) for part in task.lengths],
-            "sizes": sizes,
+            # All of it, so that a new default of the model is another cell.
+            "config": CoreModelConfig.development(**SIZES).to_dict(),
             "train": config.to_dict(),
         }
 
