@@ -13,6 +13,8 @@ from brain_service.export.jax_step import export_jax
 from brain_service.training.loop import train
 from tests.training.tasks import make_dataset, tiny
 
+pytestmark = pytest.mark.long
+
 SIMULATOR = """
 def simulate(policy, seed):
     import numpy as np
