@@ -7,10 +7,10 @@ JOBS   ?= 2
 DATA   ?= $(or $(BRAIN_DATA_DIR),build/demo/brain)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test quick soak crash-table check bench lock check-wheels clean
+.PHONY: help demo serve test quick soak crash-table check bench bench-learning bench-learning-quick lock check-wheels clean
 
 help: ## what each target does
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 24
 
 demo: $(VENV)/.demo ## a simulated robot records, learns through the daemon and is driven by what it learned (< 6 min)
 	$(BIN)/python -m tests.e2e.demo
@@ -39,6 +39,12 @@ check: $(VENV)/.dev ## format, lint, types, import contracts
 
 bench: $(VENV)/.dev ## figures beside their floors, also written to build/bench.json
 	$(BIN)/python -m tests.bench
+
+bench-learning: $(VENV)/.dev ## what the model learns beside a GRU and an MLP of its size (hours; resumes; build/learning)
+	$(BIN)/python -m tests.bench.learning --jobs $(JOBS)
+
+bench-learning-quick: $(VENV)/.dev ## its ten-minute subset
+	$(BIN)/python -m tests.bench.learning --quick --jobs $(JOBS)
 
 lock: $(VENV)/.dev ## resolve the newest versions that Python 3.11 and 3.13 both have
 	$(BIN)/python deploy/locks/lock.py

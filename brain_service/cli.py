@@ -17,6 +17,7 @@ import brain_service
 from brain_service.cli_convert import add_convert_arguments, run_convert
 from brain_service.cli_datasets import add_datasets_command
 from brain_service.cli_episodes import add_episodes_command
+from brain_service.cli_evaluate import add_evaluate_command
 from brain_service.cli_formats import add_format_commands
 from brain_service.cli_train import (
     SANITY_EXAMPLES,
@@ -118,15 +119,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     add_sanity_arguments(sanity)
 
-    evaluate = command("evaluate", _evaluate, "Hold a checkpoint against the held-out episodes.")
-    evaluate.add_argument("--data-path", type=Path, required=True, help="dataset directory")
-    evaluate.add_argument("--checkpoint-dir", type=Path, required=True, help="checkpoints of one run")
-    evaluate.add_argument("--split", choices=["val", "train"], default="val")
-
     export = command("export", _export, "Export a checkpoint as a bundle that the daemon serves.")
     export.add_argument("--checkpoint-dir", type=Path, required=True, help="checkpoints of one run")
     export.add_argument("--output-dir", type=Path, required=True, help="<model_id>/ is made in here")
 
+    add_evaluate_command(commands)
     add_datasets_command(commands)
     add_episodes_command(commands)
     add_format_commands(commands)
@@ -165,13 +162,6 @@ def _sanity(options: argparse.Namespace) -> int:
     text, code = run_sanity(options, progress_bar("checking"))
     print(text)
     return code
-
-
-def _evaluate(options: argparse.Namespace) -> int:
-    from brain_service.training.evaluation import evaluate
-
-    _print(evaluate(options.checkpoint_dir, options.data_path, split=options.split).to_json())
-    return 0
 
 
 def _export(options: argparse.Namespace) -> int:

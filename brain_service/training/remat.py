@@ -8,7 +8,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jaxtyping import Float32
+from jaxtyping import Float32, Shaped
 
 from brain_service.model.config import CoreModelConfig
 from brain_service.model.core import Params, unroll
@@ -43,7 +43,7 @@ def unroll_in_pieces(
     return carry, outputs
 
 
-def _split(array: Float32[Array, "B T *X"], whole: int, piece: int) -> Float32[Array, "pieces B piece *X"]:
+def _split(array: Shaped[Array, "B T *X"], whole: int, piece: int) -> Shaped[Array, "pieces B piece *X"]:
     rows, rest = array.shape[0], array.shape[2:]
     return array[:, :whole].reshape(rows, whole // piece, piece, *rest).swapaxes(0, 1)
 

@@ -135,10 +135,19 @@ def test_evaluation_and_export_take_the_newest_run_by_themselves(learned: Learne
 
 
 def test_zero_steps_give_the_untrained_model_which_is_no_canary_for_the_trained(learned: Learned) -> None:
+    active = learned.data_dir / "models" / "active"
+    active.symlink_to(learned.job.result["model_id"])
     job_id = learned.table.create("pipeline", {"steps": 0, "activate": False}).job_id
     with running_runner(learned.data_dir):
         job = wait_ended(learned.table, job_id)
+    active.unlink()
     assert job.state == "succeeded", job.error
+    promotion = job.result["evaluation"]["promotion"]
+    assert promotion["active"] == learned.job.result["model_id"]
+    assert (promotion["episodes"], promotion["steps"], promotion["left_out"]) == (2, 80, 0)
+    assert promotion["active_error"] == pytest.approx(learned.job.result["evaluation"]["relative_rmse"] ** 2)
+    report = JobFolder(learned.data_dir / "jobs", job_id).path / "evaluation.html"
+    assert promotion["active"] in report.read_text()
     assert job.result["train"]["steps"] == 0
     assert job.result["activated"] is False
     assert job.result["model_id"] != learned.job.result["model_id"]

@@ -182,6 +182,19 @@ def test_activation_that_was_not_asked_for_is_skipped(settings: Settings, table:
     assert table.pending_activations() == ()
 
 
+def test_a_model_that_is_not_promoted_is_not_activated_and_the_reason_is_told(
+    settings: Settings, table: JobTable
+) -> None:
+    context = context_of(settings, table, "pipeline")
+    context.result["model_id"] = "0123456789abcdef"
+    context.result["evaluation"] = {"promotion": {"promoted": False, "reason": "it is worse beyond the interval"}}
+    outcome = activate.run(context)
+    assert (outcome.skipped, outcome.result) == (True, {"activated": False})
+    assert "worse beyond the interval" in outcome.details
+    assert "/models/0123456789abcdef/activate" in outcome.details
+    assert table.pending_activations() == ()
+
+
 def test_a_problem_is_one_whatever_went_wrong() -> None:
     assert problem_of(InvalidError("no", field="x"), "j")["field"] == "x"
     full = problem_of(OSError(28, "No space left on device", "/data/x"), "j")

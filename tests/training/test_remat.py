@@ -29,7 +29,7 @@ def inputs(batch: int, length: int) -> StepInputs:
 def slope(piece: int) -> Any:
     def loss(params: Any, given: StepInputs) -> Any:
         carry, outputs = unroll_in_pieces(params, MODEL, init_carry(MODEL, given.is_first.shape[0]), given, piece)
-        return sum(jnp.sum(jnp.square(leaf)) for leaf in (*outputs, *carry)) / given.is_first.size
+        return sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves((outputs, carry))) / given.is_first.size
 
     return jax.jit(jax.value_and_grad(loss))
 

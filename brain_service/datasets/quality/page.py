@@ -10,7 +10,7 @@ from brain_service.datasets.quality.plots import ends_plot, histogram_plot, spar
 from brain_service.datasets.quality.ranges import Dimension
 from brain_service.terminal import size_text
 
-__all__ = ["render_page"]
+__all__ = ["html_document", "render_page"]
 
 _EPISODES = 20
 _FINDINGS = 40
@@ -21,7 +21,6 @@ _SEVERITIES = {"fail": "fail", "warn": "warning", "info": "note"}
 
 def render_page(report: QualityReport) -> str:
     """Return the page. Long lists end (20 episodes, 40 findings, 96 dimensions) and say how many more."""
-    style = Path(__file__).with_name("page.css").read_text()
     body = "".join(
         (
             _head(report),
@@ -36,12 +35,17 @@ def render_page(report: QualityReport) -> str:
             _foot(report),
         )
     )
-    title = escape(f"{report.dataset}: data report")
+    return html_document(f"{report.dataset}: data report", body)
+
+
+def html_document(title: str, body: str) -> str:
+    """Return a whole page around the body, in the reports' style."""
+    style = Path(__file__).with_name("page.css").read_text()
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
         '<meta name="color-scheme" content="light dark">'
-        f"<title>{title}</title><style>{style}</style></head><body><main>{body}</main></body></html>\n"
+        f"<title>{escape(title)}</title><style>{style}</style></head><body><main>{body}</main></body></html>\n"
     )
 
 

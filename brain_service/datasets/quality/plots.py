@@ -15,11 +15,11 @@ from matplotlib.patches import Circle
 from brain_service.datasets.quality.coverage import Coverage
 from brain_service.datasets.quality.ranges import Histogram
 
-__all__ = ["ends_plot", "histogram_plot", "sparkline", "states_plot"]
+__all__ = ["DATA", "LINE", "WARN", "ends_plot", "histogram_plot", "sparkline", "states_plot", "svg"]
 
 # Colours that nothing else in a plot has; in the page each becomes a CSS variable.
-_INK, _LINE, _DATA, _WARN = "#010203", "#010204", "#010205", "#010206"
-_VARIABLES = {_INK: "var(--ink)", _LINE: "var(--line)", _DATA: "var(--data)", _WARN: "var(--bad)"}
+_INK, LINE, DATA, WARN = "#010203", "#010204", "#010205", "#010206"
+_VARIABLES = {_INK: "var(--ink)", LINE: "var(--line)", DATA: "var(--data)", WARN: "var(--bad)"}
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "report",
@@ -27,7 +27,7 @@ _STYLE: dict[Any, Any] = {
     "font.size": 10,
     "text.color": _INK,
     "axes.labelcolor": _INK,
-    "axes.edgecolor": _LINE,
+    "axes.edgecolor": LINE,
     "xtick.color": _INK,
     "ytick.color": _INK,
     "axes.spines.top": False,
@@ -53,17 +53,17 @@ def histogram_plot(
             # One value: a bar around it.
             low, high = low - 0.5, high + 0.5
         edges = np.linspace(low, high, len(figures.counts) + 1)
-        axes.stairs(figures.counts, edges, fill=True, color=_DATA)
+        axes.stairs(figures.counts, edges, fill=True, color=DATA)
         filled = [count for count in figures.counts if count] or [1]
         if max(filled) > 50 * (min(filled) if rare else np.median(filled)):
             axes.set_yscale("symlog", linthresh=1)
         if mark is not None and figures.low <= mark <= figures.high:
-            axes.axvline(mark, color=_WARN, linestyle="--", linewidth=1.2)
+            axes.axvline(mark, color=WARN, linestyle="--", linewidth=1.2)
         axes.set_xlabel(x_label)
         axes.set_ylabel(y_label)
         axes.set_ylim(bottom=0)
 
-    return _svg(name, draw, 4.2, 2.5)
+    return svg(name, draw, 4.2, 2.5)
 
 
 def states_plot(name: str, coverage: Coverage) -> str:
@@ -83,7 +83,7 @@ def states_plot(name: str, coverage: Coverage) -> str:
         )
         if coverage.val_points:
             points = np.array(coverage.val_points)
-            axes.plot(points[:, 0], points[:, 1], ".", color=_WARN, markersize=2.5, label="held out")
+            axes.plot(points[:, 0], points[:, 1], ".", color=WARN, markersize=2.5, label="held out")
             # Above the plot: anywhere inside there may be states.
             axes.legend(
                 loc="lower right",
@@ -98,7 +98,7 @@ def states_plot(name: str, coverage: Coverage) -> str:
         axes.set_ylim(bottom, top)
         _label_components(axes, 0, 1)
 
-    return _svg(name, draw, 4.6, 3.6)
+    return svg(name, draw, 4.6, 3.6)
 
 
 def ends_plot(name: str, coverage: Coverage, hole_limit: float) -> str:
@@ -110,14 +110,14 @@ def ends_plot(name: str, coverage: Coverage, hole_limit: float) -> str:
 
     def draw(axes: Axes) -> None:
         points = np.array(coverage.end_points)
-        axes.plot(points[:, x], points[:, y], ".", color=_DATA, markersize=4)
+        axes.plot(points[:, x], points[:, y], ".", color=DATA, markersize=4)
         if hole:
-            axes.add_patch(Circle(hole.center, hole.radius, fill=False, color=_WARN, linewidth=1.6))
-            axes.annotate("hole", hole.center, color=_WARN, ha="center", va="center")
+            axes.add_patch(Circle(hole.center, hole.radius, fill=False, color=WARN, linewidth=1.6))
+            axes.annotate("hole", hole.center, color=WARN, ha="center", va="center")
         axes.set_aspect("equal", adjustable="datalim")
         _label_components(axes, x, y)
 
-    return _svg(name, draw, 4.6, 3.6)
+    return svg(name, draw, 4.6, 3.6)
 
 
 def _label_components(axes: Axes, x: int, y: int) -> None:
@@ -136,7 +136,7 @@ def sparkline(figures: Histogram) -> str:
     return f'<svg class="spark" viewBox="0 0 {2 * len(heights)} 18" aria-hidden="true"><path d="{path}"/></svg>'
 
 
-def _svg(name: str, draw: Callable[[Axes], None], width: float, height: float) -> str:
+def svg(name: str, draw: Callable[[Axes], None], width: float, height: float) -> str:
     """Draw on fresh axes of a size in inches and return the SVG element; `name` keeps its ids apart."""
     with rc_context(_STYLE):
         figure = Figure(figsize=(width, height), layout="constrained")

@@ -28,6 +28,10 @@ def run(context: JobContext) -> Outcome:
     model_id = str(context.result["model_id"])
     if isinstance(context.params, PipelineParams) and not context.params.activate:
         return Outcome("not asked for", {"activated": False}, skipped=True)
+    promotion = (context.result.get("evaluation") or {}).get("promotion")
+    if promotion and not promotion["promoted"]:
+        reason = f"not promoted: {promotion['reason']}; POST /models/{model_id}/activate serves it all the same"
+        return Outcome(reason, {"activated": False}, skipped=True)
     timeout_s = context.settings.inference.worker_start_timeout_s + MARGIN_S
     request = context.table.request_activation(model_id, context.job.job_id)
     answer = context.table.wait_activation(request, timeout_s, context.should_stop)

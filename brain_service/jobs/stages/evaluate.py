@@ -1,13 +1,21 @@
-"""Stage: how well the model's actions agree with those of episodes that it never trained on."""
+"""Stage: how good the model is on episodes that it never trained on, and whether it may replace the active one."""
 
 import shlex
+from dataclasses import replace
 from pathlib import Path
 
+from brain_service.datasets.dataset import Dataset, open_dataset
+from brain_service.errors import BrainError
+from brain_service.export.bundle import Bundle
+from brain_service.export.subject import bundle_subject
 from brain_service.jobs.context import JobContext
+from brain_service.jobs.folder import JobFolder
 from brain_service.jobs.params import EvaluateParams
 from brain_service.jobs.references import checkpoint_path, dataset_path, job_dataset
 from brain_service.jobs.stages import Outcome
-from brain_service.training.evaluation import evaluate
+from brain_service.settings import Settings
+from brain_service.training.checkpointing import load_checkpoint
+from brain_service.training.evaluation import Promotion, Subject, evaluate_subject, judge_promotion, write_report
 
 __all__ = ["command", "run"]
 
@@ -24,17 +32,47 @@ def command(context: JobContext) -> str:
 
 
 def run(context: JobContext) -> Outcome:
-    """Evaluate the checkpoint of the stage before, or the one that the job names.
+    """Evaluate the checkpoint of the stage before, or the one that the job names; the job keeps the report.
 
     Raises:
         NotFoundError: there is no such checkpoint, dataset or split.
         InvalidError: the dataset's features are not the checkpoint's.
         CorruptDataError: a shard or the checkpoint is damaged.
     """
-    checkpoint, dataset, split = _inputs(context)
-    found = evaluate(checkpoint, dataset, split=split)
+    checkpoint, folder, split = _inputs(context)
+    loaded, dataset = load_checkpoint(checkpoint), open_dataset(folder)
+    subject = Subject.of_checkpoint(loaded, f"checkpoint {checkpoint.name}, step {loaded.step}")
+    found = evaluate_subject(subject, dataset, split=split, step=loaded.step)
     context.check_stop()
-    return Outcome(str(found), {"evaluation": found.to_json()})
+    promotion = _against_active(context.settings, subject, dataset) if split == "val" else None
+    found = replace(found, promotion=promotion)
+    write_report(JobFolder(context.settings.jobs_dir, context.job.job_id).path, found)
+    context.check_stop()
+    verdict = "" if promotion is None else f"; {'promoted' if promotion.promoted else 'not promoted'}"
+    return Outcome(f"{found}{verdict}", {"evaluation": found.to_json()})
+
+
+def _against_active(settings: Settings, candidate: Subject, dataset: Dataset) -> Promotion | None:
+    """Return the verdict beside the active model, None where none is active."""
+    link = settings.models_dir / "active"
+    if not link.is_symlink():
+        return None
+    name = str(link.readlink())
+    try:
+        bundle = Bundle.open(settings.models_dir / name)
+        active = bundle_subject(bundle, _trained_on(settings, bundle.manifest.source_run))
+    except BrainError as error:
+        # Nothing to be held against: whether the candidate is better is for a person to say.
+        return Promotion(False, f"the active model {name} cannot be read: {error.detail}", name)
+    return judge_promotion(candidate, active, dataset)
+
+
+def _trained_on(settings: Settings, run_id: str) -> dict[str, str] | None:
+    """Return the dataset that a run trained on, None where its checkpoints are gone."""
+    try:
+        return dict(load_checkpoint(settings.checkpoints_dir / run_id).meta["dataset"]) if run_id else None
+    except BrainError:
+        return None
 
 
 def _inputs(context: JobContext) -> tuple[Path, Path, str]:

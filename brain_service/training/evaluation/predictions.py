@@ -1,0 +1,103 @@
+"""A model's predictions over whole recorded episodes, with the recorded past (teacher forcing)."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Bool, Float32
+
+from brain_service.datasets.dataset import Dataset, EpisodeVectors
+from brain_service.datasets.loader import IMITATED_ROLES
+from brain_service.errors import InvalidError
+from brain_service.model.core import unroll
+from brain_service.model.signals import StepInputs
+from brain_service.model.state import init_carry
+from brain_service.training.evaluation.subject import Subject, require_same_features
+
+__all__ = ["Prediction", "predictions"]
+
+
+class Prediction(NamedTuple):
+    """One episode of T steps and what the model said of it; `action` and `previous` in raw units."""
+
+    episode_id: str
+    inputs: StepInputs
+    """Normalised arrays of shape `[P, ...]`, padded to P >= T steps, P the same for all episodes."""
+    action: Float32[np.ndarray, "T A"]
+    previous: Float32[np.ndarray, "T A"]
+    """a_{t-1}; zero at the first step."""
+    counted: Bool[np.ndarray, "T"]
+    """Steps whose action is an expert's or an intervention's."""
+    mean: Float32[np.ndarray, "T A"]
+    """Predicted action, normalised."""
+    log_std: Float32[np.ndarray, "T A"]
+    """Its log standard deviation, normalised."""
+    next_observation: Float32[np.ndarray, "T D"]
+    """Predicted o_{t+1}, normalised."""
+
+    @property
+    def length(self) -> int:
+        """Return T."""
+        return len(self.action)
+
+
+def predictions(
+    subject: Subject, dataset: Dataset, split: str, *, without: frozenset[str] = frozenset()
+) -> Iterator[Prediction]:
+    """Yield the split's episodes in the dataset's order, those named in `without` left out.
+
+    Raises:
+        NotFoundError: there is no such split.
+        InvalidError: the dataset's features are not the model's, or no episode is left.
+        CorruptDataError: a shard is damaged.
+    """
+    require_same_features(subject, dataset)
+    entries = [
+        (index, entry)
+        for index, entry in enumerate(dataset.entries(split))
+        if entry.episode_id not in without and entry.length
+    ]
+    if not entries:
+        raise InvalidError(
+            f"{dataset.location}: split {split!r} has no episode to judge by; record more episodes", field="split"
+        )
+    padded = max(entry.length for _, entry in entries)
+    # Compiled once: all episodes are padded to one length.
+    predict = jax.jit(lambda params, carry, inputs: unroll(params, subject.config, carry, inputs)[1])
+    for index, entry in entries:
+        episode = dataset.vectors(split, index)
+        inputs = _inputs(subject, episode, padded)
+        batch = jax.tree.map(lambda values: values[None], inputs)
+        outputs = jax.device_get(predict(subject.params, init_carry(subject.config, 1), batch))
+        length = len(episode)
+        yield Prediction(
+            episode_id=entry.episode_id,
+            inputs=inputs,
+            action=np.asarray(episode.action),
+            previous=_before(episode.action),
+            counted=np.asarray(episode.valid) & np.isin(episode.control_role, IMITATED_ROLES),
+            mean=np.asarray(outputs.action_mean[0, :length, 0]),
+            log_std=np.asarray(outputs.action_log_std[0, :length, 0]),
+            next_observation=np.asarray(outputs.next_observation[0, :length]),
+        )
+
+
+def _inputs(subject: Subject, episode: EpisodeVectors, padded: int) -> StepInputs:
+    scale = subject.normaliser
+    rows = (
+        scale.observation(episode.observation),
+        scale.action(_before(episode.action)),
+        scale.reward(_before(episode.reward)),
+        episode.is_first,
+    )
+    return StepInputs(*(jnp.asarray(_pad(np.asarray(values, np.float32), padded)) for values in rows))
+
+
+def _before(values: Float32[np.ndarray, "T *X"]) -> Float32[np.ndarray, "T *X"]:
+    return np.concatenate([np.zeros_like(values[:1]), values[:-1]])
+
+
+def _pad(values: Float32[np.ndarray, "T *X"], length: int) -> Float32[np.ndarray, "P *X"]:
+    return np.concatenate([values, np.zeros((length - len(values), *values.shape[1:]), np.float32)])

@@ -1,0 +1,126 @@
+"""Meta-World's reach, push and drawer-open (Yu et al., arXiv 1910.10897) with its own scripted experts.
+
+The `-hidden` variants blank the goal from the tenth step on: what is not remembered by then is lost.
+"""
+
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import gymnasium
+import metaworld  # noqa: F401  (registers the environments)
+import numpy as np
+from jaxtyping import Float32
+from metaworld.policies import ENV_POLICY_MAP
+
+from tests.bench.learning.tasks.task import Demonstrations, Outcome, Task, pack
+
+__all__ = ["ARM_TASKS"]
+
+GOAL = slice(36, 39)  # where in the observation the goal is
+JUDGED_FROM = 1_000_003  # added to a seed: another draw of 50 goals
+NOISE = 0.3  # sigma, in units of the action, added to the expert's command while it demonstrates
+MAX_STEPS = 200  # about twice what a disturbed expert needs
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arm(Task):
+    """39 observations (the gripper, the objects, the goal), 4 commands."""
+
+    success: bool = True
+    environment: str
+    hidden_from: int | None = None
+
+    def collect(self, seed: int, count: int) -> Demonstrations:
+        """Let the expert succeed `count` times with disturbed actuators."""
+        arm, rng = OneArm(self.environment, seed, None), np.random.default_rng(seed)
+        episodes: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+        while len(episodes) < count:
+            seen, action, reward = [arm.reset()[0]], [], []
+            for _ in range(MAX_STEPS):
+                command = arm.expert_action()
+                action.append(command[0])
+                outcome = arm.step(command + np.float32(NOISE) * rng.standard_normal((1, 4), np.float32))
+                reward.append(outcome.reward[0])
+                seen.append(outcome.observation[0])
+                if outcome.done[0]:
+                    episodes.append((np.stack(seen[:-1]), np.stack(action), np.asarray(reward)))
+                    break
+        return pack(episodes)
+
+    def view(self, demonstrations: Demonstrations) -> Demonstrations:
+        """Blank the goal where it is hidden."""
+        if self.hidden_from is None:
+            return demonstrations
+        observation = demonstrations.observation.copy()
+        observation[:, self.hidden_from :, GOAL] = 0.0
+        return demonstrations._replace(observation=observation)
+
+    def judge(self, seed: int) -> "OneArm":
+        """Return an arm with goals that no demonstration had."""
+        return OneArm(self.environment, JUDGED_FROM + seed, self.hidden_from)
+
+    def random_action(self, rng: np.random.Generator, batch: int) -> Float32[np.ndarray, "B 4"]:
+        """Return a random command."""
+        return rng.uniform(-1, 1, (batch, 4)).astype(np.float32)
+
+
+class OneArm:
+    """One arm: the simulator takes far longer than a model's step, so a batch would gain nothing."""
+
+    batch = 1
+    max_steps = MAX_STEPS
+
+    def __init__(self, environment: str, goals_seed: int, hidden_from: int | None) -> None:
+        warnings.filterwarnings("ignore", module="gymnasium")
+        warnings.filterwarnings("ignore", module="metaworld")
+        self._env: Any = gymnasium.make("Meta-World/MT1", env_name=environment, seed=goals_seed)
+        self._expert = ENV_POLICY_MAP[environment]()
+        self._hidden_from = hidden_from
+
+    def reset(self) -> Float32[np.ndarray, "1 39"]:
+        """Go to the next goal."""
+        self._raw, _ = self._env.reset()
+        self._steps, self._success = 0, False
+        return self._seen()
+
+    def step(self, action: Float32[np.ndarray, "1 4"]) -> Outcome:
+        """Apply a command, cut to [-1, 1]; a success ends the episode."""
+        self._raw, reward, _, _, info = self._env.step(np.clip(action[0], -1.0, 1.0))
+        self._steps += 1
+        self._success |= bool(info["success"])
+        return Outcome(self._seen(), np.asarray([reward], np.float32), np.asarray([self._success]))
+
+    def scores(self) -> Float32[np.ndarray, "1"]:
+        """Return 1 for a success."""
+        return np.asarray([self._success], np.float32)
+
+    def expert_action(self) -> Float32[np.ndarray, "1 4"]:
+        """Return the scripted expert's command; it sees the goal always."""
+        command = np.asarray(self._expert.get_action(self._raw), np.float32)
+        return np.clip(command, -1.0, 1.0)[None]
+
+    def _seen(self) -> Float32[np.ndarray, "1 39"]:
+        seen = np.asarray(self._raw, np.float32)[None].copy()
+        if self._hidden_from is not None and self._steps >= self._hidden_from:
+            seen[:, GOAL] = 0.0
+        return seen
+
+
+def _tasks() -> tuple[Arm, ...]:
+    train = {"steps": 500, "batch_size": 16}
+    return tuple(
+        Arm(
+            name=f"{name}{suffix}",
+            environment=f"{name}-v3",
+            hidden_from=hidden_from,
+            demonstrations=demonstrations,
+            episodes=50,
+            train=train,
+        )
+        for name, demonstrations in (("reach", 100), ("push", 100), ("drawer-open", 60))
+        for suffix, hidden_from in (("", None), ("-hidden", 10))
+    )
+
+
+ARM_TASKS = _tasks()
