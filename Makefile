@@ -7,7 +7,7 @@ JOBS   ?= 2
 DATA   ?= $(or $(BRAIN_DATA_DIR),build/demo/brain)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test quick soak crash-table check bench bench-learning bench-learning-quick lock check-wheels clean
+.PHONY: help demo serve test slow quick soak crash-table check bench bench-learning bench-learning-quick lock check-wheels clean
 
 help: ## what each target does
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 24
@@ -20,13 +20,16 @@ serve: $(VENV)/.runtime ## the daemon alone, on what `make demo` learned (or DAT
 
 test: $(VENV)/.dev ## every check, and every test but the longest (under fifteen minutes)
 	$(MAKE) check
-	$(BIN)/python -m pytest -n $(JOBS) -m "not soak and not demo and not wheels"
+	$(BIN)/python -m pytest -n $(JOBS) -m "not slow and not soak and not demo and not wheels"
+
+slow: $(VENV)/.dev ## the tests that compile or train for most of a minute
+	$(BIN)/python -m pytest -n $(JOBS) -m "slow or wheels"
 
 quick: $(VENV)/.dev ## the tests that take seconds
-	$(BIN)/python -m pytest -n $(JOBS) -m "not long and not soak and not demo and not wheels"
+	$(BIN)/python -m pytest -n $(JOBS) -m "not long and not slow and not soak and not demo and not wheels"
 
-soak: $(VENV)/.dev ## the longest: hundreds of kills, power cuts and damaged bytes, the demo (half an hour)
-	$(BIN)/python -m pytest -m "soak or demo or wheels"
+soak: $(VENV)/.dev ## hundreds of kills, power cuts and damaged bytes, and the demo (half an hour)
+	$(BIN)/python -m pytest -m "soak or demo"
 
 crash-table: $(VENV)/.dev ## the same faults, counted: writes docs/crash-table.md
 	$(BIN)/python -m tests.faults

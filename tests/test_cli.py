@@ -115,6 +115,7 @@ def test_health_takes_a_token_from_a_file_and_never_shows_it(tmp_path: Path) -> 
             assert "0123456789" not in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.long
 def test_the_loop_by_hand(tmp_path: Path) -> None:
     record(tmp_path / "episodes")
@@ -129,6 +130,7 @@ def test_the_loop_by_hand(tmp_path: Path) -> None:
     assert (Path(exported.stdout.strip()) / "manifest.json").is_file(), exported.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.long
 def test_the_cloud_job_on_local_paths(tmp_path: Path) -> None:
     record(tmp_path / "episodes")
@@ -144,6 +146,7 @@ def test_the_cloud_job_on_local_paths(tmp_path: Path) -> None:
     assert refused.stderr.startswith("cloud-trainer: gs://bucket/data")
 
 
+@pytest.mark.slow
 @pytest.mark.long
 def test_ctrl_c_saves_and_the_same_command_goes_on(tmp_path: Path) -> None:
     record(tmp_path / "episodes")

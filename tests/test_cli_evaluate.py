@@ -13,7 +13,7 @@ from brain_service.export.jax_step import export_jax
 from brain_service.training.loop import train
 from tests.training.tasks import make_dataset, tiny
 
-pytestmark = pytest.mark.long
+pytestmark = pytest.mark.slow
 
 SIMULATOR = """
 def simulate(policy, seed):

@@ -294,7 +294,7 @@ def _parity(model: CoreModelConfig, params: Params, batch: Sequences, outputs: S
         expected = jax.tree.map(lambda array: array[:, t], outputs)
         scaled = (
             jnp.abs(a - b).max() / jnp.maximum(1.0, jnp.abs(b).max())
-            for a, b in zip(single, expected, strict=True)
+            for a, b in zip(jax.tree.leaves(single), jax.tree.leaves(expected), strict=True)
         )
         return carry, jnp.stack(list(scaled)).max()
 

@@ -126,6 +126,7 @@ def test_with_nothing_recorded_the_pipeline_says_so(daemon: Daemon) -> None:
         assert "Traceback" not in json.dumps(job)
 
 
+@pytest.mark.slow
 @pytest.mark.long
 def test_a_training_is_cancelled_and_jobs_survive_a_kill(daemon: Daemon) -> None:
     record_episodes(daemon.url, 3)

@@ -60,6 +60,7 @@ def _facts(dataset: Dataset, report: ConvertReport) -> dict[str, Any]:
     }
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(_rounds)
 def test_any_sequence_of_conversions_ends_where_one_conversion_does(rounds: list[Any]) -> None:
@@ -146,6 +147,7 @@ def test_an_unchanged_file_is_not_hashed_again_and_a_changed_one_is(tmp_path: Pa
     assert convert_directory_to_tfrecord(tmp_path / "in", tmp_path / "out").reused
 
 
+@pytest.mark.slow
 def test_many_small_conversions_leave_few_shards_and_copy_little(tmp_path: Path) -> None:
     written, inodes = 0, set[int]()
     for n in range(120):

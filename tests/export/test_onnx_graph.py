@@ -60,7 +60,7 @@ def _disturbed(config: CoreModelConfig) -> dict[str, object]:
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.long) if name in PRESETS else name for name in CONFIGS]
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name in PRESETS else name for name in CONFIGS]
 )
 def test_the_graph_gives_the_models_numbers_with_its_own_state_fed_back(name: str) -> None:
     config = CONFIGS[name]

@@ -25,7 +25,7 @@ from brain_service.settings import Settings
 from tests.jobs.recordings import write_episodes
 from tests.jobs.running import running_runner, wait_ended, wait_until, worker_pid
 
-pytestmark = pytest.mark.long
+pytestmark = pytest.mark.slow
 
 SMALL = {"steps": 30, "batch_size": 4, "sequence_length": 16, "learning_rate": 1e-3}
 

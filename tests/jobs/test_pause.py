@@ -12,7 +12,7 @@ from tests.hardware.sysfs import set_temperature, set_under_voltage
 from tests.jobs.recordings import write_episodes
 from tests.jobs.running import running_runner, wait_ended, wait_until
 
-pytestmark = pytest.mark.long
+pytestmark = pytest.mark.slow
 
 SMALL = {"batch_size": 2, "sequence_length": 8, "learning_rate": 1e-3}
 

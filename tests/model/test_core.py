@@ -63,6 +63,7 @@ def assert_steps_are_the_sequence(config: CoreModelConfig, batch: int, length: i
     assert largest_difference(carry, last) <= 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.long
 @pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize("preset", sorted(PRESETS))

@@ -16,6 +16,8 @@ from brain_service.training.sharding import make_mesh
 from brain_service.training.step import init_state, make_train_step
 from tests.training.tasks import tiny
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.long
 def test_a_window_begins_with_the_state_that_the_one_before_ended_with(dataset: Path) -> None:

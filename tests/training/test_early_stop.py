@@ -20,6 +20,8 @@ from brain_service.training.objective import Sequences, losses, normalise_batch
 from brain_service.training.sharding import make_mesh
 from tests.training.tasks import make_dataset, same_parameters, tiny
 
+pytestmark = pytest.mark.slow
+
 # A learning rate that soon does harm: the best look is not the last one.
 HARMFUL = {
     "steps": 40,

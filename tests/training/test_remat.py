@@ -13,6 +13,8 @@ from brain_service.model.state import init_carry
 from brain_service.training.remat import unroll_in_pieces
 from tests.training.tasks import tiny
 
+pytestmark = pytest.mark.slow
+
 MODEL = tiny().model_config(3, 2)
 
 

@@ -70,6 +70,7 @@ def curve(run: Path) -> list[dict[str, float]]:
     return [{name: value for name, value in line.items() if name not in clocked} for line in read_metrics(run)]
 
 
+@pytest.mark.slow
 @pytest.mark.long
 @pytest.mark.parametrize("mode", sorted(MODES))
 def test_a_killed_run_resumes_to_the_same_bits_batches_and_curves(

@@ -57,6 +57,7 @@ def test_each_verdict_can_fail() -> None:
     assert not sanity._memory(1e9).passed
 
 
+@pytest.mark.slow
 @pytest.mark.long
 def test_the_whole_check_on_a_dataset_and_parity_that_breaks(
     dataset: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -12,7 +12,7 @@ import pytest
 
 from brain_service.training.checkpointing import load_checkpoint
 
-pytestmark = pytest.mark.long
+pytestmark = pytest.mark.slow
 
 PROGRAM = """
 import json, sys

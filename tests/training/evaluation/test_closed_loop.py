@@ -1,12 +1,15 @@
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from brain_service.datasets.dataset import open_dataset
 from brain_service.training.checkpointing import load_checkpoint
 from brain_service.training.evaluation import Drive, Policy, Subject, drive_closed_loop
 from brain_service.training.evaluation.predictions import predictions
 from brain_service.training.loop import TrainResult
+
+pytestmark = pytest.mark.slow
 
 GAIN = np.asarray([[0.8, -0.5, 0.0], [0.0, 0.3, 1.5]])
 

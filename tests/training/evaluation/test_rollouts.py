@@ -15,6 +15,8 @@ from brain_service.training.evaluation.predictions import Prediction, prediction
 from brain_service.training.evaluation.rollouts import make_rollout
 from brain_service.training.loop import TrainResult
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def subject(finished: TrainResult) -> Subject:
