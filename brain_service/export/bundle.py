@@ -26,8 +26,10 @@ from brain_service.export.manifest import FileEntry, Manifest, Parity
 
 __all__ = [
     "GOLDEN",
+    "HEF",
     "JAX_STEP",
     "MANIFEST",
+    "ONNX_MODEL",
     "PARAMS",
     "Bundle",
     "FileEntry",
@@ -42,10 +44,14 @@ __all__ = [
 MANIFEST = "manifest.json"
 PARAMS = "params.safetensors"
 JAX_STEP = "step.jaxexport"
+ONNX_MODEL = "model.onnx"
+HEF = "hailo/model.hef"
 GOLDEN = "golden.npz"
 
 _CHUNK_BYTES = 1 << 20
 _MODEL_ID = re.compile(r"[0-9a-f]{16}")
+# At the top, or in the one folder that a compiler for a device fills.
+_FILE_NAME = re.compile(r"(hailo/)?[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
 Floats = np.ndarray[Any, np.dtype[np.float32]]
 
@@ -175,7 +181,7 @@ def read_manifest(path: Path) -> Manifest:
         raise CorruptDataError(f"{source}: its checksum does not hold; copy or export the bundle again")
     manifest = Manifest.from_json(document, str(source))
     for name in manifest.files:
-        if "/" in name or name in {"", ".", "..", MANIFEST}:
+        if not _FILE_NAME.fullmatch(name) or name == MANIFEST:
             raise CorruptDataError(f"{source}: {name!r} is not a file name inside the bundle")
     return manifest
 
@@ -201,6 +207,7 @@ def write_bundle(models_dir: Path, draft: Manifest, files: Mapping[str, bytes]) 
             return manifest.model_id
         temporary.mkdir(parents=True)
         for name, data in files.items():
+            (temporary / name).parent.mkdir(exist_ok=True)
             (temporary / name).write_bytes(data)
         document = manifest.to_json()
         document["checksum"] = _checksum(document)

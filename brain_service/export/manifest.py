@@ -10,12 +10,15 @@ from typing import Any
 from brain_service.errors import CorruptDataError, InvalidError
 from brain_service.spec import EpisodeSpec, vector_size
 
-__all__ = ["PARITY_CAP", "SCHEMA", "FileEntry", "Manifest", "Parity"]
+__all__ = ["HAILO_PARITY_CAP", "PARITY_CAP", "SCHEMA", "FileEntry", "Manifest", "Parity"]
 
 SCHEMA = "1.0"
 
-PARITY_CAP: Mapping[str, float] = {"none": 1e-4}
+PARITY_CAP: Mapping[str, float] = {"none": 1e-4, "fp16": 2e-2, "int8": 2e-2}
 """Largest parity bound by quantisation, as a share of the action range: no bundle may promise less."""
+
+HAILO_PARITY_CAP = 2e-2
+"""The same for what runs on a Hailo, whose arithmetic is quantised whatever the bundle's own quantisation is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +166,8 @@ class Manifest:
             ),
             f"created_ns {self.created_ns!r} is not an integer": type(self.created_ns) is not int,
             f"a parity bound is above the cap {cap} for quantisation {self.quantisation!r}": any(
-                not parity.bound <= (cap or 0.0) for parity in self.parity.values()
+                not parity.bound <= (HAILO_PARITY_CAP if form == "hailo" else cap or 0.0)
+                for form, parity in self.parity.items()
             ),
         }
         for problem, present in problems.items():

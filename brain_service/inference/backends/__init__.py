@@ -22,7 +22,9 @@ __all__ = ["BACKENDS", "BackendEntry", "Policy", "PolicyLoader"]
 
 
 class Policy(Protocol):
-    """A loaded, compiled step. Rows B are 1 for now; batching across sessions gives more."""
+    """A loaded, compiled step. `buckets` are the row counts B that it takes, ascending, the first of them 1."""
+
+    buckets: tuple[int, ...]
 
     def run(
         self,

@@ -37,6 +37,8 @@ PackedStep = Callable[
 
 
 class _JaxPolicy:
+    buckets = (1,)
+
     def __init__(self, step: PackedStep) -> None:
         self._step = step
 
