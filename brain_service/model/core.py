@@ -59,7 +59,7 @@ class CoreModel(nn.Module):  # type: ignore[misc]
     def unroll(self, carry: Carry, inputs: StepInputs) -> tuple[Carry, StepOutputs]:
         """Advance T steps: inputs and outputs of shape `[B, T, ...]`."""
         encoded, gates = self._before(inputs)
-        wave = wave_sequence(carry.wave, gates, associative=self.config.associative_wave)
+        wave = self._waves(carry.wave, gates)
         over_time = nn.scan(
             _advance,
             variable_broadcast="params",
@@ -82,6 +82,16 @@ class CoreModel(nn.Module):  # type: ignore[misc]
     def _before(self, inputs: StepInputs) -> tuple[Float32[Array, "B *T E"], WaveDrive]:
         encoded = self.encoder(inputs)
         return encoded, self.wave(encoded, inputs.is_first)
+
+    def _waves(self, wave: Float32[Array, "B W"], gates: WaveDrive) -> Float32[Array, "B T W"]:
+        in_order = partial(wave_sequence, associative=False)
+        if not self.config.associative_wave:
+            return in_order(wave, gates)
+        # The parallel form makes log T passes over memory: on a CPU it loses at every length (`make bench`), and
+        # it doubles the time to compile. Decided where the program is lowered, which may be for another device.
+        parallel = partial(wave_sequence, associative=True)
+        waves: Array = jax.lax.platform_dependent(wave, gates, cpu=in_order, default=parallel)
+        return waves
 
     def _drive(
         self, encoded: Float32[Array, "B *T E"], wave: Float32[Array, "B *T W"], inputs: StepInputs

@@ -78,6 +78,18 @@ def test_every_kind_of_model_steps_as_it_unrolls(config: CoreModelConfig) -> Non
     assert_steps_are_the_sequence(config, 3, 16)
 
 
+def test_the_wave_runs_in_parallel_rounds_on_accelerators_only() -> None:
+    def loops(platform: str, associative: bool) -> int:
+        config = replace(SMALL, associative_wave=associative)
+        arguments = params_of(config), config, init_carry(config, 2), random_inputs(config, 2, 16)
+        lowered = jit_unroll.trace(*arguments).lower(lowering_platforms=(platform,))
+        return str(lowered.as_text()).count("stablehlo.while")
+
+    # One loop is the cell's; the other, where there is one, the wave's.
+    found = {(platform, ask): loops(platform, ask) for platform in ("cpu", "tpu") for ask in (False, True)}
+    assert found == {("cpu", False): 2, ("cpu", True): 2, ("tpu", False): 2, ("tpu", True): 1}
+
+
 def test_a_sequence_may_be_cut_anywhere_and_its_state_carried_over() -> None:
     params = params_of(SMALL)
     first, second = (random_inputs(SMALL, BATCH, LENGTH, seed=seed) for seed in (1, 2))
