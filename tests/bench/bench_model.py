@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from brain_service.inference.backends import BACKENDS
+from brain_service.jobs.loop import NUMERICS
 from tests.bench.rows import Row
 
 OBSERVATION, ACTION = 39, 4
@@ -34,7 +35,8 @@ def measure() -> list[Row]:
     """Run every part and return its rows."""
     with tempfile.TemporaryDirectory() as name:
         cold, warm = (_child("step", name, environment=BACKENDS["cpu"].environment) for _ in range(2))
-    train = {preset: _child("train", preset) for preset in PRESETS[:2]}
+    training = {"JAX_PLATFORMS": "cpu", **NUMERICS}
+    train = {preset: _child("train", preset, environment=training) for preset in PRESETS[:2]}
     compiled = {preset: _child("compile", preset) for preset in PRESETS}
     length, wave = _child("length"), _child("wave")
     weights = f"matrix-vector product over {warm['parameters']:,.0f} weights, p50"
