@@ -1,25 +1,24 @@
 """Errors of actions and of the next observation against trivial baselines, summed over episodes."""
 
 from dataclasses import dataclass
-from math import log, pi
 
 import numpy as np
-from jaxtyping import Float, Float32
+from jaxtyping import Float32
 
+from brain_service.training.evaluation.likelihoods import Likelihoods
 from brain_service.training.evaluation.predictions import Prediction
 from brain_service.training.normalisation import Normaliser
 
 __all__ = ["ActionErrors", "ErrorSums", "ObservationErrors"]
 
-STD_FLOOR = 1e-4  # normalised units: a baseline that is never wrong has no infinite likelihood
-
 
 @dataclass(frozen=True)
 class ActionErrors:
-    """Per action element: errors in raw units, negative log likelihoods in nats of the normalised action.
+    """Per action element: errors in raw units, negative log likelihoods in nats.
 
-    Baselines: the training split's mean action, and repeating the previous one. Each gets the normal distribution
-    that fits its own errors on these very steps, the best that it could have.
+    Baselines: the training split's mean action, and repeating the previous one; `likelihoods` says how likely
+    each of them could hold an action at best. `accuracy` is the share of right choices, None where actions are not
+    choices.
     """
 
     mae: list[float]
@@ -29,6 +28,7 @@ class ActionErrors:
     nll: list[float]
     mean_nll: list[float]
     repeat_nll: list[float]
+    accuracy: list[float] | None
 
 
 @dataclass(frozen=True)
@@ -45,16 +45,15 @@ class ObservationErrors:
 
 
 class ErrorSums:
-    """Sums in float64 over the imitated steps of all episodes; `scaled` keeps their errors for calibration."""
+    """Sums in float64 over the imitated steps of all episodes."""
 
     def __init__(self, normaliser: Normaliser, mean_action: Float32[np.ndarray, "A"]) -> None:
         self._normaliser, self._mean = normaliser, mean_action
         self.steps = self._transitions = 0
         actions, observations = len(mean_action), len(normaliser.observation_mean)
-        self._absolute, self._nll = np.zeros(actions), np.zeros(actions)
+        self._absolute = np.zeros(actions)
         self._squares = {name: np.zeros(actions) for name in ("model", "mean", "repeat")}
         self._changes = {name: np.zeros(observations) for name in ("model", "still")}
-        self.scaled: list[Float[np.ndarray, "N A"]] = []
 
     def add(self, episode: Prediction) -> None:
         """Take one episode."""
@@ -68,17 +67,13 @@ class ErrorSums:
         for name, guess in guesses.items():
             self._squares[name] += ((action.astype(np.float64) - guess) ** 2).sum(axis=0)
         self._absolute += np.abs(action.astype(np.float64) - guesses["model"]).sum(axis=0)
-        log_std = episode.log_std[counted].astype(np.float64)
-        scaled = (np.asarray(scale.action(action)) - episode.mean[counted]) / np.exp(log_std)
-        self._nll += (0.5 * scaled**2 + log_std + 0.5 * log(2 * pi)).sum(axis=0)
-        self.scaled.append(scaled)
         self.steps += int(counted.sum())
         seen = np.asarray(episode.inputs.observation[: episode.length], np.float64)
         self._changes["model"] += ((seen[1:] - episode.next_observation[:-1]) ** 2).sum(axis=0)
         self._changes["still"] += ((seen[1:] - seen[:-1]) ** 2).sum(axis=0)
         self._transitions += max(0, episode.length - 1)
 
-    def actions(self) -> ActionErrors:
+    def actions(self, likelihoods: Likelihoods, accuracy: list[float] | None) -> ActionErrors:
         """Return the figures of the actions; `steps` must not be 0."""
         mean_square = {name: squares / self.steps for name, squares in self._squares.items()}
         return ActionErrors(
@@ -86,16 +81,11 @@ class ErrorSums:
             rmse=np.sqrt(mean_square["model"]).tolist(),
             mean_rmse=np.sqrt(mean_square["mean"]).tolist(),
             repeat_rmse=np.sqrt(mean_square["repeat"]).tolist(),
-            nll=(self._nll / self.steps).tolist(),
-            mean_nll=self._fitted_nll(mean_square["mean"]),
-            repeat_nll=self._fitted_nll(mean_square["repeat"]),
+            nll=likelihoods.model.tolist(),
+            mean_nll=likelihoods.mean.tolist(),
+            repeat_nll=likelihoods.repeat.tolist(),
+            accuracy=accuracy,
         )
-
-    def _fitted_nll(self, mean_square: Float[np.ndarray, "A"]) -> list[float]:
-        # The likelihood of errors under the normal distribution whose variance is their own mean square.
-        std = np.maximum(np.sqrt(mean_square) / self._normaliser.action_scale, STD_FLOOR)
-        nll: list[float] = (np.log(std) + 0.5 * log(2 * pi) + 0.5).tolist()
-        return nll
 
     def relative_rmse(self, name: str) -> float:
         """Return the error of `model`, `mean` or `repeat` as a share of the range of what ever moved."""

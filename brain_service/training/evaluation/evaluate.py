@@ -5,14 +5,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float32
 
 from brain_service.datasets.dataset import Dataset, open_dataset
 from brain_service.errors import InvalidError
 from brain_service.spec import FeatureSpec
 from brain_service.training.checkpointing import load_checkpoint
-from brain_service.training.evaluation.calibration import Calibration, calibration
+from brain_service.training.evaluation.calibration import Calibration
 from brain_service.training.evaluation.closed_loop import ClosedLoop
 from brain_service.training.evaluation.errors import ActionErrors, ErrorSums, ObservationErrors
+from brain_service.training.evaluation.likelihoods import ChoiceLikelihood, NormalLikelihood
 from brain_service.training.evaluation.predictions import predictions
 from brain_service.training.evaluation.promotion import Promotion
 from brain_service.training.evaluation.rollouts import Rollouts, open_loop
@@ -28,8 +30,8 @@ class EvaluationResult:
     `relative_rmse` is the root mean square error as a share of the recorded action range, over all elements that
     ever moved; `baseline_relative_rmse` is the same for always answering the training split's mean action, and
     `repeat_relative_rmse` for repeating the previous one. `skill` is 1 - (error / baseline error)^2: 1 is perfect,
-    0 no better than the mean. `action_nll` is the mean negative log likelihood of an action element in normalised
-    units, in nats, and so are those of the two baselines.
+    0 no better than the mean. `action_nll` is the mean negative log likelihood of an action element, in nats (a
+    density in normalised units, or the probability of a choice), and so are those of the two baselines.
     """
 
     model: str
@@ -51,7 +53,8 @@ class EvaluationResult:
     observation_names: list[str]
     action: ActionErrors
     next_observation: ObservationErrors
-    calibration: Calibration
+    calibration: Calibration | None
+    """None where actions are choices: a choice lies in no interval."""
     open_loop: Rollouts
     closed_loop: ClosedLoop | None = None
     promotion: Promotion | None = None
@@ -93,13 +96,15 @@ def evaluate_subject(subject: Subject, dataset: Dataset, *, split: str = "val", 
     trained: frozenset[str] = frozenset()
     if split != "train":
         trained = subject.trained_episodes(dataset) or trained
-    sums = ErrorSums(subject.normaliser, dataset.statistics.vector("action", "mean"))
+    mean_action = dataset.statistics.vector("action", "mean")
+    sums, likelihood = ErrorSums(subject.normaliser, mean_action), _likelihood(subject, mean_action)
     episodes = list(predictions(subject, dataset, split, without=trained))
     for episode in episodes:
         sums.add(episode)
+        likelihood.add(episode)
     if sums.steps == 0:
         raise InvalidError(f"no step of split {split!r} is to be imitated; record demonstrations", field="split")
-    errors = sums.actions()
+    errors = sums.actions(likelihood.result(), likelihood.accuracy())
     ours, baseline = sums.relative_rmse("model"), sums.relative_rmse("mean")
     return EvaluationResult(
         model=subject.name,
@@ -120,9 +125,16 @@ def evaluate_subject(subject: Subject, dataset: Dataset, *, split: str = "val", 
         observation_names=element_names(subject.spec.observation),
         action=errors,
         next_observation=sums.observations(),
-        calibration=calibration(np.concatenate(sums.scaled)),
+        calibration=likelihood.calibration(),
         open_loop=open_loop(subject, episodes),
     )
+
+
+def _likelihood(subject: Subject, mean_action: Float32[np.ndarray, "A"]) -> NormalLikelihood | ChoiceLikelihood:
+    choices = subject.config.action_choices
+    if choices:
+        return ChoiceLikelihood(subject.normaliser, choices, len(mean_action))
+    return NormalLikelihood(subject.normaliser, mean_action)
 
 
 def element_names(spec: FeatureSpec) -> list[str]:

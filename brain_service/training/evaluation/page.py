@@ -90,6 +90,10 @@ def _actions(result: EvaluationResult) -> str:
 
 def _calibration(result: EvaluationResult) -> str:
     found = result.calibration
+    if found is None:
+        right = result.action.accuracy or []
+        table = _table("Choices", ("element", "share right"), result.action_names, [right])
+        return _section("Choices", table)
     said = ", ".join(f"{c:.0%} within {p:.0%}" for p, c in zip(found.levels, found.coverage, strict=True))
     plots = _figure(
         calibration_plot("coverage", found), f"Actions inside the predicted central intervals: {said}."

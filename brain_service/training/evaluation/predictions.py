@@ -36,6 +36,8 @@ class Prediction(NamedTuple):
     """Its log standard deviation, normalised."""
     next_observation: Float32[np.ndarray, "T D"]
     """Predicted o_{t+1}, normalised."""
+    logits: Float32[np.ndarray, "T A n"] | None
+    """Predicted log-odds of each choice, None where actions are not choices."""
 
     @property
     def length(self) -> int:
@@ -81,6 +83,7 @@ def predictions(
             mean=np.asarray(outputs.action_mean[0, :length, 0]),
             log_std=np.asarray(outputs.action_log_std[0, :length, 0]),
             next_observation=np.asarray(outputs.next_observation[0, :length]),
+            logits=None if outputs.action_logits is None else np.asarray(outputs.action_logits[0, :length, 0]),
         )
 
 
