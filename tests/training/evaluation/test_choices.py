@@ -52,7 +52,11 @@ def make_choices(folder: Path) -> Path:
 def test_choices_are_judged_by_their_probability_and_how_many_are_right(tmp_path: Path) -> None:
     dataset = make_choices(tmp_path / "episodes")
     model = {**TINY, "action_kind": "discrete", "action_choices": CHOICES}
-    train(dataset, tmp_path / "run", tiny(steps=150, batch_size=8, learning_rate=1e-2, model=model))
+    train(
+        dataset,
+        tmp_path / "run",
+        tiny(steps=150, batch_size=8, learning_rate=1e-2, checkpoint_every=1000, model=model),
+    )
     found = evaluate(tmp_path / "run", dataset)
     assert found.calibration is None
     assert found.action.accuracy is not None and found.action.accuracy[0] > 0.85
