@@ -80,13 +80,16 @@ def run_train(options: argparse.Namespace, bar: Bar) -> dict[str, Any]:
     """Train and return the result, to be printed as JSON; `bar` shows steps and loss."""
     from brain_service.hardware.gate import Gate
     from brain_service.settings import load_settings
+    from brain_service.training.compile_cache import keep_compiled
     from brain_service.training.config import TrainConfig
     from brain_service.training.loop import Hooks, train
 
     names = {field.name for field in fields(TrainConfig)}
     chosen = {name: value for name, value in vars(options).items() if name in names and value is not None}
     config = TrainConfig.from_dict(chosen | _open_ended(options))
-    gate = Gate(load_settings().gates)
+    settings = load_settings()
+    keep_compiled(settings.cache_dir)
+    gate = Gate(settings.gates)
     with bar as report, _stop_on_signals() as stopped:
         told = "training"
 
@@ -151,8 +154,11 @@ def add_sanity_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run_sanity(options: argparse.Namespace, bar: Bar) -> tuple[str, int]:
     """Check, and return what to print and the exit code: 0 passed, 1 did not."""
+    from brain_service.settings import load_settings
+    from brain_service.training.compile_cache import keep_compiled
     from brain_service.training.sanity import SanityOptions, sanity_check
 
+    keep_compiled(load_settings().cache_dir)
     names = {field.name for field in fields(SanityOptions)}
     chosen = SanityOptions(**{name: value for name, value in vars(options).items() if name in names})
     with bar as report:

@@ -1,0 +1,14 @@
+"""Compiled programs kept on disk, so that the second run of the same sizes begins at once."""
+
+from pathlib import Path
+
+import jax
+
+__all__ = ["keep_compiled"]
+
+
+def keep_compiled(cache_dir: Path) -> None:
+    """Keep what JAX compiles in `cache_dir/xla`, unless `JAX_COMPILATION_CACHE_DIR` names another place."""
+    if jax.config.values["jax_compilation_cache_dir"] is None:
+        jax.config.update("jax_compilation_cache_dir", str(cache_dir / "xla"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
