@@ -1,4 +1,4 @@
-"""The compiled forms that a bundle may hold: a table, each in a module of its own that is imported when it is used.
+"""The compiled forms that a bundle may hold: a table, each with a module that is imported when it is used.
 
 A form's module offers `compile_step(config, normaliser, params) -> bytes` and `load_step(data, params, carry) ->
 Stepper`; `params` are flat and as the bundle stores them.

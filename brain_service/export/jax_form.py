@@ -1,6 +1,7 @@
 """The policy step as StableHLO: `step.jaxexport`, with the parameters as arguments. Imports JAX."""
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import jax
@@ -14,7 +15,7 @@ from brain_service.model.config import CoreModelConfig
 from brain_service.model.state import carry_shapes
 from brain_service.training.normalisation import Normaliser
 
-__all__ = ["PLATFORMS", "compile_step", "load_step"]
+__all__ = ["PLATFORMS", "compile_step", "load_step", "model_step"]
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 
@@ -43,4 +44,12 @@ def load_step(data: bytes, params: Mapping[str, np.ndarray[Any, Any]], carry: Ma
     call = export.deserialize(bytearray(data)).call
     stored = dict(params)
     step: Stepper = jax.jit(lambda *arguments: call(stored, *arguments))
+    return step
+
+
+def model_step(
+    config: CoreModelConfig, normaliser: Normaliser, params: Mapping[str, np.ndarray[Any, Any]]
+) -> Stepper:
+    """Return the model itself ready to run, which every form is held against."""
+    step: Stepper = partial(jax.jit(make_policy_step(config, normaliser)), jax.device_put(dict(params)))
     return step

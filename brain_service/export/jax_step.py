@@ -3,7 +3,6 @@
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +13,10 @@ from safetensors.numpy import save
 from brain_service.errors import CorruptDataError, UnavailableError
 from brain_service.export.bundle import GOLDEN, PARAMS, Manifest, write_bundle
 from brain_service.export.forms import choose_forms
+from brain_service.export.jax_form import model_step
 from brain_service.export.measure import make_forms
 from brain_service.export.parity import record_reference
-from brain_service.export.policy import flat_params, make_policy_step
+from brain_service.export.policy import flat_params
 from brain_service.export.quantise import quantise, require_quantisation
 from brain_service.model.config import CoreModelConfig
 from brain_service.model.core import init_params
@@ -109,8 +109,7 @@ def export_policy(
     _require_writable(models_dir)
     begin = _counted(progress, 4 + 2 * len(chosen))
     begin("running the model")
-    step = partial(jax.jit(make_policy_step(config, normaliser)), params)
-    reference = record_reference(step, carry_shapes(config), normaliser)
+    reference = record_reference(model_step(config, normaliser, params), carry_shapes(config), normaliser)
     made = make_forms(chosen, config, normaliser, stored, quantisation, reference, begin)
     draft = Manifest(
         config=config.to_dict(),

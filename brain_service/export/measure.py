@@ -64,9 +64,13 @@ def make_forms(
         drift = difference(long.action, reference.long_action, *limits)
         made.measured[form.name] = {"drift": drift, "step_us": long.step_us}
         if not isfinite(drift):
-            raise CorruptDataError(f"the {form.name} form gives actions that are not finite over {len(long.action)} steps")
+            raise CorruptDataError(
+                f"the {form.name} form gives actions that are not finite over {len(long.action)} steps"
+            )
     begin("switching forms")
-    switched = [measure_switch(one, other, carry, reference, normaliser) for one, other in combinations(steps.values(), 2)]
+    switched = [
+        measure_switch(one, other, carry, reference, normaliser) for one, other in combinations(steps.values(), 2)
+    ]
     if switched:
         made.parity["switch"] = require_parity(max(switched), quantisation, "a session that changes its form")
     return made
@@ -89,5 +93,7 @@ def require_parity(measured: float, quantisation: str, what: str) -> Parity:
         error = CorruptDataError(f"{found}; this is a fault of the compiler: try another version of its package")
     else:
         finer = "fp16 or none" if quantisation == "int8" else "none"
-        error = InvalidError(f"{found}: {quantisation} costs this model too much; use {finer}", field="quantization")
+        error = InvalidError(
+            f"{found}: {quantisation} costs this model too much; use {finer}", field="quantization"
+        )
     raise error

@@ -1,8 +1,9 @@
 """The policy step as an ONNX graph with the parameters inside: `model.onnx`, static shapes, one row.
 
-Inputs: the carry arrays by name, `observation`, `previous_action`, `previous_reward`, `is_first`; outputs: `next_` and
-the carry's name for each, and `action`. A quantised bundle's graph holds the float32 values of its quantised weights:
-it gives the quantised model's numbers with the operators that accelerators compile, whose own tools quantise it again.
+Inputs: the carry arrays by name, `observation`, `previous_action`, `previous_reward`, `is_first`; outputs: the
+carry arrays as `next_<name>`, and `action`. A quantised bundle's graph holds the float32 values of its quantised
+weights: it gives the quantised model's numbers with the operators that accelerators compile, whose own tools
+quantise it again.
 """
 
 from collections.abc import Mapping, Sequence
@@ -75,7 +76,7 @@ def load_step(data: bytes, params: Mapping[str, np.ndarray[Any, Any]], carry: Ma
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     try:
         session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # noqa: BLE001  its errors share no base of their own
+    except Exception as error:
         raise UnavailableError(f"ONNX Runtime {onnxruntime.__version__} cannot load the graph: {error}") from error
     inputs, outputs = input_names(carry), output_names(carry)
 

@@ -1,8 +1,8 @@
 """How far a form of the policy is from the float model: over the golden sequence, a long one, and across a switch.
 
 Every form runs with its own state fed back, over inputs that the float model's run recorded, so that an error that
-the state carries on shows and one that the world would correct does not hide it. A difference is the largest of any
-action element at any step, as a share of that element's range. Needs NumPy alone.
+the state carries on shows and one that the world would correct does not hide it. A difference is the largest of
+any action element at any step, as a share of that element's range.
 """
 
 import time
@@ -97,7 +97,8 @@ def drive(
     """
     state: tuple[Any, ...] = tuple(np.zeros((1, size), np.float32) for size in carry.values())
     steps = len(inputs.is_first)
-    actions, times_ns = [], []
+    actions: list[Float32[np.ndarray, "H A"]] = []
+    times_ns: list[int] = []
     for t in range(steps):
         if feed_back and t > 0:
             inputs.previous_action[t] = actions[-1][0]
@@ -133,7 +134,7 @@ def measure_switch(
 
 
 def record_reference(step: Stepper, carry: Mapping[str, int], normaliser: Normaliser) -> Reference:
-    """Draw sequences from the training data's mean and spread and run the float model over them, actions fed back."""
+    """Draw sequences by the training data's mean and spread and run the float model over them, actions fed back."""
     golden = _draw(0, GOLDEN_STEPS, (0, GOLDEN_RESET), normaliser)
     action = drive(step, carry, golden, feed_back=True).action
     long = _draw(1, LONG_STEPS, (0,), normaliser)

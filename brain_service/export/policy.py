@@ -28,7 +28,8 @@ PolicyStep = Callable[..., tuple[tuple[Array, ...], Array]]
 `(carry, actions [B, H, A])`.
 
 `params` maps slash-joined names to arrays, float32 or as `quantise` stores them; `carry` is a tuple of arrays
-[B, n]; all else is float32, and observation, action and reward are in raw units. Actions lie within the limits. A row whose `is_first` is 1 starts afresh.
+[B, n]; all else is float32, and observation, action and reward are in raw units. Actions lie within the limits. A
+row whose `is_first` is 1 starts afresh.
 """
 
 

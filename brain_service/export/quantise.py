@@ -1,9 +1,9 @@
 """Weights in fewer bits: how a quantised bundle stores its parameters, and how they become float32 again.
 
-Only the weights are quantised, and of these only the matrices, which are nearly all of a model: what a step computes
-and carries on stays float32, as do biases, decay rates, keys and whatever else is a vector or has a meaning of its
-own. `int8`: one scale for each output of a matrix (its last axis), symmetric, so that zero stays zero. `fp16`: the
-matrices in half precision. The arrays alone tell how they are stored, so a step needs no other word about it.
+Only the weights are quantised, and of these only the matrices, which are nearly all of a model: what a step
+computes and carries on stays float32, as do biases, decay rates, keys and whatever else is small or has a meaning
+of its own. `int8`: one scale for each output of a matrix (its last axis), symmetric, so that zero stays zero.
+`fp16`: the matrices in half precision. The arrays alone tell how they are stored: a step needs no word about it.
 """
 
 from collections.abc import Mapping
