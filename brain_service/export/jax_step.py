@@ -107,7 +107,7 @@ def export_policy(
     _require_finite(params)
     stored = quantise(params, quantisation)
     _require_writable(models_dir)
-    begin = _counted(progress, 4 + 2 * len(chosen))
+    begin = _counted(progress, 3 + 2 * len(chosen) + (len(chosen) > 1))
     begin("running the model")
     reference = record_reference(model_step(config, normaliser, params), carry_shapes(config), normaliser)
     made = make_forms(chosen, config, normaliser, stored, quantisation, reference, begin)

@@ -67,12 +67,11 @@ def make_forms(
             raise CorruptDataError(
                 f"the {form.name} form gives actions that are not finite over {len(long.action)} steps"
             )
-    begin("switching forms")
-    switched = [
-        measure_switch(one, other, carry, reference, normaliser) for one, other in combinations(steps.values(), 2)
-    ]
-    if switched:
-        made.parity["switch"] = require_parity(max(switched), quantisation, "a session that changes its form")
+    pairs = list(combinations(steps.values(), 2))
+    if pairs:
+        begin("switching forms")
+        worst = max(measure_switch(one, other, carry, reference, normaliser) for one, other in pairs)
+        made.parity["switch"] = require_parity(worst, quantisation, "a session that changes its form")
     return made
 
 

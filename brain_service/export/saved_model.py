@@ -111,8 +111,8 @@ def export_saved_model(bundle: Bundle, folder: Path) -> dict[str, Any]:
         UnavailableError: TensorFlow is missing or fails, the folder holds something else, or it cannot be written;
             nothing half-written stays.
     """
-    require_tensorflow()
     _require_replaceable(folder)
+    require_tensorflow()
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""The measure itself, on steps of a few lines: it must see a lost state, a NaN, and a state that does not travel."""
+"""The measure itself, on steps of a few lines: it sees a lost state, a NaN, a state that does not travel."""
 
 from typing import Any
 
