@@ -41,7 +41,7 @@ def compile_step(
 
 def load_step(data: bytes, params: Mapping[str, np.ndarray[Any, Any]], carry: Mapping[str, int]) -> Stepper:  # noqa: ARG001  as every form
     """Return the step ready to run with the parameters inside, as a worker compiles it."""
-    call = export.deserialize(bytearray(data)).call
+    call: Stepper = export.deserialize(bytearray(data)).call
     stored = dict(params)
     step: Stepper = jax.jit(lambda *arguments: call(stored, *arguments))
     return step

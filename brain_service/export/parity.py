@@ -134,7 +134,7 @@ def measure_switch(
 
 
 def record_reference(step: Stepper, carry: Mapping[str, int], normaliser: Normaliser) -> Reference:
-    """Draw sequences by the training data's mean and spread and run the float model over them, actions fed back."""
+    """Draw sequences by the training data's mean and spread and run the model over them, its actions fed back."""
     golden = _draw(0, GOLDEN_STEPS, (0, GOLDEN_RESET), normaliser)
     action = drive(step, carry, golden, feed_back=True).action
     long = _draw(1, LONG_STEPS, (0,), normaliser)

@@ -37,7 +37,8 @@ print(json.dumps([takes, {name: value.shape.as_list() for name, value in answer.
 def test_the_signature_names_every_number_of_the_vectors_once() -> None:
     inputs, outputs = signature_inputs(DRAFT), signature_outputs(DRAFT)
     assert {tensor.name: tensor.shape for tensor in inputs} == {
-        "carry_fast": (1, 4), "carry_slow": (1, 2), "observation_camera_level": (1, 2), "observation_state": (1, 3),
+        "carry_fast": (1, 4), "carry_slow": (1, 2),
+        "observation_camera_level": (1, 2), "observation_state": (1, 3),
         "previous_action_command": (1, 2), "previous_reward": (1,), "is_first": (1,),
     }  # fmt: skip
     assert {tensor.name: tensor.shape for tensor in outputs} == {
@@ -99,6 +100,6 @@ def test_tensorflow_gives_the_models_numbers_without_jax(int8: Bundle, tmp_path:
 @pytest.mark.slow
 @WITH_TENSORFLOW
 def test_a_conversion_that_fails_leaves_nothing_and_says_why(tmp_path: Path) -> None:
-    with pytest.raises(UnavailableError, match="saved_model_convert failed: .*NotFoundError: no bundle at"):
+    with pytest.raises(UnavailableError, match=r"saved_model_convert failed: .*NotFoundError: no bundle at"):
         export_saved_model(Bundle(tmp_path / "none", DRAFT), tmp_path / "saved")
     assert not list(tmp_path.iterdir())
