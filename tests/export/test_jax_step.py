@@ -4,6 +4,8 @@ import dataclasses
 import hashlib
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -155,8 +157,11 @@ def test_a_checkpoint_of_another_config_is_refused(run_dir: Path, tmp_path: Path
     sealed = json.loads(sums.read_text())
     sealed["meta/metadata"] = hashlib.sha256(meta.read_bytes()).hexdigest()
     sums.write_text(json.dumps(sealed))
-    with pytest.raises(CorruptDataError, match="params"):
-        export_jax(twisted, tmp_path / "models")
+    # In a process of its own: Orbax leaves coroutines behind that fail when they are collected.
+    words = ["export", "--checkpoint-dir", str(twisted), "--output-dir", str(tmp_path / "models")]
+    done = subprocess.run([sys.executable, "-m", "brain_service", *words], capture_output=True, text=True)
+    assert done.returncode == 2 and done.stdout == ""
+    assert f"brain export: checkpoint {twisted / '30'}: params: " in done.stderr
     assert not (tmp_path / "models").exists()
 
 
