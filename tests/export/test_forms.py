@@ -126,7 +126,7 @@ class TwoDigits:
 
 
 def test_a_form_that_differs_from_the_model_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "two_digits", TwoDigits)  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "two_digits", TwoDigits)
     params = flat_params(source().params)
     reference = record_reference(model_step(CONFIG, NORMALISER, params), carry_shapes(CONFIG), NORMALISER)
     with pytest.raises(CorruptDataError, match=r"the rounding form differs .* the bound is 1e-04"):

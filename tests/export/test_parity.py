@@ -11,6 +11,7 @@ from brain_service.export.parity import (
     LONG_STEPS,
     SWITCH_STEPS,
     Inputs,
+    Stepper,
     difference,
     drive,
     measure_switch,
@@ -71,8 +72,8 @@ def test_a_difference_is_a_share_of_the_range_and_the_worst_of_all() -> None:
 
 
 def test_a_form_that_does_not_reset_is_seen() -> None:
-    def unresetting(carry: Any, *inputs: Any) -> Any:
-        return counting(carry, *inputs[:3], np.zeros(1, np.float32))
+    def unresetting(carry: Any, observation: Any, previous_action: Any, previous_reward: Any, _: Any) -> Any:
+        return counting(carry, observation, previous_action, previous_reward, np.zeros(1, np.float32))
 
     golden = record_reference(counting, CARRY, NORMALISER).golden
     inputs = Inputs.of(golden)
@@ -87,12 +88,12 @@ def test_a_session_may_move_between_forms_that_keep_their_state_in_the_carry() -
 
 
 @pytest.mark.parametrize("forms", [(counting, Forgetful()), (Forgetful(), counting)])
-def test_a_state_that_does_not_travel_is_seen_whichever_form_comes_first(forms: Any) -> None:
+def test_a_state_that_does_not_travel_is_seen_whichever_form_comes_first(forms: tuple[Stepper, Stepper]) -> None:
     reference = record_reference(counting, CARRY, NORMALISER)
     # Each alone is right: only the switch shows it.
     alone = drive(Forgetful(), CARRY, reference.long).action
     np.testing.assert_array_equal(alone, reference.long_action)
-    assert measure_switch(*forms, CARRY, reference, NORMALISER) > 1
+    assert measure_switch(forms[0], forms[1], CARRY, reference, NORMALISER) > 1
 
 
 def test_a_switch_happens_half_way() -> None:
