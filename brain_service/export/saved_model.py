@@ -51,6 +51,10 @@ class Tensor:
         """Number of elements."""
         return prod(self.shape)
 
+    def to_json(self) -> dict[str, Any]:
+        """Return the JSON object."""
+        return asdict(self) | {"shape": list(self.shape)}
+
 
 def signature_inputs(manifest: Manifest) -> list[Tensor]:
     """Return what the step takes: the carry, one tensor a feature, reward and is_first; one row."""
@@ -158,8 +162,8 @@ def _manifest(
         "model_id": bundle.manifest.model_id,
         "quantisation": bundle.manifest.quantisation,
         "signature": "serving_default",
-        "inputs": [asdict(tensor) for tensor in signature_inputs(bundle.manifest)],
-        "outputs": [asdict(tensor) for tensor in signature_outputs(bundle.manifest)],
+        "inputs": [tensor.to_json() for tensor in signature_inputs(bundle.manifest)],
+        "outputs": [tensor.to_json() for tensor in signature_outputs(bundle.manifest)],
         "parity": asdict(parity),
         "step_us": found["step_us"],
         "versions": dict(versions),
