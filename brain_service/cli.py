@@ -18,6 +18,7 @@ from brain_service.cli_convert import add_convert_arguments, run_convert
 from brain_service.cli_datasets import add_datasets_command
 from brain_service.cli_episodes import add_episodes_command
 from brain_service.cli_evaluate import add_evaluate_command
+from brain_service.cli_export import add_export_command
 from brain_service.cli_formats import add_format_commands
 from brain_service.cli_train import (
     SANITY_EXAMPLES,
@@ -119,10 +120,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add_sanity_arguments(sanity)
 
-    export = command("export", _export, "Export a checkpoint as a bundle that the daemon serves.")
-    export.add_argument("--checkpoint-dir", type=Path, required=True, help="checkpoints of one run")
-    export.add_argument("--output-dir", type=Path, required=True, help="<model_id>/ is made in here")
-
+    add_export_command(commands, progress_bar)
     add_evaluate_command(commands)
     add_datasets_command(commands)
     add_episodes_command(commands)
@@ -162,13 +160,6 @@ def _sanity(options: argparse.Namespace) -> int:
     text, code = run_sanity(options, progress_bar("checking"))
     print(text)
     return code
-
-
-def _export(options: argparse.Namespace) -> int:
-    from brain_service.export.jax_step import export_jax
-
-    print(export_jax(options.checkpoint_dir, options.output_dir))
-    return 0
 
 
 def _health(options: argparse.Namespace) -> int:

@@ -38,6 +38,7 @@ def record(folder: Path, episodes: int = 4, steps: int = 12) -> None:
         ("cloud_trainer", ()),
         ("brain_service", ("train",)),
         ("brain_service", ("sanity-check",)),
+        ("brain_service", ("export",)),
     ],
 )
 def test_help_shows_examples(module: str, command: tuple[str, ...]) -> None:

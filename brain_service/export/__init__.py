@@ -1,7 +1,8 @@
 """From a checkpoint to what a robot serves: the bundle, and the compiled forms of a policy step inside it.
 
 `bundle` and `manifest` need only the standard library and NumPy: the daemon and every worker read them.
-`policy` and `jax_step` import JAX and run in jobs and workers only.
+`saved_model` needs no more than these, and has its work done by child processes. The rest imports JAX and runs in
+jobs, workers and commands only.
 """
 
 from typing import TYPE_CHECKING

@@ -1,7 +1,8 @@
 """A bundle on disk: `models/<model_id>/` with a manifest, parameters, a compiled step and golden vectors.
 
 Content-addressed: the id follows from what decides the model's actions, so the same checkpoint exported twice
-is one bundle. A bundle is verified before it is used, and is never changed after it was published.
+is one bundle. A bundle is verified before it is used. No file of a published one is ever changed; a form that it
+did not have may be added, and the manifest that lists it then takes the old one's place in one step.
 """
 
 import contextlib
@@ -20,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from brain_service.durable import publish_directory, remove_tree
+from brain_service.durable import make_directory, publish_directory, remove_tree, write_atomic
 from brain_service.errors import CorruptDataError, NotFoundError, UnavailableError
 from brain_service.export.manifest import FileEntry, Manifest, Parity
 
@@ -36,6 +37,7 @@ __all__ = [
     "Golden",
     "Manifest",
     "Parity",
+    "add_files",
     "is_model_id",
     "read_manifest",
     "write_bundle",
@@ -189,8 +191,8 @@ def read_manifest(path: Path) -> Manifest:
 def write_bundle(models_dir: Path, draft: Manifest, files: Mapping[str, bytes]) -> str:
     """Publish a bundle in `models_dir` and return its model id. Blocking.
 
-    `draft` is the manifest without files and id. A bundle of the same id that verifies is kept as it is; one
-    that does not is replaced.
+    `draft` is the manifest without files and id. A bundle of the same id that verifies stays as it is and gets
+    what it did not have (see `add_files`); one that does not verify is replaced.
 
     Raises:
         CorruptDataError: the draft does not hold together.
@@ -203,15 +205,15 @@ def write_bundle(models_dir: Path, draft: Manifest, files: Mapping[str, bytes]) 
     final = models_dir / manifest.model_id
     temporary = models_dir / f".{manifest.model_id}.{os.getpid()}.tmp"
     try:
-        if final.is_dir() and _is_whole(final):
+        there = _whole(final) if final.is_dir() else None
+        if there is not None:
+            add_files(there, files, manifest)
             return manifest.model_id
         temporary.mkdir(parents=True)
         for name, data in files.items():
             (temporary / name).parent.mkdir(exist_ok=True)
             (temporary / name).write_bytes(data)
-        document = manifest.to_json()
-        document["checksum"] = _checksum(document)
-        (temporary / MANIFEST).write_text(json.dumps(document, indent=1) + "\n")
+        (temporary / MANIFEST).write_bytes(_document(manifest))
         if final.exists():
             remove_tree(final)
         publish_directory(temporary, final)
@@ -222,18 +224,62 @@ def write_bundle(models_dir: Path, draft: Manifest, files: Mapping[str, bytes]) 
     return manifest.model_id
 
 
+def add_files(bundle: Bundle, files: Mapping[str, bytes], found: Manifest) -> Bundle:
+    """Add what the bundle lacks of `files`, with the parity and the figures that `found` has of it. Blocking.
+
+    A file that the bundle lists already is left as it is, and so are its figures. The manifest is replaced last
+    and in one step: whoever reads meanwhile, or after a kill, sees the bundle as it was or as it becomes.
+
+    Raises:
+        CorruptDataError: the manifest would not hold together.
+        UnavailableError: the medium is full or read-only; the bundle is as it was.
+    """
+    old = bundle.manifest
+    new = {name: data for name, data in files.items() if name not in old.files}
+    if not new:
+        return bundle
+    manifest = replace(
+        old,
+        files=dict(sorted({**old.files, **{name: FileEntry.of(data) for name, data in new.items()}}.items())),
+        parity={**found.parity, **old.parity},
+        measured={**found.measured, **old.measured},
+    )
+    Manifest.from_json(manifest.to_json(), str(bundle.path / MANIFEST))
+    document = _document(manifest)
+    try:
+        for name, data in new.items():
+            make_directory((bundle.path / name).parent)
+            write_atomic(bundle.path / name, data)
+        write_atomic(bundle.path / MANIFEST, document)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            # Where the flush after the rename failed, the new manifest stands and its files must.
+            if (bundle.path / MANIFEST).read_bytes() != document:
+                for name in new:
+                    (bundle.path / name).unlink(missing_ok=True)
+        raise UnavailableError(
+            f"cannot add {', '.join(new)} to {bundle.path}: {error}; free space or fix the folder"
+        ) from error
+    return Bundle(bundle.path, manifest)
+
+
+def _document(manifest: Manifest) -> bytes:
+    document = manifest.to_json()
+    document["checksum"] = _checksum(document)
+    return (json.dumps(document, indent=1) + "\n").encode()
+
+
 def _checksum(document: Mapping[str, Any]) -> str:
     # Over the values, not the bytes: the files have their hashes in here, and this guards the rest of it.
     text = json.dumps(document, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _is_whole(path: Path) -> bool:
+def _whole(path: Path) -> Bundle | None:
     try:
-        Bundle.open(path)
+        return Bundle.open(path)
     except CorruptDataError:
-        return False
-    return True
+        return None
 
 
 def _verify(path: Path, entry: FileEntry) -> None:

@@ -14,6 +14,9 @@ __all__ = ["HAILO_PARITY_CAP", "PARITY_CAP", "SCHEMA", "FileEntry", "Manifest", 
 
 SCHEMA = "1.0"
 
+ADDED = frozenset({"measured"})
+"""Keys that the first bundles of this schema do not have."""
+
 PARITY_CAP: Mapping[str, float] = {"none": 1e-4, "fp16": 2e-2, "int8": 2e-2}
 """Largest parity bound by quantisation, as a share of the action range: no bundle may promise less."""
 
@@ -52,7 +55,10 @@ class Manifest:
     `action_low` and `action_high` are the limits of the flat action vector [A] in raw units; every answered
     action lies between them. `normalisation` maps names to flat float lists. `carry` gives the size of each
     carry array of one session, in the order in which they are packed. `parity` is by form: `jax` is
-    `step.jaxexport`. `control_period_s` is the median step of the training data, None where unknown.
+    `step.jaxexport`, `onnx` is `model.onnx`, and `switch` is a session that moves from one form to another.
+    `control_period_s` is the median step of the training data, None where unknown. `measured` is by form, for
+    information: `drift`, as parity but over a long sequence and without a bound, and `step_us` on the exporting
+    machine.
     """
 
     config: Mapping[str, Any]
@@ -68,6 +74,7 @@ class Manifest:
     source_run: str = ""
     evaluation: Mapping[str, Any] | None = None
     created_ns: int = 0
+    measured: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     files: Mapping[str, FileEntry] = field(default_factory=dict)
     model_id: str = ""
     schema: str = SCHEMA
@@ -134,11 +141,11 @@ class Manifest:
                 "export the checkpoint again with this version"
             )
         known = {item.name for item in fields(Manifest)}
-        if document.keys() != known:
-            missing, unknown = sorted(known - document.keys()), sorted(document.keys() - known)
+        missing, unknown = sorted(known - ADDED - document.keys()), sorted(document.keys() - known)
+        if missing or unknown:
             raise CorruptDataError(f"{source}: missing keys {missing}, unknown keys {unknown}")
         try:
-            manifest = Manifest(**{name: _PARSERS.get(name, _same)(document[name]) for name in known})
+            manifest = Manifest(**{name: _PARSERS.get(name, _same)(document[name]) for name in document})
         except (TypeError, ValueError, AttributeError, InvalidError) as error:
             raise CorruptDataError(f"{source}: {error}") from error
         manifest._check(source)
@@ -194,5 +201,8 @@ _PARSERS: Mapping[str, Callable[[Any], Any]] = {
     "normalisation": lambda document: {name: _floats(values) for name, values in document.items()},
     "carry": lambda document: dict(document.items()),
     "parity": lambda document: {form: Parity(**parity) for form, parity in document.items()},
+    "measured": lambda document: {
+        form: {name: float(value) for name, value in figures.items()} for form, figures in document.items()
+    },
     "files": lambda document: {name: FileEntry(**entry) for name, entry in document.items()},
 }

@@ -13,6 +13,7 @@ from jaxtyping import Float32
 
 from brain_service.errors import CorruptDataError, InvalidError
 from brain_service.export.manifest import Manifest
+from brain_service.export.quantise import dequantise
 from brain_service.model.config import CoreModelConfig
 from brain_service.model.core import step as model_step
 from brain_service.model.signals import StepInputs
@@ -26,8 +27,9 @@ PolicyStep = Callable[..., tuple[tuple[Array, ...], Array]]
 """`(params, carry, observation [B, D], previous_action [B, A], previous_reward [B], is_first [B])` to
 `(carry, actions [B, H, A])`.
 
-`params` maps slash-joined names to arrays; `carry` is a tuple of arrays [B, n]; all is float32, and observation,
-action and reward are in raw units. Actions lie within the limits. A row whose `is_first` is 1 starts afresh.
+`params` maps slash-joined names to arrays, float32 or as `quantise` stores them; `carry` is a tuple of arrays
+[B, n]; all else is float32, and observation, action and reward are in raw units. Actions lie within the limits. A
+row whose `is_first` is 1 starts afresh.
 """
 
 
@@ -72,7 +74,7 @@ def make_policy_step(config: CoreModelConfig, normaliser: Normaliser) -> PolicyS
             normaliser.reward(previous_reward),  # type: ignore[arg-type]
             is_first,
         )
-        new, outputs = model_step(unflatten(params), config, Carry(*carry), inputs)
+        new, outputs = model_step(unflatten(dequantise(params)), config, Carry(*carry), inputs)
         return tuple(new), normaliser.raw_action(outputs.action_mean)  # type: ignore[return-value]
 
     return policy_step

@@ -7,6 +7,7 @@ from safetensors.numpy import load
 
 from brain_service.errors import CorruptDataError
 from brain_service.export.bundle import PARAMS, Bundle
+from brain_service.export.quantise import dequantise
 from brain_service.model.config import CoreModelConfig
 from brain_service.spec import unflatten
 from brain_service.training.evaluation.subject import Subject
@@ -29,7 +30,7 @@ def bundle_subject(bundle: Bundle, trained_on: Mapping[str, Any] | None) -> Subj
     return Subject(
         name=manifest.model_id,
         config=config,
-        params=unflatten(load(bundle.read(PARAMS))),
+        params=unflatten(dequantise(load(bundle.read(PARAMS)))),
         normaliser=Normaliser.from_dict(manifest.normalisation),
         spec=manifest.spec,
         trained_on=trained_on,

@@ -24,6 +24,10 @@ _DATASET = r"[a-z][a-z0-9_]{0,63}"
 DatasetName = Annotated[str, Field(pattern=rf"^{_DATASET}$")]
 """What TFDS accepts as a dataset's name: lower-case letters, digits and `_`, a letter first."""
 
+Quantization = Annotated[
+    Literal["none", "fp16", "int8"], Field(description="How a bundle stores the weights of matrices.")
+]
+
 RunId = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
 """The job that trained: one path component, never a path."""
 
@@ -132,9 +136,11 @@ class ExportParams(Params):
     """Turn a checkpoint into a bundle that can be served."""
 
     checkpoint: RunId | None = Field(default=None, description="The run; left out: the newest.")
+    quantization: Quantization = "none"
 
 
 class PipelineParams(TrainParams):
     """The whole loop: health, inventory, convert, train, evaluate, export, canary, activate."""
 
     activate: bool = Field(default=True, description="Serve the model once it passed the canary.")
+    quantization: Quantization = "none"

@@ -1,10 +1,14 @@
 """A bundle on disk: whole or refused, the same content in one place, and never half-written."""
 
+import contextlib
 import dataclasses
 import hashlib
 import io
 import json
+import os
+import resource
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -17,10 +21,13 @@ from brain_service.export.bundle import (
     GOLDEN,
     JAX_STEP,
     MANIFEST,
+    ONNX_MODEL,
     PARAMS,
     Bundle,
     FileEntry,
     Golden,
+    Parity,
+    add_files,
     is_model_id,
     read_manifest,
     write_bundle,
@@ -151,3 +158,72 @@ def test_an_empty_golden_sequence_proves_nothing() -> None:
 @pytest.mark.parametrize("text", ["", "active", "../../etc", "0123456789ABCDEF", "0123456789abcde", "0" * 17])
 def test_what_is_no_model_id(text: str) -> None:
     assert not is_model_id(text)
+
+
+WITH_ONNX = dataclasses.replace(
+    DRAFT,
+    parity={"jax": Parity(2e-5, 1e-4), "onnx": Parity(3e-6, 1e-4)},
+    measured={"jax": {"drift": 1.0}, "onnx": {"drift": 2e-5, "step_us": 100.0}},
+)
+
+
+def test_a_form_that_a_bundle_lacks_is_added_and_what_it_has_stays(tmp_path: Path) -> None:
+    path = write_sample(tmp_path)
+    before = Bundle.open(path)
+    times = {item.name: item.stat().st_mtime_ns for item in path.iterdir() if item.name != MANIFEST}
+    more = files() | {JAX_STEP: b"compiled elsewhere", ONNX_MODEL: b"a graph"}
+    assert write_bundle(tmp_path, WITH_ONNX, more) == path.name
+    after = Bundle.open(path)
+    assert {name: (path / name).stat().st_mtime_ns for name in times} == times
+    assert after.read(ONNX_MODEL) == b"a graph" and after.read(JAX_STEP) == files()[JAX_STEP]
+    # Of what was there the old figures hold: they were measured on these very bytes.
+    assert after.manifest.parity == {"jax": DRAFT.parity["jax"], "onnx": Parity(3e-6, 1e-4)}
+    assert after.manifest.measured["onnx"]["step_us"] == 100.0
+    assert after.manifest.created_ns == before.manifest.created_ns
+    # Whoever opened it before reads on.
+    assert before.read(JAX_STEP) == files()[JAX_STEP]
+
+
+def test_a_form_may_bring_a_folder(tmp_path: Path) -> None:
+    added = add_files(Bundle.open(write_sample(tmp_path)), {"hailo/model.hef": b"hef"}, DRAFT)
+    assert Bundle.open(added.path).read("hailo/model.hef") == b"hef"
+    assert Bundle.open(added.path).manifest == added.manifest
+    assert add_files(added, {"hailo/model.hef": b"other"}, DRAFT) is added
+
+
+def test_a_form_whose_parity_cannot_be_is_not_added(tmp_path: Path) -> None:
+    bundle = Bundle.open(write_sample(tmp_path))
+    loose = dataclasses.replace(DRAFT, parity={"onnx": Parity(0.0, 0.5)})
+    with pytest.raises(CorruptDataError, match="above the cap"):
+        add_files(bundle, {ONNX_MODEL: b"a graph"}, loose)
+    assert not (bundle.path / ONNX_MODEL).exists() and Bundle.open(bundle.path) == bundle
+
+
+@contextlib.contextmanager
+def small_files_only() -> Iterator[None]:
+    """Make every write beyond 64 kB fail, as a full medium does: half-way."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+BIG = os.urandom(1 << 17)
+
+
+def test_a_medium_that_fills_up_half_way_leaves_no_bundle(tmp_path: Path) -> None:
+    with small_files_only(), pytest.raises(UnavailableError, match="free space or fix"):
+        write_sample(tmp_path, {JAX_STEP: BIG})
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_medium_that_fills_up_half_way_leaves_the_bundle_as_it_was(tmp_path: Path) -> None:
+    path = write_sample(tmp_path)
+    before = {item.name: item.read_bytes() for item in path.iterdir()}
+    more = files() | {ONNX_MODEL: b"a graph", "other.bin": BIG}
+    with small_files_only(), pytest.raises(UnavailableError, match=r"cannot add .*other.bin"):
+        write_bundle(tmp_path, WITH_ONNX, more)
+    assert {item.name: item.read_bytes() for item in path.iterdir()} == before
+    Bundle.open(path)

@@ -1,5 +1,11 @@
 """From parameters to a bundle: raw units in and out, the model's own numbers, for every platform we name."""
 
+import dataclasses
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,25 +16,18 @@ import pytest
 from jax import export
 from safetensors.numpy import load
 
-from brain_service.errors import CorruptDataError, NotFoundError
+from brain_service.errors import CorruptDataError, InvalidError, NotFoundError, UnavailableError
 from brain_service.export.bundle import JAX_STEP, PARAMS, Bundle
-from brain_service.export.jax_step import GOLDEN_RESET, PLATFORMS, export_jax, export_policy
+from brain_service.export.jax_form import PLATFORMS
+from brain_service.export.jax_step import export_jax, export_policy
+from brain_service.export.parity import GOLDEN_RESET
 from brain_service.export.policy import flat_params, make_policy_step, policy_step_of
 from brain_service.model.core import unroll
 from brain_service.model.signals import StepInputs
 from brain_service.model.state import init_carry
 from brain_service.spec import unflatten
-from brain_service.training.checkpointing import Checkpoints
-from brain_service.training.config import TrainConfig
-from brain_service.training.step import TrainState, make_optimiser
 from tests.export.models import CONFIG, NORMALISER, source
 from tests.export.samples import DRAFT
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    path = export_policy(source(), tmp_path_factory.mktemp("models"), evaluation={"mae": 0.5}, source_run="run-7")
-    return Bundle.open(path)
 
 
 def test_the_manifest_tells_what_the_model_is(bundle: Bundle) -> None:
@@ -121,22 +120,6 @@ def test_flat_params_are_sorted_and_nest_again() -> None:
     assert again["b"]["w"].tolist() == [1.0, 1.0] and again["a"].tolist() == [2.0] * 3
 
 
-@pytest.fixture(scope="module")
-def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("checkpoints") / "run-7"
-    params = dict(source().params)
-    state = TrainState(jnp.asarray(30, jnp.int32), params, make_optimiser(TrainConfig()).init(params))
-    meta = {
-        "model": CONFIG.to_dict(),
-        "normalisation": NORMALISER.to_dict(),
-        "spec": source().spec.to_json(),
-        "control_period_s": 0.02,
-    }
-    with Checkpoints(folder, keep=1) as checkpoints:
-        checkpoints.save(state, meta)
-    return folder
-
-
 def test_a_checkpoint_becomes_the_bundle_of_its_model(run_dir: Path, bundle: Bundle, tmp_path: Path) -> None:
     path = export_jax(run_dir, tmp_path / "models", evaluation={"mae": 0.5})
     manifest = Bundle.open(path).manifest
@@ -159,4 +142,76 @@ def test_an_untrained_twin_has_the_same_features_and_other_parameters(
 def test_no_checkpoint_no_bundle(tmp_path: Path) -> None:
     with pytest.raises(NotFoundError, match="train first"):
         export_jax(tmp_path / "none", tmp_path / "models")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_checkpoint_of_another_config_is_refused(run_dir: Path, tmp_path: Path) -> None:
+    twisted = tmp_path / "run"
+    shutil.copytree(run_dir, twisted)
+    (meta,) = twisted.glob("30/meta/metadata")
+    document = json.loads(meta.read_text())
+    meta.write_text(json.dumps(document | {"model": document["model"] | {"d_h": 16}}))
+    with pytest.raises(CorruptDataError, match="meta/metadata is not what was written"):
+        export_jax(twisted, tmp_path / "models")
+    sums = twisted / "30" / "sha256.json"
+    sealed = json.loads(sums.read_text())
+    sealed["meta/metadata"] = hashlib.sha256(meta.read_bytes()).hexdigest()
+    sums.write_text(json.dumps(sealed))
+    # In a process of its own: Orbax leaves coroutines behind that fail when they are collected.
+    words = ["export", "--checkpoint-dir", str(twisted), "--output-dir", str(tmp_path / "models")]
+    done = subprocess.run([sys.executable, "-m", "brain_service", *words], capture_output=True, text=True)
+    assert done.returncode == 2 and done.stdout == ""
+    assert f"brain export: checkpoint {twisted / '30'}: params: " in done.stderr
+    assert not (tmp_path / "models").exists()
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf])
+def test_a_parameter_that_is_not_finite_is_named(wrong: float, tmp_path: Path) -> None:
+    params = dict(source().params)
+    params["drive"] = {**params["drive"], "bias": params["drive"]["bias"].at[3].set(wrong)}
+    diverged = dataclasses.replace(source(), params=params)
+    with pytest.raises(CorruptDataError, match=r"parameter drive/bias holds NaN.*--step"):
+        export_policy(diverged, tmp_path / "models")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"quantisation": "int4"}, "'int4' is not known; use one of none, fp16, int8"),
+        ({"forms": ("jax", "tflite")}, "'tflite' is not known; use jax, onnx"),
+    ],
+)
+def test_what_is_not_known_is_refused_before_the_checkpoint_is_read(
+    asked: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(InvalidError, match=message):
+        export_jax(tmp_path / "none", tmp_path / "models", **asked)
+
+
+def test_a_folder_that_cannot_be_written_is_told_before_anything_is_compiled(tmp_path: Path) -> None:
+    (tmp_path / "models").write_text("a file where the folder should be")
+    told: list[str] = []
+    with pytest.raises(UnavailableError, match="cannot write a bundle into"):
+        export_policy(source(), tmp_path / "models", progress=lambda *now: told.append(now[2]))
+    assert told == [] and [item.name for item in tmp_path.iterdir()] == ["models"]
+
+
+def test_progress_names_each_piece_of_work_and_ends_at_its_total(run_dir: Path, tmp_path: Path) -> None:
+    told: list[tuple[int, int, str]] = []
+    export_jax(run_dir, tmp_path, progress=lambda *now: told.append(now))
+    assert [done for done, _, _ in told] == list(range(len(told)))
+    assert {total for _, total, _ in told} == {told[-1][0]}
+    assert [label for _, _, label in told] == [
+        "running the model", "compiling jax", "comparing jax", "writing", "done",
+    ]  # fmt: skip
+
+
+def test_whoever_follows_the_progress_may_end_the_export(tmp_path: Path) -> None:
+    def stop(_: int, __: int, label: str) -> None:
+        if label == "comparing jax":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        export_policy(source(), tmp_path / "models", progress=stop)
     assert not list(tmp_path.iterdir())

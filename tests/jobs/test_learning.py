@@ -93,6 +93,9 @@ def test_the_bundle_was_compared_with_its_checkpoint_on_a_held_out_episode(learn
     assert canary["source"].startswith("val episode ")
     assert canary["difference"] <= canary["bound"]
     assert canary["steps"] == 40
+    assert canary["differences"].keys() == {"jax", "onnx"}
+    assert learned.job.result["export"]["forms"] == ["jax", "onnx"]
+    assert learned.job.result["export"]["parity"].keys() == {"jax", "onnx", "switch"}
 
 
 def test_progress_and_metrics_were_told_in_order(learned: Learned) -> None:

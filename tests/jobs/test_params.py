@@ -5,8 +5,9 @@ from typing import get_args
 import pytest
 
 from brain_service.errors import InvalidError
+from brain_service.export.manifest import PARITY_CAP
 from brain_service.jobs.kinds import KINDS, parse_params
-from brain_service.jobs.params import PipelineParams, TrainParams
+from brain_service.jobs.params import ExportParams, PipelineParams, TrainParams
 from brain_service.jobs.stages import STAGES
 from brain_service.model.config import PRESETS
 
@@ -71,3 +72,9 @@ def test_every_field_is_documented() -> None:
 
 def test_a_pipeline_takes_what_a_training_takes() -> None:
     assert set(TrainParams.model_fields) < set(PipelineParams.model_fields)
+
+
+@pytest.mark.parametrize("params", [ExportParams, PipelineParams])
+def test_the_quantisations_are_those_that_a_bundle_may_have(params: type[ExportParams | PipelineParams]) -> None:
+    field = params.model_fields["quantization"]
+    assert set(get_args(field.annotation)) == set(PARITY_CAP) and field.default == "none"
