@@ -87,7 +87,7 @@ class Engine:
         return self.up
 
     async def replace(self, reason: str) -> None:
-        """Take a fresh worker in the place of the one that runs, between two steps; if none comes, that goes on."""
+        """Take a fresh worker in the place of the one that runs, between two steps; without one, that goes on."""
         log.warning("%s: %s; a fresh worker takes its place", self.name, reason)
         self.starts += 1
         old = self.worker
