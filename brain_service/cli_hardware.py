@@ -23,8 +23,8 @@ def _hardware(options: argparse.Namespace) -> int:
     if options.json:
         say_json(found)
         return 0
-    rows = [("device", "usable", "devices or reason"), *(_row(*item) for item in found["backends"].items())]
-    for line in table_lines(rows):
+    rows = [row for item in found["backends"].items() for row in _rows(*item)]
+    for line in table_lines([("device", "usable", "devices or reason"), *rows]):
         say(line)
     say()
     say(f"best for training: {found['best_for_training'] or 'none'}")
@@ -32,6 +32,8 @@ def _hardware(options: argparse.Namespace) -> int:
     return 0
 
 
-def _row(device: str, entry: dict[str, Any]) -> tuple[str, str, str]:
-    told = ", ".join(entry["devices"]) if entry["available"] else str(entry["reason"])
-    return device, "yes" if entry["available"] else "no", told
+def _rows(device: str, entry: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """Return a line for each device, or for each thing that it lacks."""
+    usable = "yes" if entry["available"] else "no"
+    told = entry["devices"] if entry["available"] else str(entry["reason"]).split("; ")
+    return [(device, usable, line) if at == 0 else ("", "", line) for at, line in enumerate(told)]

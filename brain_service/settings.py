@@ -96,9 +96,9 @@ class HttpSettings(_Frozen):
 class InferenceSettings(_Frozen):
     """The router: order of backends, deadlines, sessions and workers.
 
-    With `standby` the next usable backend is kept loaded beside the one that serves, and a worker that owes an answer
-    for `failover_s` is given up for it; without one, for `worker_hang_s`. A worker whose own memory grows over
-    `worker_memory_bytes` is replaced by a fresh one between two steps; None for no limit.
+    With `standby` the next usable backend is kept loaded beside the one that serves, and a worker that owes an
+    answer for `failover_s` is given up for it; without one, for `worker_hang_s`. A worker whose own memory grows
+    over `worker_memory_bytes` is replaced by a fresh one between two steps; None for no limit.
     """
 
     backends: tuple[Literal["hailo", "tpu", "gpu", "cpu"], ...] = ("hailo", "tpu", "gpu", "cpu")

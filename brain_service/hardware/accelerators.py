@@ -63,7 +63,7 @@ def hailo_parts(sysfs: Path = SYSFS, dev: Path = DEV, root: Path = ROOT) -> dict
             ],
             "reason": None
             if chips
-            else f"no device of PCI vendor {HAILO_VENDOR:#06x} in {sysfs / 'bus/pci/devices'}; is the HAT "
+            else f"no device of PCI vendor {HAILO_VENDOR:#06x} in {sysfs / 'bus/pci/devices'}: is the HAT "
             "seated and PCIe on (raspi-config)?",
         },
         "device_node": {"found": [str(node) for node in nodes], "reason": _node_reason(nodes, dev)},
@@ -71,16 +71,16 @@ def hailo_parts(sysfs: Path = SYSFS, dev: Path = DEV, root: Path = ROOT) -> dict
             "found": [str(package) for package in packages],
             "reason": None
             if packages
-            else "the system's Python has no hailo_platform; apt install hailo-all (hailo-h10-all for the HAT+ 2)",
+            else "the system's Python has no hailo_platform: apt install hailo-all (hailo-h10-all for the HAT+ 2)",
         },
     }
 
 
 def _node_reason(nodes: list[Path], dev: Path) -> str | None:
     if not nodes:
-        return f"no {dev / 'hailo0'}; is the driver loaded (lsmod | grep hailo)?"
+        return f"no {dev / 'hailo0'}: is the driver loaded (lsmod | grep hailo)?"
     if not os.access(nodes[0], os.R_OK | os.W_OK):
-        return f"no permission to use {nodes[0]}; check its group and the udev rule"
+        return f"no permission to use {nodes[0]}: check its group and the udev rule"
     return None
 
 

@@ -4,6 +4,7 @@ Run as a child process only: the daemon never imports JAX, and a driver that han
 """
 
 import json
+import os
 import sys
 from typing import Any
 
@@ -20,7 +21,8 @@ def main() -> int:
             "devices": [f"{device.device_kind} {device.id}" for device in jax.devices()],
         }
     except Exception as error:  # noqa: BLE001  (a driver's error may be of any type; the parent gets its text)
-        found = {"error": f"{type(error).__name__}: {error}"}
+        platform = os.environ.get("JAX_PLATFORMS")
+        found = {"error": f"jax finds no device of platform {platform!r}: {type(error).__name__} {error}".rstrip()}
     print(json.dumps(found))  # noqa: T201
     return "error" in found
 

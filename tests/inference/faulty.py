@@ -1,4 +1,4 @@
-"""A backend for real worker processes that computes the toy in NumPy, and fails as the observation's `load` asks."""
+"""A backend for real workers: it computes the toy in NumPy, and fails as the observation's `load` asks."""
 
 import os
 import time

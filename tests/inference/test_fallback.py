@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import dataclasses
+import errno
 import os
 import shutil
 import signal
@@ -15,6 +16,7 @@ import pytest
 
 from brain_service.errors import DeadlineExceededError, UnavailableError
 from brain_service.inference import InferenceRouter, crew
+from brain_service.inference.arena import Arena
 from brain_service.inference.backends import BACKENDS, BackendEntry
 from tests.inference.conftest import Toys
 from tests.inference.faulty import BROKEN, DAWDLE, DIE, DRIFT, HANG, LEAK, entry
@@ -119,7 +121,7 @@ def test_many_sessions_go_on_through_deaths_of_both_backends_in_turn(toys: Toys,
         async with crewed(toys, cache) as router:
             await settled(router, "second")
             robots = [await Robot.start(router) for _ in range(16)]
-            for round_ in range(3):
+            for _ in range(3):
                 await asyncio.gather(*(robot.act() for robot in robots))
                 await eventually(lambda: model(router)["standby"] is not None)
                 with stopped(worker_pid(router)) as _:
@@ -242,7 +244,7 @@ def test_a_backend_that_is_late_step_after_step_loses_its_place(toys: Toys, cach
 def test_a_backend_whose_state_does_not_suit_another_never_stands_by_for_it(
     toys: Toys, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each alone gives the golden numbers; what one leaves in the state, the other would read as something else."""
+    """Each alone gives the golden numbers; what one leaves in the state, the other reads as something else."""
     use(monkeypatch, FIRST, dataclasses.replace(BACKENDS["jax-cpu"], device="gpu"))
     (cache / DRIFT).touch()
 
@@ -279,6 +281,60 @@ def test_a_worker_that_leaks_is_replaced_between_two_steps(
             await robot.act()
             assert "the limit is 315 MB" in model(router)["last_error"]
             assert router.status()["worker_restarts"] == 1 and router.status()["retried_steps"] == 0
+
+    run(scenario())
+
+
+@pytest.mark.long
+def test_a_device_that_looks_usable_and_does_not_load_is_passed_over_with_its_reason(
+    toys: Toys, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """JAX for a GPU, by the very code that runs on the CPU, where there is none; and a Hailo that is not there."""
+    use(
+        monkeypatch,
+        dataclasses.replace(FIRST, probe=lambda: "no /dev/hailo0"),
+        dataclasses.replace(BACKENDS["jax-gpu"], probe=lambda: None),
+        entry("steady", "cpu", steady=True),
+    )
+
+    async def scenario() -> None:
+        async with crewed(toys, cache, backends=("hailo", "gpu", "cpu")) as router:
+            why = {each["backend"]: each for each in router.status()["why"]}
+            assert {name for name, each in why.items() if each["used"]} == {"steady"}
+            assert why["first"]["reason"] == "no /dev/hailo0"
+            assert "no device of platform 'cuda'" in why["jax-gpu"]["reason"]
+            robot = await Robot.start(router)
+            reply = await robot.act()
+            # It never served, so nothing stands in for it: that is a decision, not a failure.
+            assert reply.backend == "steady" and not reply.warnings
+
+    run(scenario())
+
+
+def test_without_memory_for_the_state_what_serves_goes_on(
+    toys: Toys, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use(monkeypatch, FIRST)
+
+    async def scenario() -> None:
+        async with crewed(toys, cache) as router:
+            robot = await Robot.start(router)
+            await robot.act()
+
+            def no_memory(name: str, flags: int) -> int:
+                raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+
+            with monkeypatch.context() as patch:
+                patch.setattr(os, "memfd_create", no_memory)
+                with pytest.raises(UnavailableError, match="no shared memory"):
+                    await router.activate(toys.second)
+            # Memory that is gone when a worker is handed to it is told at once, not after the start's time limit.
+            with monkeypatch.context() as patch:
+                patch.setattr(Arena, "fd", property(lambda _: 10**6))
+                with pytest.raises(UnavailableError, match="cannot start an inference worker"):
+                    await router.activate(toys.second)
+            await robot.act()
+            assert router.status()["active_model"] == toys.first
 
     run(scenario())
 

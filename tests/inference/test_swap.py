@@ -146,7 +146,9 @@ def test_why_no_backend_was_used(toys: Toys) -> None:
         async with serving(toys.models_dir, toys.cache_dir, toys.first, backends=("hailo", "cpu")) as router:
             why = {entry["backend"]: entry for entry in router.status()["why"]}
             assert {name for name, entry in why.items() if entry["used"]} == {"jax-cpu"}
-            assert why.keys() == {"hailo", "jax-cpu", "onnx-cpu"} and all(entry["reason"] for entry in why.values())
+            assert why.keys() == {"hailo", "jax-cpu", "onnx-cpu"} and all(
+                entry["reason"] for entry in why.values()
+            )
             assert "holds no model.onnx" in why["onnx-cpu"]["reason"]
 
     run(scenario())

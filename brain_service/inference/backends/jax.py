@@ -67,8 +67,12 @@ def load(bundle: Bundle, layout: Layout, cache_dir: Path) -> _JaxPolicy:
         jax.config.update(option, value)
     try:
         jax.devices()
-    except RuntimeError as error:
-        raise UnavailableError(f"jax {jax.__version__} finds no such device: {error}") from error
+    except (RuntimeError, AssertionError) as error:
+        # The latter, without a word, where JAX has no plugin for the platform.
+        platform = jax.config.jax_platforms
+        raise UnavailableError(
+            f"jax {jax.__version__} finds no device of platform {platform!r}: {error}"
+        ) from error
     try:
         params = load_safetensors(bundle.read(PARAMS))
     except SafetensorError as error:
