@@ -136,13 +136,6 @@ def test_a_killed_worker_takes_no_state_along(taught: Daemon, http: httpx.Client
     assert actions == expected
 
 
-def test_hardware_is_told_with_the_reason_for_what_is_not_usable(http: httpx.Client) -> None:
-    found = http.get("/hardware", timeout=180).json()
-    assert found.keys() == {"backends", "best_for_training", "best_for_inference"}
-    assert found["backends"]["cpu"]["available"]
-    assert all(entry["available"] or entry["reason"] for entry in found["backends"].values())
-
-
 def test_what_the_policy_did_is_recorded_and_not_taken_for_an_expert(http: httpx.Client, session: str) -> None:
     episode = http.post("/episodes", json={"environment_id": "toy"}).json()["episode_id"]
     executed = {"command": [0.5, 0.5]}
