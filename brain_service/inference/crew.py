@@ -46,6 +46,7 @@ class Crew:
         self.warnings: tuple[str, ...] = ()
         self.last_error: str | None = None
         self.engines: list[Engine] = []
+        self._standby = settings.standby
         self._bundle = bundle
         self._settings = settings
         self._launch = launch
@@ -79,6 +80,11 @@ class Crew:
         if self._current is None:
             raise self._refusal()
         self._keeper = asyncio.get_running_loop().create_task(self._keep())
+
+    def keep_standby(self, wanted: bool) -> None:
+        """Keep the next backend loaded beside the one that computes, or let go of it."""
+        self._standby = wanted and self._settings.standby
+        self._changed.set()
 
     async def close(self) -> None:
         """Stop every worker."""
@@ -204,7 +210,7 @@ class Crew:
         if untried:
             await self._clear(untried[0])
             return True
-        for engine in self._up()[1 + self._settings.standby :]:
+        for engine in self._up()[1 + self._standby :]:
             engine.stop()
         return False
 
@@ -213,7 +219,7 @@ class Crew:
         if not self._up():
             # What never failed comes first: the one that did may take long to fail again.
             return min(due, key=lambda engine: engine.breaker.failures > 0, default=None)
-        wanted = 1 + self._settings.standby
+        wanted = 1 + self._standby
         for engine in self.engines:
             if wanted == 0:
                 break

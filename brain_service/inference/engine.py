@@ -59,7 +59,7 @@ class Engine:
         self._on_slow = on_slow
         self._least_bytes = 0
         self._replace_from_s = 0.0
-        self._stopping: set[asyncio.Task[None]] = set()
+        self._retired: dict[WorkerClient, asyncio.Task[None]] = {}
 
     @property
     def name(self) -> str:
@@ -117,9 +117,9 @@ class Engine:
     async def close(self) -> None:
         """Stop the worker and wait for its end, and for those that were replaced."""
         worker, self.worker = self.worker, None
-        if worker is not None:
-            await worker.close()
-        await asyncio.gather(*self._stopping, return_exceptions=True)
+        workers = [*self._retired, *([worker] if worker is not None else [])]
+        retiring = list(self._retired.values())
+        await asyncio.gather(*(each.close() for each in workers), *retiring, return_exceptions=True)
 
     async def leak(self, limit_bytes: int) -> str | None:
         """Tell whether the worker's own memory (without shared pages) has grown over the limit, and to what."""
@@ -166,8 +166,8 @@ class Engine:
     def _retire(self, worker: WorkerClient | None) -> None:
         if worker is not None:
             task = asyncio.get_running_loop().create_task(_close_when_idle(worker))
-            self._stopping.add(task)
-            task.add_done_callback(self._stopping.discard)
+            self._retired[worker] = task
+            task.add_done_callback(lambda _: self._retired.pop(worker))
 
     def status(self) -> dict[str, Any]:
         """Return what is known of the worker and the breaker."""

@@ -39,7 +39,7 @@ __all__ = [
     "send_with_fd",
 ]
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 MAX_MESSAGE_BYTES = 64 * 1024
 
 _RUN = struct.Struct("<BBxxIQQ")

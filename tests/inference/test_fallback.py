@@ -51,12 +51,12 @@ async def crewed(toys: Toys, cache: Path, **settings: Any) -> AsyncIterator[Infe
 
 def model(router: InferenceRouter) -> Mapping[str, Any]:
     (found,) = router.status()["models"]
-    return found
+    return dict(found)
 
 
 def decision(router: InferenceRouter, backend: str) -> Mapping[str, Any]:
     (found,) = [why for why in model(router)["why"] if why["backend"] == backend]
-    return found
+    return dict(found)
 
 
 async def settled(router: InferenceRouter, standby: str) -> None:
@@ -216,6 +216,23 @@ def test_without_a_standby_the_next_backend_is_started_when_it_is_needed(toys: T
             await eventually(lambda: router.status()["backend"] == "first")
             await eventually(lambda: decision(router, "second")["worker_pid"] is None)
             await robot.act()
+
+    run(scenario())
+
+
+@pytest.mark.usefixtures("two")
+def test_only_the_active_model_keeps_a_standby(toys: Toys, cache: Path) -> None:
+    def standby(router: InferenceRouter) -> dict[str, Any]:
+        return {each["role"]: each["standby"] for each in router.status()["models"]}
+
+    async def scenario() -> None:
+        async with crewed(toys, cache) as router:
+            await settled(router, "second")
+            await router.activate(toys.second)
+            await eventually(lambda: standby(router) == {"active": "second", "previous": None})
+            await router.rollback()
+            await eventually(lambda: standby(router) == {"active": "second", "previous": None})
+            assert router.status()["active_model"] == toys.first
 
     run(scenario())
 
