@@ -69,7 +69,7 @@ def load(bundle: Bundle, layout: Layout, cache_dir: Path) -> _JaxPolicy:
         jax.devices()
     except (RuntimeError, AssertionError) as error:
         # The latter, without a word, where JAX has no plugin for the platform.
-        platform = jax.config.read("jax_platforms")
+        platform = jax.config.jax_platforms  # type: ignore[attr-defined]
         raise UnavailableError(
             f"jax {jax.__version__} finds no device of platform {platform!r}: {error}"
         ) from error
