@@ -46,6 +46,8 @@ _SLOW_FACTOR = 3.0
 at warm-up: the backend is in trouble (a throttled device, a starved process), and not the client's deadline."""
 
 _SECOND_LOOK_S = 0.01
+"""Between the first sign of a hang and the end of it."""
+
 _OOM_SCORE = 500
 """Where memory runs out, the kernel takes a worker before the daemon: capture goes on, and a worker comes back."""
 

@@ -3,6 +3,7 @@
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -10,7 +11,10 @@ from brain_service.errors import UnavailableError
 from brain_service.export.bundle import JAX_STEP, Bundle
 from brain_service.inference.arena import Layout
 from brain_service.inference.backends import BackendEntry
-from tests.inference.toy import LIMIT, Floats
+
+# Not the toy's module, which imports JAX: these workers are to start in a moment.
+Floats = np.ndarray[Any, np.dtype[np.float32]]
+LIMIT = 5.0
 
 DIE, HANG, LEAK, DAWDLE = 100.0, 200.0, 300.0, 400.0
 LEAK_BYTES = 96 * 1024**2
