@@ -236,13 +236,13 @@ class Crew:
             engine.cleared = True
             self._on_change(None)
             return
-        golden = await asyncio.to_thread(self._bundle.golden)
         workers = (current.worker, engine.worker)
         try:
+            golden = await asyncio.to_thread(self._bundle.golden)
             measured = await measure_divergence(workers, self._spare_row, golden, manifest)
         except WorkerLostError:
             return
-        except UnavailableError as error:
+        except BrainError as error:
             log.error("%s: %s", engine.name, error.detail)
             measured = float("nan")
         bound = switch_bound(manifest, (current.entry.parity, engine.entry.parity))

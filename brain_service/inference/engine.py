@@ -34,7 +34,7 @@ class Engine:
 
     `on_change(failure)` is called whenever it comes up or goes down, with the reason where it failed;
     `on_slow(engine, reason)` when it is in trouble but runs. `cleared` says that sessions may move to it, `served`
-    that it has computed steps for them.
+    that it has computed steps for them; `name` is the backend's in answers.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class Engine:
         on_slow: "Callable[[Engine, str], None]",
     ) -> None:
         self.entry = entry
-        self._name = entry.name
+        self.name = entry.name
         self.obstacle = obstacle
         self.breaker = Breaker()
         self.error: BrainError | None = None
@@ -62,11 +62,6 @@ class Engine:
         self._retired: dict[WorkerClient, asyncio.Task[None]] = {}
 
     @property
-    def name(self) -> str:
-        """The backend's name in answers; a worker may add to it that its device is simulated."""
-        return self._name
-
-    @property
     def up(self) -> bool:
         """Whether a step would be taken now."""
         return self.worker is not None and self.worker.alive
@@ -76,15 +71,14 @@ class Engine:
         """Whether it is down and may be started now."""
         return not self.up and self.obstacle is None and self.breaker.wait_s == 0.0
 
-    async def start(self) -> bool:
-        """Start a worker and tell whether it came up; a failure opens the breaker."""
+    async def start(self) -> None:
+        """Start a worker; a failure opens the breaker."""
         self.breaker.attempt()
         self.starts += 1
         try:
             self._take(await self._launched())
         except BrainError as error:
             self._fail(error)
-        return self.up
 
     async def replace(self, reason: str) -> None:
         """Take a fresh worker in the place of the one that runs, between two steps; without one, that goes on."""
@@ -142,7 +136,8 @@ class Engine:
     def _take(self, worker: WorkerClient) -> None:
         self.worker = worker
         self.error = None
-        self._name = worker.backend
+        # A worker may add to it that its device is simulated.
+        self.name = worker.backend
         self._least_bytes = 0
         self.breaker.succeed()
         self._on_change(None)
