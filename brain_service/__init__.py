@@ -7,6 +7,7 @@ from brain_service.lazy import lazy_names
 if TYPE_CHECKING:
     from brain_service.datasets.convert import convert_directory_to_tfrecord
     from brain_service.episodes.logger import EpisodeLogger
+    from brain_service.hardware.detection import detect_jax_backends
     from brain_service.inference.router import InferenceRouter
     from brain_service.model.config import CoreModelConfig
     from brain_service.model.core import CoreModel
@@ -19,6 +20,7 @@ __all__ = [
     "EpisodeLogger",
     "InferenceRouter",
     "convert_directory_to_tfrecord",
+    "detect_jax_backends",
 ]
 
 __getattr__ = lazy_names(
@@ -29,5 +31,6 @@ __getattr__ = lazy_names(
         "EpisodeLogger": "episodes.logger",
         "InferenceRouter": "inference.router",
         "convert_directory_to_tfrecord": "datasets.convert",
+        "detect_jax_backends": "hardware.detection",
     },
 )

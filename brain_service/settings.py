@@ -94,7 +94,12 @@ class HttpSettings(_Frozen):
 
 
 class InferenceSettings(_Frozen):
-    """The router: order of backends, deadlines and sessions."""
+    """The router: order of backends, deadlines, sessions and workers.
+
+    With `standby` the next usable backend is kept loaded beside the one that serves, and a worker that owes an
+    answer for `failover_s` is given up for it; without one, for `worker_hang_s`. A worker whose own memory grows
+    over `worker_memory_bytes` is replaced by a fresh one between two steps; None for no limit.
+    """
 
     backends: tuple[Literal["hailo", "tpu", "gpu", "cpu"], ...] = ("hailo", "tpu", "gpu", "cpu")
     deadline_ms: float = Field(default=100.0, gt=0, le=60_000)
@@ -102,6 +107,9 @@ class InferenceSettings(_Frozen):
     session_idle_s: float = Field(default=300.0, gt=0)
     worker_start_timeout_s: float = Field(default=120.0, gt=0)
     worker_hang_s: float = Field(default=2.0, gt=0)
+    standby: bool = True
+    failover_s: float = Field(default=0.25, gt=0)
+    worker_memory_bytes: int | None = Field(default=1024**3, gt=0)
 
 
 class JobSettings(_Frozen):

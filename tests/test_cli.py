@@ -55,6 +55,16 @@ def test_help_needs_no_framework() -> None:
     assert "jax" not in done.stderr
 
 
+def test_hardware_is_a_table_or_json(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["hardware", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["backends"]["cpu"]["available"] and found["best_for_training"]
+    assert main(["hardware"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines if line and line[0] != " "][:4] == ["device", "cpu", "gpu", "tpu"]
+    assert f"best for inference: {found['best_for_inference']}" in lines
+
+
 FAILURES = [
     (("convert", "--input-dir", "/nowhere", "--output-dir", "out"), "/nowhere"),
     (("convert", "--input-dir", "empty", "--output-dir", "out"), "episode"),

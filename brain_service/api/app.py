@@ -6,7 +6,7 @@ from fastapi import FastAPI
 from starlette.types import Receive, Scope, Send
 
 import brain_service
-from brain_service.api import episodes, images, inference, jobs, models, status
+from brain_service.api import episodes, hardware, images, inference, jobs, models, status
 from brain_service.api.auth import Guard, TokenSource
 from brain_service.api.capture import CaptureTransport
 from brain_service.api.openapi import state_parameters_plainly
@@ -62,6 +62,6 @@ def create_app(services: Services, tokens: TokenSource | None = None) -> FastAPI
     """
     app = _App(services, tokens)
     install_problem_handlers(app)
-    for module in (status, episodes, images, inference, models, jobs):
+    for module in (status, hardware, episodes, images, inference, models, jobs):
         app.include_router(module.router)
     return app

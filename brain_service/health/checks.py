@@ -164,7 +164,9 @@ def inference_check(status: Mapping[str, Any]) -> Check:
         return Check("warn", p99_us, "us", f"the model is {status['state']}; it answers within seconds")
     if status["warnings"]:
         return Check("warn", p99_us, "us", "; ".join(status["warnings"]))
-    return Check("pass", p99_us, "us", f"model {status['active_model']} on {status['backend']}")
+    rest = [f"{why['backend']}: {why['reason']}" for why in status["why"] if not why["used"]]
+    output = "; ".join([f"model {status['active_model']} on {status['backend']}", *rest])
+    return Check("pass", p99_us, "us", output)
 
 
 def jobs_check(status: Mapping[str, Any], *problems_of_files: str) -> Check:

@@ -6,7 +6,6 @@ All methods run on the event loop and none of them blocks it. Starting, waiting 
 import asyncio
 import contextlib
 import logging
-import os
 import signal
 import socket
 import subprocess
@@ -32,7 +31,7 @@ from brain_service.inference.protocol import (
 )
 from brain_service.settings import child_environment
 
-__all__ = ["Ticket", "WorkerClient"]
+__all__ = ["Ticket", "WorkerClient", "WorkerLostError"]
 
 log = logging.getLogger(__name__)
 
@@ -41,21 +40,37 @@ _WINDOW = 8
 be dropped here when their deadline passes."""
 
 _STOP_GRACE_S = 2.0
+_LATE_STEPS = 5
+_SLOW_FACTOR = 3.0
+"""So many steps in a row that began in time, came after their deadline and took so many times the median measured
+at warm-up: the backend is in trouble (a throttled device, a starved process), and not the client's deadline."""
+
+_SECOND_LOOK_S = 0.01
+"""Between the first sign of a hang and the end of it."""
+
+_OOM_SCORE = 500
+"""Where memory runs out, the kernel takes a worker before the daemon: capture goes on, and a worker comes back."""
+
 _PACKAGE_ROOT = Path(__file__).resolve().parents[2]
 _REFUSALS: Mapping[str, type[BrainError]] = {CorruptDataError.slug: CorruptDataError}
+
+
+class WorkerLostError(UnavailableError):
+    """The worker died under a step, or was stopped; another one may take the step, whose state is unchanged."""
 
 
 class Ticket:
     """One step on its way through the worker.
 
     `waiter` gives the answer, or the reason why there will be none; the one who waits may give up on it at any
-    time. `settled` turns true only when the worker can no longer touch the row.
+    time. `settled` turns true only when the worker can no longer touch the row. `backend` names who computes it.
     """
 
-    __slots__ = ("_watchers", "run", "sent_ns", "settled", "waiter")
+    __slots__ = ("_watchers", "backend", "run", "sent_ns", "settled", "waiter")
 
-    def __init__(self, run: Run, waiter: "asyncio.Future[Done]") -> None:
+    def __init__(self, run: Run, waiter: "asyncio.Future[Done]", backend: str) -> None:
         self.run = run
+        self.backend = backend
         self.waiter = waiter
         self.sent_ns = 0
         self.settled = False
@@ -77,21 +92,31 @@ class Ticket:
 
 
 class WorkerClient:
-    """A running worker. Made by `start`; `on_lost(reason)` is called once if it dies unasked."""
+    """A running worker. Made by `start`.
+
+    `on_lost(worker, reason)` is called once if it dies unasked, `on_slow(worker, reason)` each time that too many
+    steps in a row were late by its own fault. `hang_s` may be changed at any time: a worker that owes an answer
+    for so long is killed.
+    """
 
     def __init__(
         self,
         process: "subprocess.Popen[bytes]",
         sock: socket.socket,
         hang_s: float,
-        on_lost: Callable[[str], None],
+        on_lost: "Callable[[WorkerClient, str], None]",
+        on_slow: "Callable[[WorkerClient, str], None]",
     ) -> None:
         self.alive = True
         self.report: dict[str, Any] = {}
+        self.hang_s = hang_s
+        self._kill_reason: str | None = None
+        self._late = 0
+        self._suspect: Ticket | None = None
         self._process = process
         self._socket = sock
-        self._hang_ns = int(hang_s * 1e9)
         self._on_lost = on_lost
+        self._on_slow = on_slow
         self._loop = asyncio.get_running_loop()
         self._loaded: asyncio.Future[dict[str, Any]] = self._loop.create_future()
         self._sequence = 0
@@ -107,6 +132,21 @@ class WorkerClient:
         """Process id of the worker."""
         return self._process.pid
 
+    @property
+    def backend(self) -> str:
+        """Name of the backend in answers, as the worker reports it."""
+        return str(self.report["backend"])
+
+    @property
+    def step_us(self) -> float:
+        """Median step over the golden sequence in microseconds."""
+        return float(self.report["step_us"])
+
+    @property
+    def busy(self) -> bool:
+        """Whether it owes an answer."""
+        return bool(self._in_flight or self._queue)
+
     @classmethod
     async def start(
         cls,
@@ -116,7 +156,8 @@ class WorkerClient:
         *,
         timeout_s: float,
         hang_s: float,
-        on_lost: Callable[[str], None],
+        on_lost: "Callable[[WorkerClient, str], None]",
+        on_slow: "Callable[[WorkerClient, str], None]",
     ) -> "WorkerClient":
         """Start a process, give it its LOAD `order` and the arena, and return when it is warm and checked.
 
@@ -132,7 +173,7 @@ class WorkerClient:
             sock.close()
             await asyncio.to_thread(_stop, process, 0.0)
             raise
-        client = cls(process, sock, hang_s, on_lost)
+        client = cls(process, sock, hang_s, on_lost, on_slow)
         async with contextlib.AsyncExitStack() as undo:
             undo.push_async_callback(client.close, grace_s=0.0)
             try:
@@ -152,12 +193,13 @@ class WorkerClient:
         The caller writes the row's request before and touches the row only after the ticket is settled.
 
         Raises:
-            UnavailableError: the worker is gone.
+            WorkerLostError: the worker is gone.
         """
         if not self.alive:
-            raise UnavailableError("the inference worker is gone and being started again; retry this step")
+            raise WorkerLostError("the inference worker is gone and being started again; retry this step")
         self._sequence += 1
-        ticket = Ticket(Run(self._sequence, row, read_slot, deadline_ns), self._loop.create_future())
+        run = Run(self._sequence, row, read_slot, deadline_ns)
+        ticket = Ticket(run, self._loop.create_future(), self.backend)
         self._queue.append(ticket)
         self._pump()
         return ticket
@@ -166,6 +208,7 @@ class WorkerClient:
         """End the process at once; its death is then noticed as any other."""
         if self.alive:
             log.error("killing inference worker %d: %s", self.pid, reason)
+            self._kill_reason = reason
             self._process.send_signal(signal.SIGKILL)
 
     async def close(self, grace_s: float = _STOP_GRACE_S) -> None:
@@ -194,7 +237,7 @@ class WorkerClient:
             ticket.sent_ns = time.monotonic_ns()
             self._in_flight[ticket.run.sequence] = ticket
             if self._watchdog is None:
-                self._watch(self._hang_ns)
+                self._watch(self.hang_s)
 
     def _on_readable(self) -> None:
         try:
@@ -204,7 +247,7 @@ class WorkerClient:
         except OSError:
             message = b""
         if not message:
-            self._lose("the inference worker died")
+            self._lose(f"the inference worker {self._kill_reason or 'died'}")
         elif not self._loaded.done():
             self._on_report(message)
         else:
@@ -227,7 +270,7 @@ class WorkerClient:
             done = decode_done(message)
             ticket = self._in_flight.pop(done.sequence)
         except (CorruptDataError, KeyError) as error:
-            self.kill(f"it sent what is not an answer: {error}")
+            self.kill(f"sent what is not an answer: {error}")
             return
         self._progress_ns = time.monotonic_ns()
         if not ticket.waiter.done():
@@ -235,20 +278,38 @@ class WorkerClient:
         ticket.settle()
         if self._queue:
             self._pump()
+        if done.end_ns <= ticket.run.deadline_ns:
+            self._late = 0
+        elif done.end_ns - done.start_ns > _SLOW_FACTOR * 1e3 * self.step_us:
+            self._count_late((done.end_ns - done.start_ns) / 1e3)
 
-    def _watch(self, delay_ns: int) -> None:
-        self._watchdog = self._loop.call_later(delay_ns / 1e9, self._check_progress)
+    def _count_late(self, took_us: float) -> None:
+        self._late += 1
+        if self._late == _LATE_STEPS:
+            self._late = 0
+            self._on_slow(
+                self,
+                f"{_LATE_STEPS} steps in a row timed out, the last after {took_us:.0f} us in place of the "
+                f"{self.step_us:.0f} us measured at warm-up",
+            )
+
+    def _watch(self, delay_s: float) -> None:
+        self._watchdog = self._loop.call_later(delay_s, self._check_progress)
 
     def _check_progress(self) -> None:
         self._watchdog = None
         if not self._in_flight or not self.alive:
             return
         oldest = next(iter(self._in_flight.values()))
-        idle_ns = time.monotonic_ns() - max(oldest.sent_ns, self._progress_ns)
-        if idle_ns >= self._hang_ns:
-            self.kill(f"no answer for {idle_ns / 1e9:.1f} s")
+        idle_s = (time.monotonic_ns() - max(oldest.sent_ns, self._progress_ns)) / 1e9
+        if idle_s >= self.hang_s and self._suspect is not oldest:
+            # After a stall of our own the answer may lie in the socket: look there first.
+            self._suspect = oldest
+            self._watch(_SECOND_LOOK_S)
+        elif idle_s >= self.hang_s:
+            self.kill(f"gave no answer for {idle_s:.2f} s and was killed")
         else:
-            self._watch(self._hang_ns - idle_ns)
+            self._watch(self.hang_s - idle_s)
 
     def _lose(self, reason: str) -> None:
         # The kernel closes a process's sockets after its memory map, so from here on no row is written to.
@@ -257,7 +318,7 @@ class WorkerClient:
         self._reaper.add_done_callback(lambda task: log.warning("%s: exit code %d", reason, task.result()))
         self._settle_all(reason)
         if self._loaded.done():
-            self._on_lost(reason)
+            self._on_lost(self, reason)
         else:
             self._loaded.set_exception(UnavailableError(f"{reason} while it loaded the model; see its log"))
 
@@ -274,7 +335,7 @@ class WorkerClient:
         self._queue.clear()
         for ticket in tickets:
             if not ticket.waiter.done():
-                ticket.waiter.set_exception(UnavailableError(f"{reason}; the state is unchanged, retry this step"))
+                ticket.waiter.set_exception(WorkerLostError(f"{reason}; the state is unchanged, retry this step"))
             ticket.settle()
 
 
@@ -297,7 +358,10 @@ def _spawn(
         try:
             send_with_fd(ours, encode_document(Kind.LOAD, dict(order)), memory_fd)
         except OSError:
-            log.debug("worker %d died at once", process.pid)
+            # It would wait for its order for ever: the shared memory is gone, or the process is.
+            _stop(process, 0.0)
+            raise
+        _offer_to_the_oom_killer(process.pid)
         ours.setblocking(False)
     except OSError as error:
         ours.close()
@@ -305,9 +369,14 @@ def _spawn(
     return process, ours
 
 
+def _offer_to_the_oom_killer(pid: int) -> None:
+    with contextlib.suppress(OSError):
+        Path(f"/proc/{pid}/oom_score_adj").write_text(f"{_OOM_SCORE}\n")
+
+
 def _stop(process: "subprocess.Popen[bytes]", grace_s: float) -> None:
     try:
         process.wait(grace_s)
     except subprocess.TimeoutExpired:
-        os.kill(process.pid, signal.SIGKILL)
+        process.kill()
         process.wait()

@@ -146,6 +146,9 @@ class Fleet:
         before = self.active
         await asyncio.to_thread(self.store.point, model.model_id, before.model_id if before else None)
         self.active, self.previous, self.error = model, before, None
+        model.keep_standby(True)
+        if before is not None:
+            before.keep_standby(False)
         log.info("model %s serves, %s before", model.model_id, before.model_id if before else "none")
 
     def _role(self, model_id: str) -> str | None:

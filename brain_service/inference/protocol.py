@@ -3,8 +3,8 @@
 One message a packet; byte 0 is its kind. Tensors never travel here: they lie in the arena, whose memfd comes
 with the first message (SCM_RIGHTS).
 
-    daemon -> worker   LOAD    JSON {protocol, bundle, backend, capacity, cache_dir}, and the arena's memfd
-    worker -> daemon   LOADED  JSON {backend, parity, compile_s, step_us}    or    FAILED  JSON {slug, detail}
+    daemon -> worker   LOAD    JSON {protocol, bundle, backend, module, parity, capacity, cache_dir} and the memfd
+    worker -> daemon   LOADED  JSON {backend, parity, load_s, step_us}    or    FAILED  JSON {slug, detail}
     daemon -> worker   RUN     fixed layout: one step of one row
     worker -> daemon   DONE    fixed layout: what became of it
 
@@ -39,7 +39,7 @@ __all__ = [
     "send_with_fd",
 ]
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 MAX_MESSAGE_BYTES = 64 * 1024
 
 _RUN = struct.Struct("<BBxxIQQ")

@@ -20,7 +20,7 @@ from brain_service.errors import (
     UnavailableError,
 )
 from brain_service.inference.calls import InferReply, InferRequest, SessionInfo
-from brain_service.inference.client import Ticket
+from brain_service.inference.client import Ticket, WorkerLostError
 from brain_service.inference.fleet import Fleet
 from brain_service.inference.latency import LatencyWindow
 from brain_service.inference.protocol import Done, Status
@@ -57,6 +57,7 @@ class InferenceRouter:
         self._total_us = LatencyWindow()
         self._deadline_misses = 0
         self._nonfinite = 0
+        self._retried = 0
 
     async def start(self) -> None:
         """Begin to load the active model, if there is one, and return at once."""
@@ -178,8 +179,12 @@ class InferenceRouter:
             "total_us": self._total_us.summary(),
             "deadline_misses": self._deadline_misses,
             "nonfinite_answers": self._nonfinite,
+            "retried_steps": self._retried,
             "worker_restarts": sum(model["worker_restarts"] for model in loaded),
-            "warnings": sorted({w for session in self._sessions.all() for w in session.warnings}),
+            "warnings": sorted(
+                {w for session in self._sessions.all() for w in (*session.model.warnings, *session.warnings)}
+                | set(fleet.active.warnings if fleet.active else ())
+            ),
             "models": loaded,
         }
 
@@ -261,8 +266,7 @@ class InferenceRouter:
         row.request[0, D + A + 1] = first
         if time.monotonic_ns() > deadline_ns:
             raise _late(session)
-        session.ticket = model.submit(row, session.slot, deadline_ns)
-        done = await self._answer(session.ticket, session, deadline_ns)
+        done, backend = await self._compute(session, deadline_ns)
         self._require_same(session, row)
         if done.status is Status.EXPIRED or time.monotonic_ns() > deadline_ns:
             raise _late(session)
@@ -272,9 +276,27 @@ class InferenceRouter:
                 f"model {model.model_id} gave NaN or an infinity at step {session.next_step}; the state is "
                 "unchanged. Check the observation's range, reset the session, or roll the model back"
             )
-        return self._accept(session, done, received_ns)
+        return self._accept(session, done, backend, received_ns)
 
-    def _accept(self, session: Session, done: Done, received_ns: int) -> InferReply:
+    async def _compute(self, session: Session, deadline_ns: int) -> tuple[Done, str]:
+        """Run the step whose inputs lie in the session's row; return the answer and the backend that gave it.
+
+        When the worker dies under it the step is given once more to the backend that has taken over: it reads the
+        same slot, so the state advances once. Not more often: an input that kills workers must not kill them all.
+        """
+        model, row = session.model, session.row
+        ticket = session.ticket = model.submit(row, session.slot, deadline_ns)
+        try:
+            return await self._answer(ticket, session, deadline_ns), ticket.backend
+        except WorkerLostError:
+            self._require_same(session, row)
+            if not model.ready or time.monotonic_ns() > deadline_ns:
+                raise
+        ticket = session.ticket = model.submit(row, session.slot, deadline_ns)
+        self._retried += 1
+        return await self._answer(ticket, session, deadline_ns), ticket.backend
+
+    def _accept(self, session: Session, done: Done, backend: str, received_ns: int) -> InferReply:
         model = session.model
         manifest = model.manifest
         chunk = session.row.response.reshape(manifest.action_horizon, manifest.action_size).copy()
@@ -286,7 +308,7 @@ class InferenceRouter:
             action=unflatten(action),
             step=session.next_step,
             model_id=model.model_id,
-            backend=model.backend,
+            backend=backend,
             state_step=session.next_step,
             timings_us={
                 "queue": max(0.0, (done.start_ns - received_ns) / 1e3),
@@ -294,7 +316,7 @@ class InferenceRouter:
                 "total": total_us,
             },
             chunk=chunk,
-            warnings=session.warnings,
+            warnings=(*model.warnings, *session.warnings),
         )
         session.slot = 1 - session.slot
         session.next_step += 1

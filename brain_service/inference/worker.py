@@ -25,7 +25,7 @@ import numpy as np
 from brain_service.errors import BrainError, CorruptDataError, UnavailableError
 from brain_service.export.bundle import Bundle, Golden, Manifest
 from brain_service.inference.arena import Arena, Layout, Row
-from brain_service.inference.backends import BACKENDS, Policy, PolicyLoader
+from brain_service.inference.backends import Policy, PolicyLoader
 from brain_service.inference.protocol import (
     MAX_MESSAGE_BYTES,
     PROTOCOL_VERSION,
@@ -89,19 +89,19 @@ def _load(message: bytes, memory_fd: int) -> tuple[Policy, Arena, dict[str, Any]
     bundle = Bundle.open(Path(order["bundle"]))
     layout = Layout.of(bundle.manifest)
     arena = Arena.attach(memory_fd, layout, order["capacity"])
-    backend = BACKENDS[order["backend"]]
-    load: PolicyLoader = importlib.import_module(backend.module).load
+    backend = order["backend"]
+    load: PolicyLoader = importlib.import_module(order["module"]).load
     policy = load(bundle, layout, Path(order["cache_dir"]))
-    bound = bundle.manifest.parity[backend.parity].bound
+    bound = bundle.manifest.parity[order["parity"]].bound
     parity, step_us = _check_golden(policy, layout, bundle.golden(), bundle.manifest)
     # `not <=` also refuses NaN.
     if not parity <= bound:
         raise CorruptDataError(
-            f"{bundle.path}: {backend.name} differs from the golden vectors by {parity:.2e} of the action range, "
+            f"{bundle.path}: {backend} differs from the golden vectors by {parity:.2e} of the action range, "
             f"the bound is {bound:.2e}"
         )
     load_s = time.monotonic() - started
-    return policy, arena, {"backend": backend.name, "parity": parity, "load_s": load_s, "step_us": step_us}
+    return policy, arena, {"backend": backend, "parity": parity, "load_s": load_s, "step_us": step_us}
 
 
 def _check_golden(policy: Policy, layout: Layout, golden: Golden, manifest: Manifest) -> tuple[float, float]:

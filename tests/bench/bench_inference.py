@@ -68,7 +68,7 @@ def _summary(samples_ns: Sequence[int]) -> dict[str, float]:
 
 def _child(folder: Path, task: str, *rest: str) -> dict[str, Any]:
     command = [sys.executable, "-m", "tests.bench.bench_inference", "--child", str(folder), task, *rest]
-    environment = {**os.environ, **BACKENDS["cpu"].environment}
+    environment = {**os.environ, **BACKENDS["jax-cpu"].environment}
     done = subprocess.run(command, stdout=subprocess.PIPE, check=True, env=environment)
     document: dict[str, Any] = json.loads(done.stdout)
     return document
@@ -99,7 +99,7 @@ def _export(folder: Path, preset: str, seed: str) -> dict[str, Any]:
 
 
 def _bare_step(folder: Path, model_id: str) -> dict[str, Any]:
-    from brain_service.inference.backends.jax_cpu import load
+    from brain_service.inference.backends.jax import load
 
     bundle = Bundle.open(folder / "models" / model_id)
     layout = Layout.of(bundle.manifest)

@@ -34,7 +34,7 @@ COMPILE_LIMIT_S = 15.0
 def measure() -> list[Row]:
     """Run every part and return its rows."""
     with tempfile.TemporaryDirectory() as name:
-        cold, warm = (_child("step", name, environment=BACKENDS["cpu"].environment) for _ in range(2))
+        cold, warm = (_child("step", name, environment=BACKENDS["jax-cpu"].environment) for _ in range(2))
     training = {"JAX_PLATFORMS": "cpu", **NUMERICS}
     train = {preset: _child("train", preset, environment=training) for preset in PRESETS[:2]}
     compiled = {preset: _child("compile", preset) for preset in PRESETS}
@@ -91,7 +91,7 @@ def _step(folder: str) -> dict[str, float]:
     from brain_service.export.bundle import Bundle
     from brain_service.export.jax_step import PolicySource, export_policy
     from brain_service.inference.arena import Layout
-    from brain_service.inference.backends.jax_cpu import load
+    from brain_service.inference.backends.jax import load
     from brain_service.model.core import count_parameters, init_params
     from brain_service.spec import EpisodeSpec, Feature
 

@@ -37,6 +37,10 @@ INFERENCE: dict[str, Any] = {
     "backend": "cpu",
     "error": "",
     "warnings": [],
+    "why": [
+        {"device": "hailo", "backend": "hailo", "used": False, "reason": "no /dev/hailo0"},
+        {"device": "cpu", "backend": "cpu", "used": True, "reason": "first in order that passed"},
+    ],
     "total_us": {"p50": 300.0, "p99": 900.0, "count": 10},
 }
 
@@ -96,6 +100,10 @@ def test_inference(changes: dict[str, Any], status: str, word: str) -> None:
     check = inference_check({**INFERENCE, **changes})
     assert check.status == status
     assert word in check.output
+
+
+def test_inference_tells_which_backends_are_not_used_and_why() -> None:
+    assert inference_check(INFERENCE).output == "model m1 on cpu; hailo: no /dev/hailo0"
 
 
 RUNNER: dict[str, Any] = {"settled": True, "restarts": 0, "last_exit": None, "last_reason": ""}

@@ -5,16 +5,19 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from brain_service.export.bundle import JAX_STEP, Bundle, write_bundle
+from brain_service.export.bundle import JAX_STEP, ONNX_MODEL, Bundle, write_bundle
 from brain_service.export.jax_step import export_policy
+from brain_service.export.manifest import PARITY_CAP, Parity
+from brain_service.export.onnx_graph import to_onnx
 from brain_service.export.policy import flat_params, make_policy_step
 from brain_service.inference import InferRequest
 from brain_service.model.state import carry_shapes
 from tests.export.models import CONFIG, NORMALISER, source
-from tests.inference.harness import run, serving
+from tests.inference.harness import eventually, run, serving
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +54,46 @@ async def drive(models_dir: Path, cache_dir: Path, model_id: str) -> None:
 def test_the_exported_model_is_served_number_for_number(exported: Path, tmp_path: Path) -> None:
     async def scenario() -> None:
         await drive(exported.parent, tmp_path / "cache", exported.name)
+
+    run(scenario())
+
+
+def with_graph(exported: Path, models_dir: Path) -> str:
+    """Write the same bundle with its ONNX form beside the JAX one."""
+    params = {name: jnp.asarray(array) for name, array in flat_params(source().params).items()}
+    step, sizes = make_policy_step(CONFIG, NORMALISER), carry_shapes(CONFIG)
+
+    def flat(*arrays: jax.Array) -> tuple[jax.Array, ...]:
+        carry, action = step(params, arrays[: len(sizes)], *arrays[len(sizes) :])
+        return *carry, action
+
+    inputs = {name: (1, size) for name, size in sizes.items()} | {
+        "observation": (1, 4), "previous_action": (1, 2), "previous_reward": (1,), "is_first": (1,),
+    }  # fmt: skip
+    graph = to_onnx(flat, inputs, [*(f"next_{name}" for name in sizes), "action"])
+    whole = Bundle.open(exported)
+    files = {name: whole.read(name) for name in whole.manifest.files} | {ONNX_MODEL: graph.SerializeToString()}
+    parity = {**whole.manifest.parity, "onnx": Parity(0.0, PARITY_CAP["none"])}
+    draft = dataclasses.replace(whole.manifest, files={}, model_id="", parity=parity)
+    return write_bundle(models_dir, draft, files)
+
+
+@pytest.mark.long
+def test_onnx_runtime_serves_the_same_and_sessions_may_move_to_it(exported: Path, tmp_path: Path) -> None:
+    model_id = with_graph(exported, tmp_path / "models")
+
+    async def scenario() -> None:
+        async with serving(tmp_path / "models", tmp_path / "cache", model_id) as router:
+
+            def model() -> dict[str, Any]:
+                (found,) = router.status()["models"]
+                return dict(found)
+
+            await eventually(lambda: bool(model()["moves"]))
+            (move,) = model()["moves"]
+            assert set(move["backends"]) == {"jax-cpu", "onnx-cpu"} and 0 < move["measured"] <= 1e-4
+            figures = {why["backend"]: why for why in model()["why"]}
+            assert all(0 < figures[name]["golden_parity"] <= 1e-4 for name in move["backends"])
 
     run(scenario())
 

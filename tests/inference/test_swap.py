@@ -139,14 +139,17 @@ def test_a_model_that_misses_its_golden_vectors_is_never_served(toys: Toys) -> N
 def test_why_no_backend_was_used(toys: Toys) -> None:
     async def scenario() -> None:
         async with serving(toys.models_dir, toys.cache_dir, backends=("hailo", "gpu")) as router:
-            with pytest.raises(UnavailableError, match=r"hailo: this version has no backend.*gpu: this"):
+            with pytest.raises(UnavailableError, match=r"hailo: this version has no backend.*jax-gpu: no NVIDIA"):
                 await router.activate(toys.first)
             with pytest.raises(UnavailableError, match="no model yet"):
                 await router.create_session()
         async with serving(toys.models_dir, toys.cache_dir, toys.first, backends=("hailo", "cpu")) as router:
-            why = router.status()["why"]
-            assert [(entry["device"], entry["used"]) for entry in why] == [("hailo", False), ("cpu", True)]
-            assert all(entry["reason"] for entry in why)
+            why = {entry["backend"]: entry for entry in router.status()["why"]}
+            assert {name for name, entry in why.items() if entry["used"]} == {"jax-cpu"}
+            assert why.keys() == {"hailo", "jax-cpu", "onnx-cpu"} and all(
+                entry["reason"] for entry in why.values()
+            )
+            assert "holds no model.onnx" in why["onnx-cpu"]["reason"]
 
     run(scenario())
 

@@ -15,7 +15,7 @@ from jax import export
 from jaxtyping import Array, Float32
 from safetensors.numpy import save
 
-from brain_service.export.bundle import GOLDEN, JAX_STEP, PARAMS, Golden, write_bundle
+from brain_service.export.bundle import GOLDEN, JAX_STEP, ONNX_MODEL, PARAMS, Golden, write_bundle
 from brain_service.export.manifest import Manifest, Parity
 from brain_service.spec import EpisodeSpec, Feature
 
@@ -50,7 +50,7 @@ class Reference:
         return np.stack([first, -first])
 
 
-def _policy(
+def _finite_policy(
     params: dict[str, Array],
     carry: tuple[Array, ...],
     observation: Float32[Array, "B 3"],
@@ -64,8 +64,38 @@ def _policy(
     raw = params["scale"] * (
         total + 0.1 * keep * previous_action + 0.01 * keep * previous_reward[:, None] + 0.001 * count
     )
-    first = jnp.where(observation[:, 2:] > NONFINITE, jnp.nan, jnp.clip(raw, -LIMIT, LIMIT))
-    return (total, count), jnp.stack([first, -first], axis=1)
+    first = jnp.clip(raw, -LIMIT, LIMIT)
+    return (total, count), jnp.concatenate([first, -first], axis=1).reshape(-1, 2, 2)
+
+
+def _policy(
+    params: dict[str, Array],
+    carry: tuple[Array, ...],
+    observation: Float32[Array, "B 3"],
+    *rest: Array,
+) -> tuple[tuple[Array, ...], Float32[Array, "B 2 2"]]:
+    carry, chunk = _finite_policy(params, carry, observation, *rest)
+    return carry, jnp.where(observation[:, 2:, None] > NONFINITE, jnp.nan, chunk)
+
+
+def toy_graph(scale: float) -> bytes:
+    """Return the toy as an ONNX graph; it never answers NaN."""
+    from brain_service.export.onnx_graph import to_onnx
+
+    params = {"scale": jnp.full(2, scale, jnp.float32)}
+
+    def flat(*arrays: Array) -> tuple[Array, ...]:
+        carry, chunk = _finite_policy(params, arrays[:2], *arrays[2:])
+        return *carry, chunk
+
+    inputs = {"total": (1, 2), "count": (1, 1), "observation": (1, 3), "previous_action": (1, 2)}
+    return bytes(
+        to_onnx(
+            flat,
+            inputs | {"previous_reward": (1,), "is_first": (1,)},
+            ["next_total", "next_count", "action"],
+        ).SerializeToString()
+    )
 
 
 def toy_observation(rng: np.random.Generator) -> Floats:
@@ -79,9 +109,16 @@ def as_tree(observation: Floats) -> dict[str, Any]:
 
 
 def build_toy(
-    models_dir: Path, scale: float = 1.0, golden_error: float = 0.0, control_period_s: float | None = None
+    models_dir: Path,
+    scale: float = 1.0,
+    golden_error: float = 0.0,
+    control_period_s: float | None = None,
+    graph: bytes | None = None,
 ) -> str:
-    """Write a bundle of the toy model and return its id; `golden_error` is added to its reference outputs."""
+    """Write a bundle of the toy model and return its id; `golden_error` is added to its reference outputs.
+
+    With a `graph` the bundle also holds it as its ONNX form.
+    """
     shapes = [(1, 2), (1, 1)], (1, 3), (1, 2), (1,), (1,)
     carry = tuple(jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes[0])
     rest = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes[1:]]
@@ -92,6 +129,9 @@ def build_toy(
         JAX_STEP: bytes(step.serialize()),
         GOLDEN: _golden(scale, golden_error).to_bytes(),
     }
+    if graph is not None:
+        files[ONNX_MODEL] = graph
+    parity = {form: Parity(measured=0.0, bound=1e-5) for form in ("jax", "onnx")[: 1 + (graph is not None)]}
     draft = Manifest(
         config={"toy": True},
         spec=SPEC,
@@ -101,7 +141,7 @@ def build_toy(
         carry={"total": 2, "count": 1},
         action_horizon=2,
         control_period_s=control_period_s,
-        parity={"jax": Parity(measured=0.0, bound=1e-5)},
+        parity=parity,
         evaluation={"scale": scale},
     )
     return write_bundle(models_dir, draft, files)

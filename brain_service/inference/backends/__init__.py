@@ -1,18 +1,19 @@
-"""Backends: what a worker runs a bundle's step with. A table picks one by device; nothing heavy is imported.
+"""Backends: what a worker runs a bundle's step with. A table holds them all; nothing heavy is imported.
 
 A backend is a module with a function `load(bundle, layout, cache_dir) -> Policy`. The worker imports it; the
-daemon reads only this table, for the form that the backend needs in the bundle and the environment of its
-process.
+daemon reads only this table: which form the backend needs in the bundle, whether this machine can run it, and
+the environment of its process.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from brain_service.export.bundle import JAX_STEP, Bundle
+from brain_service.export.bundle import JAX_STEP, ONNX_MODEL, Bundle
+from brain_service.hardware.accelerators import gpu_obstacle, package_obstacle, tpu_obstacle
 from brain_service.inference.arena import Layout
 
 if TYPE_CHECKING:
@@ -53,29 +54,70 @@ class PolicyLoader(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class BackendEntry:
-    """One backend: its name in answers, the file and the parity bound it needs, its module and environment."""
+    """One backend: its name in answers, what it needs, and how its worker is started.
+
+    `device` is the name that `inference.backends` orders. `form` is the file and `parity` the bound that a bundle
+    must hold for it. `module` is what the worker imports, in a process with `environment` on top of the daemon's
+    own. `probe` tells why this machine cannot run it, or None; it may block, and loads no runtime.
+    """
 
     name: str
+    device: str
     form: str
     parity: str
     module: str
     environment: Mapping[str, str] = field(default_factory=dict)
+    probe: Callable[[], str | None] = lambda: None
 
 
-BACKENDS: Mapping[str, BackendEntry] = {
-    "cpu": BackendEntry(
+_QUIET = {"TF_CPP_MIN_LOG_LEVEL": "2"}
+_JAX = "brain_service.inference.backends.jax"
+_TABLE = (
+    BackendEntry(
         name="jax-cpu",
+        device="cpu",
         form=JAX_STEP,
         parity="jax",
-        module="brain_service.inference.backends.jax_cpu",
+        module=_JAX,
         # One robot's step is a chain of small matrix-vector products: handing them to a thread pool costs
         # more than it saves, and the other cores belong to capture and training.
         environment={
             "JAX_PLATFORMS": "cpu",
             "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false",
             "OMP_NUM_THREADS": "1",
-            "TF_CPP_MIN_LOG_LEVEL": "2",
-        },
+        }
+        | _QUIET,
+        probe=lambda: package_obstacle("jax"),
     ),
-}
-"""Backends by the device name that `inference.backends` orders."""
+    BackendEntry(
+        name="onnx-cpu",
+        device="cpu",
+        form=ONNX_MODEL,
+        parity="onnx",
+        module="brain_service.inference.backends.onnx",
+        environment={"OMP_NUM_THREADS": "1"},
+        probe=lambda: package_obstacle("onnxruntime"),
+    ),
+    BackendEntry(
+        name="jax-gpu",
+        device="gpu",
+        form=JAX_STEP,
+        parity="jax",
+        module=_JAX,
+        # A model is loaded beside the one that serves: neither may take the whole memory for itself.
+        environment={"JAX_PLATFORMS": "cuda", "XLA_PYTHON_CLIENT_PREALLOCATE": "false"} | _QUIET,
+        probe=gpu_obstacle,
+    ),
+    BackendEntry(
+        name="jax-tpu",
+        device="tpu",
+        form=JAX_STEP,
+        parity="jax",
+        module=_JAX,
+        environment={"JAX_PLATFORMS": "tpu"} | _QUIET,
+        probe=tpu_obstacle,
+    ),
+)
+
+BACKENDS: Mapping[str, BackendEntry] = {entry.name: entry for entry in _TABLE}
+"""Backends by name. Of one device's backends the first is preferred until they are measured."""

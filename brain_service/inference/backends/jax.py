@@ -1,6 +1,7 @@
-"""JAX on the CPU: runs `step.jaxexport`, or the step rebuilt from config and parameters where that is unreadable.
+"""JAX: runs `step.jaxexport`, or the step rebuilt from config and parameters where that is unreadable.
 
-Imported by workers only.
+The same on a CPU, GPU and TPU: `JAX_PLATFORMS` in the worker's environment says which one it is. Imported by
+workers only.
 """
 
 import logging
@@ -59,11 +60,19 @@ def load(bundle: Bundle, layout: Layout, cache_dir: Path) -> _JaxPolicy:
     """Load and compile a bundle's step for one row; see `PolicyLoader`.
 
     Raises:
-        UnavailableError: neither the exported nor the rebuilt step compiles here.
+        UnavailableError: there is no such device, or neither the exported nor the rebuilt step compiles here.
         CorruptDataError: the parameters cannot be read.
     """
     for option, value in _caching(cache_dir).items():
         jax.config.update(option, value)
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:
+        # The latter, without a word, where JAX has no plugin for the platform.
+        platform = jax.config.jax_platforms  # type: ignore[attr-defined]
+        raise UnavailableError(
+            f"jax {jax.__version__} finds no device of platform {platform!r}: {error}"
+        ) from error
     try:
         params = load_safetensors(bundle.read(PARAMS))
     except SafetensorError as error:
