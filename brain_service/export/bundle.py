@@ -39,6 +39,7 @@ __all__ = [
     "is_model_id",
     "read_manifest",
     "write_bundle",
+    "write_manifest",
 ]
 
 MANIFEST = "manifest.json"
@@ -209,9 +210,7 @@ def write_bundle(models_dir: Path, draft: Manifest, files: Mapping[str, bytes]) 
         for name, data in files.items():
             (temporary / name).parent.mkdir(exist_ok=True)
             (temporary / name).write_bytes(data)
-        document = manifest.to_json()
-        document["checksum"] = _checksum(document)
-        (temporary / MANIFEST).write_text(json.dumps(document, indent=1) + "\n")
+        write_manifest(temporary, manifest)
         if final.exists():
             remove_tree(final)
         publish_directory(temporary, final)
@@ -220,6 +219,17 @@ def write_bundle(models_dir: Path, draft: Manifest, files: Mapping[str, bytes]) 
             shutil.rmtree(temporary)
         raise UnavailableError(f"cannot write bundle {final}: {error}; free space or fix the folder") from error
     return manifest.model_id
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write the manifest of a bundle in the making.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    document = manifest.to_json()
+    document["checksum"] = _checksum(document)
+    (folder / MANIFEST).write_text(json.dumps(document, indent=1) + "\n")
 
 
 def _checksum(document: Mapping[str, Any]) -> str:
