@@ -102,6 +102,8 @@ class InferenceSettings(_Frozen):
     session_idle_s: float = Field(default=300.0, gt=0)
     worker_start_timeout_s: float = Field(default=120.0, gt=0)
     worker_hang_s: float = Field(default=2.0, gt=0)
+    # The interpreter that has HailoRT's `hailo_platform`, which the distribution installs for its own.
+    hailo_python: Path = Path("/usr/bin/python3")
 
 
 class JobSettings(_Frozen):

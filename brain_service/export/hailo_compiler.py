@@ -68,8 +68,8 @@ def script(samples: int) -> str:
     """Return the model script (`.alls`).
 
     16 bits for weights and activations throughout: the step is a chain of small products that is fed its own
-    state, so that precision is what it lacks and time what it has. No weight is compressed, for the same reason. The
-    inputs are normalised on the host (see `hailo_names`), so no `normalization` is asked for here.
+    state, so that precision is what it lacks and time what it has. No weight is compressed, for the same reason.
+    The inputs are normalised on the host (see `hailo_names`), so no `normalization` is asked for here.
     """
     return (
         f"model_optimization_config(calibration, batch_size=8, calibset_size={samples})\n"

@@ -207,6 +207,8 @@ class WorkerClient:
             self._lose("the inference worker died")
         elif not self._loaded.done():
             self._on_report(message)
+        elif message[0] == Kind.TELEMETRY:
+            self._on_telemetry(message)
         else:
             self._on_done(message)
 
@@ -221,6 +223,12 @@ class WorkerClient:
         else:
             refusal = _REFUSALS.get(str(document.get("slug")), UnavailableError)
             self._loaded.set_exception(refusal(str(document.get("detail"))))
+
+    def _on_telemetry(self, message: bytes) -> None:
+        try:
+            _, self.report["telemetry"] = decode_document(message)
+        except CorruptDataError as error:
+            self.kill(f"it sent what is no telemetry: {error}")
 
     def _on_done(self, message: bytes) -> None:
         try:
@@ -285,7 +293,7 @@ def _spawn(
     try:
         with theirs:
             process = subprocess.Popen(
-                [sys.executable, "-m", "brain_service.inference.worker", "--fd", str(theirs.fileno())],
+                [*_program(entry), "--fd", str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=2,
@@ -303,6 +311,12 @@ def _spawn(
         ours.close()
         raise UnavailableError(f"cannot start an inference worker: {error}") from error
     return process, ours
+
+
+def _program(entry: BackendEntry) -> list[str]:
+    if entry.python is None:
+        return [sys.executable, "-m", "brain_service.inference.worker"]
+    return [entry.python, "-P", str(_PACKAGE_ROOT / "brain_service" / "inference" / "foreign_python.py")]
 
 
 def _stop(process: "subprocess.Popen[bytes]", grace_s: float) -> None:

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +133,7 @@ class ServedModel:
             "golden_parity": worker.report.get("parity") if worker else None,
             "step_us": worker.report.get("step_us") if worker else None,
             "load_s": worker.report.get("load_s") if worker else None,
+            "telemetry": worker.report.get("telemetry") if worker else None,
             "last_error": self.last_error,
             "why": [
                 {"device": d.device, "backend": d.backend, "used": d.used, "reason": d.reason}
@@ -162,7 +163,7 @@ class ServedModel:
                     failures.append(error)
                     reason = error.detail
                 else:
-                    self.backend = BACKENDS[device].name
+                    self.backend = str(self._worker.report["backend"])
                     self.decisions.append(Decision(device, self.backend, True, "first in order that passed"))
                     self._started_s = time.monotonic()
                     return
@@ -188,8 +189,11 @@ class ServedModel:
             "capacity": self._arena.capacity,
             "cache_dir": str(self._cache_dir),
         }
+        entry = BACKENDS[device]
+        if device == "hailo":
+            entry = replace(entry, python=str(self._settings.hailo_python))
         return await WorkerClient.start(
-            BACKENDS[device],
+            entry,
             order,
             self._arena.fd,
             timeout_s=self._settings.worker_start_timeout_s,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from brain_service.export.bundle import JAX_STEP, Bundle
+from brain_service.export.bundle import HEF, JAX_STEP, Bundle
 from brain_service.inference.arena import Layout
 
 if TYPE_CHECKING:
@@ -53,16 +53,28 @@ class PolicyLoader(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class BackendEntry:
-    """One backend: its name in answers, the file and the parity bound it needs, its module and environment."""
+    """One backend: its name in answers, the file and the parity bound it needs, its module and environment.
+
+    `python` is the interpreter of its worker where that is not the daemon's own.
+    """
 
     name: str
     form: str
     parity: str
     module: str
     environment: Mapping[str, str] = field(default_factory=dict)
+    python: str | None = None
 
 
 BACKENDS: Mapping[str, BackendEntry] = {
+    "hailo": BackendEntry(
+        name="hailo",
+        form=HEF,
+        parity="hailo",
+        module="brain_service.inference.backends.hailo",
+        # Where the distribution's HailoRT lives; the setting `inference.hailo_python` takes its place.
+        python="/usr/bin/python3",
+    ),
     "cpu": BackendEntry(
         name="jax-cpu",
         form=JAX_STEP,
