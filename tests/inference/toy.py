@@ -90,7 +90,7 @@ def build_toy(
     files = {
         PARAMS: save(params),
         JAX_STEP: bytes(step.serialize()),
-        GOLDEN: _golden(scale, golden_error).to_bytes(),
+        GOLDEN: toy_golden(scale, golden_error).to_bytes(),
     }
     draft = Manifest(
         config={"toy": True},
@@ -107,7 +107,7 @@ def build_toy(
     return write_bundle(models_dir, draft, files)
 
 
-def _golden(scale: float, error: float) -> Golden:
+def toy_golden(scale: float, error: float = 0.0) -> Golden:
     rng = np.random.default_rng(7)
     steps = 16
     observation = rng.uniform(-1, 1, (steps, 3)).astype(np.float32)

@@ -156,6 +156,8 @@ class ConfiguredInferModel:
         self._active = self._scheduled
         self._dead = False
         self.released = False
+        # A job may outlive the environment that it was started in.
+        self._folder, self._profile = chip.folder(), profile()
         vdevice._configured.append(self)
 
     def __enter__(self) -> "ConfiguredInferModel":
@@ -239,16 +241,18 @@ class ConfiguredInferModel:
 
     def _work(self, bindings: list[Bindings], callback: Any, job: AsyncInferJob) -> None:
         status = 0
-        if chip.fault("hang"):
-            while not chip.fault("thaw"):
+        if chip.fault("hang", self._folder):
+            while not chip.fault("thaw", self._folder):
+                if self._vdevice._claim is None:
+                    return
                 time.sleep(0.01)
             status = 63
-        elif chip.fault("remove"):
-            (chip.folder() / "removed").touch()
-            status = profile().removed
-        elif chip.fault("transient"):
-            status = profile().transient
-        elif chip.fault("job_error"):
+        elif chip.fault("remove", self._folder):
+            (self._folder / "removed").touch()
+            status = self._profile.removed
+        elif chip.fault("transient", self._folder):
+            status = self._profile.transient
+        elif chip.fault("job_error", self._folder):
             status = 63
         if status:
             self._dead = True
@@ -258,7 +262,7 @@ class ConfiguredInferModel:
                 for name, stream in self._model._inputs.items()
             }
             # Trap: the memory is copied whatever became of the job.
-            found = chip.work(self._model._network, integers)
+            found = chip.work(self._model._network, integers, self._folder)
             for name, stream in self._model._outputs.items():
                 values = found[name] if not status else found[name] // 3
                 target = np.frombuffer(binding._outputs[name]._buffer, np.uint8)
