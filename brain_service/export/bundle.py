@@ -210,7 +210,9 @@ def write_bundle(models_dir: Path, draft: Manifest, files: Mapping[str, bytes]) 
         for name, data in files.items():
             (temporary / name).parent.mkdir(exist_ok=True)
             (temporary / name).write_bytes(data)
-        write_manifest(temporary, manifest)
+        document = manifest.to_json()
+        document["checksum"] = _checksum(document)
+        (temporary / MANIFEST).write_text(json.dumps(document, indent=1) + "\n")
         if final.exists():
             remove_tree(final)
         publish_directory(temporary, final)
@@ -219,17 +221,6 @@ def write_bundle(models_dir: Path, draft: Manifest, files: Mapping[str, bytes]) 
             shutil.rmtree(temporary)
         raise UnavailableError(f"cannot write bundle {final}: {error}; free space or fix the folder") from error
     return manifest.model_id
-
-
-def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Write the manifest of a bundle in the making.
-
-    Raises:
-        OSError: it cannot be written.
-    """
-    document = manifest.to_json()
-    document["checksum"] = _checksum(document)
-    (folder / MANIFEST).write_text(json.dumps(document, indent=1) + "\n")
 
 
 def _checksum(document: Mapping[str, Any]) -> str:
@@ -259,3 +250,14 @@ def _verify(path: Path, entry: FileEntry) -> None:
         raise CorruptDataError(f"{path}: {size_bytes} bytes, the manifest says {entry.size_bytes}")
     if digest.hexdigest() != entry.sha256:
         raise CorruptDataError(f"{path}: its SHA-256 is not the manifest's; copy or export the bundle again")
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write the manifest of a bundle in the making.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    document = manifest.to_json()
+    document["checksum"] = _checksum(document)
+    (folder / MANIFEST).write_text(json.dumps(document, indent=1) + "\n")

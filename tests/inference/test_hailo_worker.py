@@ -34,10 +34,11 @@ class Refuse(importlib.abc.MetaPathFinder):
         if name.split(".")[0] not in self.allowed:
             raise ImportError(f"{name} is not on a robot's system Python")
 
+before = set(sys.modules)
 sys.meta_path.insert(0, Refuse())
 import brain_service.inference.worker
 import brain_service.inference.backends.hailo
-print(json.dumps(sorted({name.split(".")[0] for name in sys.modules} - Refuse.allowed)))
+print(json.dumps(sorted({name.split(".")[0] for name in set(sys.modules) - before} - Refuse.allowed)))
 """
 
 GOLDEN_CHECK = """
