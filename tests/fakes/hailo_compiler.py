@@ -140,7 +140,8 @@ def _ranges(model_bytes: bytes, layers: dict[str, Any], calibration: Any) -> dic
     streams = _streams(layers)
     found: dict[str, list[Any]] = {tensor: [] for tensor in streams.values()}
     inputs = {layer: tensor for layer, tensor in streams.items() if layers[layer]["type"] == "input_layer"}
-    for row in range(len(calibration[next(iter(inputs))])):
+    # A share of the rows, and none that keeps time with a counter in the state: nobody waits for a stand-in.
+    for row in range(0, len(calibration[next(iter(inputs))]), 7):
         values = {tensor: calibration[layer][row].reshape(1, -1) for layer, tensor in inputs.items()}
         known = evaluate(nodes, constants, values)
         for tensor, seen in found.items():

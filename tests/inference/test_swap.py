@@ -139,7 +139,7 @@ def test_a_model_that_misses_its_golden_vectors_is_never_served(toys: Toys) -> N
 def test_why_no_backend_was_used(toys: Toys) -> None:
     async def scenario() -> None:
         async with serving(toys.models_dir, toys.cache_dir, backends=("hailo", "gpu")) as router:
-            with pytest.raises(UnavailableError, match=r"hailo: this version has no backend.*gpu: this"):
+            with pytest.raises(UnavailableError, match=r"hailo: the bundle holds no hailo/model\.hef.*gpu: this"):
                 await router.activate(toys.first)
             with pytest.raises(UnavailableError, match="no model yet"):
                 await router.create_session()
