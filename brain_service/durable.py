@@ -16,7 +16,6 @@ __all__ = [
     "write_atomic",
 ]
 
-
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
 
@@ -105,7 +104,8 @@ def exchange_directory(temporary: Path, final: Path) -> None:
         error = ctypes.get_errno()
         raise OSError(error, os.strerror(error), str(final))
     fsync_directory(final.parent)
-    shutil.rmtree(temporary)
+    # The exchange stands, whatever keeps the old files from going.
+    shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _fsync_tree(directory: Path) -> None:
