@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import subprocess
+import time
 from pathlib import Path
 
 import numpy as np
@@ -174,7 +175,11 @@ def test_a_compiler_that_hangs_is_killed_with_its_children(toy: Path, compiler: 
     with pytest.raises(UnavailableError, match="was not done in time"):
         export_hailo(toy, HailoOptions(calibration_dataset=recordings, timeout_s=5.0))
     started = [int(pid) for pid in pids.read_text().split()]
-    assert len(started) == 2 and all(is_gone(pid) for pid in started)
+    assert len(started) == 2
+    give_up = time.monotonic() + 60
+    while not all(is_gone(pid) for pid in started):
+        assert time.monotonic() < give_up, "it outlives its time"
+        time.sleep(0.01)
 
 
 def test_a_hef_from_elsewhere_needs_no_dataset_and_takes_the_names_beside_it(
