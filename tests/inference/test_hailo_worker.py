@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from brain_service.errors import UnavailableError
-from brain_service.export.bundle import Bundle
+from brain_service.export.bundle import Bundle, Golden, Manifest
 from brain_service.inference import InferenceRouter, InferRequest
 from brain_service.inference.arena import Layout
 from brain_service.inference.protocol import Kind, decode_document
@@ -73,9 +73,8 @@ def bundle(chip: Chip, compiled: CompiledToys) -> Bundle:
     return compiled.bundle(chip.profile)
 
 
-async def exercise(router: InferenceRouter, bundle: Bundle, name: str) -> None:
+async def exercise(router: InferenceRouter, manifest: Manifest, golden: Golden, name: str) -> None:
     """Serve a session on the device: every answer names it and lies within the limits."""
-    manifest, golden = bundle.manifest, bundle.golden()
     (model,) = router.status()["models"]
     # The worker ran the golden sequence with its state fed back, and would have refused.
     assert model["backend"] == name and 0 < model["golden_parity"] <= manifest.parity["hailo"].bound
@@ -95,12 +94,13 @@ def test_a_real_device_serves(tmp_path: Path) -> None:
     if not path or not Path("/dev/hailo0").exists():
         pytest.skip("no Hailo device here, or HAILO_TEST_BUNDLE names no bundle that was compiled for it")
     bundle = Bundle.open(Path(path).resolve())
+    golden = bundle.golden()
 
     async def scenario() -> None:
         models = bundle.path.parent
         async with serving(models, tmp_path / "cache", backends=("hailo",)) as router:
             await router.activate(bundle.path.name)
-            await exercise(router, bundle, "hailo")
+            await exercise(router, bundle.manifest, golden, "hailo")
 
     run(scenario())
 
@@ -108,6 +108,8 @@ def test_a_real_device_serves(tmp_path: Path) -> None:
 def test_sessions_are_served_by_the_device_and_every_answer_says_simulated(
     chip: Chip, bundle: Bundle, tmp_path: Path
 ) -> None:
+    golden = bundle.golden()
+
     async def scenario() -> None:
         python = Path(os.environ.get("HAILO_TEST_PYTHON", sys.executable))
         async with serving(
@@ -129,7 +131,7 @@ def test_sessions_are_served_by_the_device_and_every_answer_says_simulated(
                     # Fed back: what the device answered is what the next step says was done.
                     reference.previous = reply.chunk[0]
                     np.testing.assert_allclose(reply.chunk, expected, atol=2e-2 * 2 * LIMIT)
-            await exercise(router, bundle, "hailo (simulated)")
+            await exercise(router, bundle.manifest, golden, "hailo (simulated)")
 
     run(scenario())
     assert not chip.crimes

@@ -62,8 +62,10 @@ class _Job:
 
     def done(self, *, completion_info: Any) -> None:
         """Take the outcome; called by a thread of HailoRT, which an exception here could abort."""
-        with contextlib.suppress(Exception):
+        try:
             self.error = completion_info.exception
+        except Exception as error:  # noqa: BLE001  the step's failure, not this thread's
+            self.error = error
         self.finished = True
 
 
