@@ -20,6 +20,7 @@ from brain_service.cli_episodes import add_episodes_command
 from brain_service.cli_evaluate import add_evaluate_command
 from brain_service.cli_export import add_export_command
 from brain_service.cli_formats import add_format_commands
+from brain_service.cli_hailo import add_export_hailo_command
 from brain_service.cli_hardware import add_hardware_command
 from brain_service.cli_train import (
     SANITY_EXAMPLES,
@@ -128,6 +129,7 @@ def _parser() -> argparse.ArgumentParser:
     add_episodes_command(commands)
     add_format_commands(commands)
     add_hardware_command(commands)
+    add_export_hailo_command(commands)
 
     health = command("health", _health, "Ask a running daemon how it is; exit code 0 pass, 1 warn, 2 fail.")
     health.add_argument("--url", default="http://127.0.0.1:8080", help="(default: %(default)s)")

@@ -1,11 +1,13 @@
 """Durable writes: temporary file, fsync, rename, fsync of the directory. The one place that does it."""
 
 import contextlib
+import ctypes
 import os
 import shutil
 from pathlib import Path
 
 __all__ = [
+    "exchange_directory",
     "fsync_directory",
     "make_directory",
     "publish_directory",
@@ -13,6 +15,9 @@ __all__ = [
     "replace_symlink",
     "write_atomic",
 ]
+
+_AT_FDCWD = -100
+_RENAME_EXCHANGE = 2
 
 
 def fsync_directory(path: Path) -> None:
@@ -77,13 +82,37 @@ def publish_directory(temporary: Path, final: Path) -> None:
     """
     if final.exists():
         raise FileExistsError(str(final))
-    for folder, _, names in os.walk(temporary):
-        for name in names:
-            _fsync_file(Path(folder) / name)
-        fsync_directory(Path(folder))
+    _fsync_tree(temporary)
     final.parent.mkdir(parents=True, exist_ok=True)
     temporary.rename(final)
     fsync_directory(final.parent)
+
+
+def exchange_directory(temporary: Path, final: Path) -> None:
+    """Put a finished directory in the place of another in one step, and delete what stood there.
+
+    `temporary` and `final` share a file system. Whoever looks sees the old or the new whole, never neither.
+
+    Raises:
+        OSError: the file system cannot exchange two names; both are as they were.
+    """
+    _fsync_tree(temporary)
+    libc = ctypes.CDLL(None, use_errno=True)
+    names = os.fsencode(temporary), os.fsencode(final)
+    # Linux 3.15 and glibc 2.28; the standard library has no call for it.
+    if libc.renameat2(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_EXCHANGE) != 0:
+        error = ctypes.get_errno()
+        raise OSError(error, os.strerror(error), str(final))
+    fsync_directory(final.parent)
+    # The exchange stands, whatever keeps the old files from going.
+    shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _fsync_tree(directory: Path) -> None:
+    for folder, _, names in os.walk(directory):
+        for name in names:
+            _fsync_file(Path(folder) / name)
+        fsync_directory(Path(folder))
 
 
 def replace_symlink(link: Path, target: str) -> None:

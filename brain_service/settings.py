@@ -110,6 +110,8 @@ class InferenceSettings(_Frozen):
     standby: bool = True
     failover_s: float = Field(default=0.25, gt=0)
     worker_memory_bytes: int | None = Field(default=1024**3, gt=0)
+    # The interpreter that has HailoRT's `hailo_platform`, which the distribution installs for its own.
+    hailo_python: Path = Path("/usr/bin/python3")
 
 
 class JobSettings(_Frozen):

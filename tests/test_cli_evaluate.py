@@ -31,7 +31,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A dataset at `data`, and runs `trained` and `fresh`."""
     folder = tmp_path_factory.mktemp("cli")
     (folder / "data").symlink_to(make_dataset(folder))
-    train(folder / "data", folder / "trained", tiny(steps=60, batch_size=8, learning_rate=1e-2, checkpoint_every=1000))
+    train(
+        folder / "data",
+        folder / "trained",
+        tiny(steps=60, batch_size=8, learning_rate=1e-2, checkpoint_every=1000),
+    )
     train(folder / "data", folder / "fresh", tiny(steps=0))
     return folder
 

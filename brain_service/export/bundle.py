@@ -41,6 +41,7 @@ __all__ = [
     "is_model_id",
     "read_manifest",
     "write_bundle",
+    "write_manifest",
 ]
 
 MANIFEST = "manifest.json"
@@ -295,3 +296,14 @@ def _verify(path: Path, entry: FileEntry) -> None:
         raise CorruptDataError(f"{path}: {size_bytes} bytes, the manifest says {entry.size_bytes}")
     if digest.hexdigest() != entry.sha256:
         raise CorruptDataError(f"{path}: its SHA-256 is not the manifest's; copy or export the bundle again")
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write the manifest of a bundle in the making.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    document = manifest.to_json()
+    document["checksum"] = _checksum(document)
+    (folder / MANIFEST).write_text(json.dumps(document, indent=1) + "\n")

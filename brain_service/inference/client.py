@@ -250,6 +250,8 @@ class WorkerClient:
             self._lose(f"the inference worker {self._kill_reason or 'died'}")
         elif not self._loaded.done():
             self._on_report(message)
+        elif message[0] == Kind.TELEMETRY:
+            self._on_telemetry(message)
         else:
             self._on_done(message)
 
@@ -264,6 +266,12 @@ class WorkerClient:
         else:
             refusal = _REFUSALS.get(str(document.get("slug")), UnavailableError)
             self._loaded.set_exception(refusal(str(document.get("detail"))))
+
+    def _on_telemetry(self, message: bytes) -> None:
+        try:
+            _, self.report["telemetry"] = decode_document(message)
+        except CorruptDataError as error:
+            self.kill(f"it sent what is no telemetry: {error}")
 
     def _on_done(self, message: bytes) -> None:
         try:
@@ -346,7 +354,7 @@ def _spawn(
     try:
         with theirs:
             process = subprocess.Popen(
-                [sys.executable, "-m", "brain_service.inference.worker", "--fd", str(theirs.fileno())],
+                [*_program(entry), "--fd", str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=2,
@@ -372,6 +380,12 @@ def _spawn(
 def _offer_to_the_oom_killer(pid: int) -> None:
     with contextlib.suppress(OSError):
         Path(f"/proc/{pid}/oom_score_adj").write_text(f"{_OOM_SCORE}\n")
+
+
+def _program(entry: BackendEntry) -> list[str]:
+    if entry.python is None:
+        return [sys.executable, "-m", "brain_service.inference.worker"]
+    return [entry.python, "-P", str(_PACKAGE_ROOT / "brain_service" / "inference" / "foreign_python.py")]
 
 
 def _stop(process: "subprocess.Popen[bytes]", grace_s: float) -> None:

@@ -106,6 +106,7 @@ class Crew:
             "golden_parity": figures.get("golden_parity"),
             "step_us": figures.get("step_us"),
             "load_s": figures.get("load_s"),
+            "telemetry": figures.get("telemetry"),
             "last_error": self.last_error,
             "moves": [move.to_json() for move in self._moves],
             "why": [

@@ -172,6 +172,7 @@ class Engine:
             "step_us": worker.step_us if worker else None,
             "golden_parity": worker.report.get("parity") if worker else None,
             "load_s": worker.report.get("load_s") if worker else None,
+            "telemetry": worker.report.get("telemetry") if worker else None,
             "breaker": self.breaker.state,
             "failures": self.breaker.failures,
             "retry_in_s": round(self.breaker.wait_s, 1),

@@ -7,6 +7,7 @@ with the first message (SCM_RIGHTS).
     worker -> daemon   LOADED  JSON {backend, parity, load_s, step_us}    or    FAILED  JSON {slug, detail}
     daemon -> worker   RUN     fixed layout: one step of one row
     worker -> daemon   DONE    fixed layout: what became of it
+    worker -> daemon   TELEMETRY  JSON, unasked: what the device says of itself, every few seconds
 
 A closed socket means the other side is gone: the worker exits, the daemon restarts it. Times are
 CLOCK_MONOTONIC nanoseconds, which processes of one machine share. Standard library only.
@@ -54,6 +55,7 @@ class Kind(IntEnum):
     FAILED = 3
     RUN = 4
     DONE = 5
+    TELEMETRY = 6
 
 
 class Status(IntEnum):

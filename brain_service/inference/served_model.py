@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -150,6 +151,8 @@ class ServedModel:
             "capacity": self._arena.capacity,
             "cache_dir": str(self._cache_dir),
         }
+        if entry.python is not None:
+            entry = replace(entry, python=str(self._settings.hailo_python))
         return await WorkerClient.start(
             entry,
             order,

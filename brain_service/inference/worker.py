@@ -27,7 +27,6 @@ from brain_service.export.bundle import Bundle, Golden, Manifest
 from brain_service.inference.arena import Arena, Layout, Row
 from brain_service.inference.backends import Policy, PolicyLoader
 from brain_service.inference.protocol import (
-    MAX_MESSAGE_BYTES,
     PROTOCOL_VERSION,
     Done,
     Kind,
@@ -38,6 +37,7 @@ from brain_service.inference.protocol import (
     encode_done,
     receive_with_fd,
 )
+from brain_service.inference.telemetry import Reporter
 
 if TYPE_CHECKING:
     from jaxtyping import Float32
@@ -101,7 +101,12 @@ def _load(message: bytes, memory_fd: int) -> tuple[Policy, Arena, dict[str, Any]
             f"the bound is {bound:.2e}"
         )
     load_s = time.monotonic() - started
-    return policy, arena, {"backend": backend, "parity": parity, "load_s": load_s, "step_us": step_us}
+    # A stand-in for a device says so in its name.
+    name = getattr(policy, "name", backend)
+    report: dict[str, Any] = {"backend": name, "parity": parity, "load_s": load_s, "step_us": step_us}
+    if measure := getattr(policy, "telemetry", None):
+        report["telemetry"] = measure()
+    return policy, arena, report
 
 
 def _check_golden(policy: Policy, layout: Layout, golden: Golden, manifest: Manifest) -> tuple[float, float]:
@@ -137,7 +142,8 @@ def _fill_golden(request: "Float32[np.ndarray, '1 R']", golden: Golden, t: int) 
 
 def _serve(sock: socket.socket, policy: Policy, arena: Arena) -> None:
     rows: dict[int, Row] = {}
-    while message := sock.recv(MAX_MESSAGE_BYTES):
+    reporter = Reporter(sock, policy)
+    while message := reporter.receive():
         run = decode_run(message)
         start_ns = time.monotonic_ns()
         if start_ns > run.deadline_ns:

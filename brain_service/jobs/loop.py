@@ -144,7 +144,8 @@ class RunnerLoop:
     def _spawn(self, job: Job, log_file: Path) -> "subprocess.Popen[bytes]":
         command = [sys.executable, "-m", "brain_service.jobs.worker", "--data-dir", str(self._settings.data_dir)]
         # A job that starts again, and the next job of the same sizes, find their programs compiled.
-        environment = NUMERICS | {
+        environment = {
+            **NUMERICS,
             "JAX_COMPILATION_CACHE_DIR": str(self._settings.cache_dir / "xla"),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         }

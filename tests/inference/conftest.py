@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.export.hailo_toy import CompiledToys, compile_toys
 from tests.inference.toy import build_toy
 
 
@@ -35,3 +36,9 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Toys:
 def toys(built: Toys, tmp_path: Path) -> Toys:
     shutil.copytree(built.models_dir, tmp_path / "models")
     return Toys(tmp_path / "models", built.cache_dir, built.first, built.second, built.third)
+
+
+@pytest.fixture(scope="session")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> CompiledToys:
+    """The toy compiled for Hailo devices, by a stand-in for the compiler."""
+    return compile_toys(tmp_path_factory.mktemp("compiled"))

@@ -127,7 +127,7 @@ def build_toy(
     files = {
         PARAMS: save(params),
         JAX_STEP: bytes(step.serialize()),
-        GOLDEN: _golden(scale, golden_error).to_bytes(),
+        GOLDEN: toy_golden(scale, golden_error).to_bytes(),
     }
     if graph is not None:
         files[ONNX_MODEL] = graph
@@ -147,7 +147,7 @@ def build_toy(
     return write_bundle(models_dir, draft, files)
 
 
-def _golden(scale: float, error: float) -> Golden:
+def toy_golden(scale: float, error: float = 0.0) -> Golden:
     rng = np.random.default_rng(7)
     steps = 16
     observation = rng.uniform(-1, 1, (steps, 3)).astype(np.float32)

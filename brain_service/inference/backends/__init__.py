@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from brain_service.export.bundle import JAX_STEP, ONNX_MODEL, Bundle
+from brain_service.export.bundle import HEF, JAX_STEP, ONNX_MODEL, Bundle
 from brain_service.hardware.accelerators import gpu_obstacle, package_obstacle, tpu_obstacle
 from brain_service.inference.arena import Layout
 
@@ -58,7 +58,8 @@ class BackendEntry:
 
     `device` is the name that `inference.backends` orders. `form` is the file and `parity` the bound that a bundle
     must hold for it. `module` is what the worker imports, in a process with `environment` on top of the daemon's
-    own. `probe` tells why this machine cannot run it, or None; it may block, and loads no runtime.
+    own; `python` is its interpreter where that is not the daemon's. `probe` tells why this machine cannot run it,
+    or None; it may block, and loads no runtime.
     """
 
     name: str
@@ -68,11 +69,22 @@ class BackendEntry:
     module: str
     environment: Mapping[str, str] = field(default_factory=dict)
     probe: Callable[[], str | None] = lambda: None
+    python: str | None = None
 
 
 _QUIET = {"TF_CPP_MIN_LOG_LEVEL": "2"}
 _JAX = "brain_service.inference.backends.jax"
 _TABLE = (
+    BackendEntry(
+        name="hailo",
+        device="hailo",
+        form=HEF,
+        parity="hailo",
+        module="brain_service.inference.backends.hailo",
+        # Where the distribution's HailoRT lives; the setting `inference.hailo_python` takes its place. What is
+        # missing, the worker tells better than a look from outside could.
+        python="/usr/bin/python3",
+    ),
     BackendEntry(
         name="jax-cpu",
         device="cpu",

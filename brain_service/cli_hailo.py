@@ -1,0 +1,123 @@
+"""`brain export-hailo`: the Hailo form of a bundle, compiled here, prepared for elsewhere, or taken from there."""
+
+import argparse
+import importlib.util
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from brain_service.errors import ConfigError, InvalidError
+
+if TYPE_CHECKING:
+    from brain_service.export.bundle import Bundle
+    from brain_service.export.hailo import HailoResult
+
+__all__ = ["add_arguments", "add_export_hailo_command", "make", "require"]
+
+EXAMPLES = """\
+exit code: 0 compiled, 1 prepared but not compiled, 2 failed
+
+examples:
+  brain export-hailo ./models/0123456789abcdef --hailo-arch hailo8l --calibration-dataset ./datasets
+  brain export-hailo ./models/0123456789abcdef --hailo-arch hailo8l --hef-source ./brain_step.hef
+
+The first compiles where Hailo's Dataflow Compiler (x86) is installed, and elsewhere prepares <bundle>/hailo/,
+whose compile.sh runs there; the second takes what came of it.
+"""
+
+
+def add_export_hailo_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add `export-hailo` to the parser of `brain`."""
+    summary = "Add the form for a Hailo AI HAT+ to a bundle that holds an ONNX form."
+    added = commands.add_parser(
+        "export-hailo",
+        help=summary,
+        description=summary,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    added.add_argument("bundle", type=Path, metavar="MODEL", help="a bundle's folder")
+    added.set_defaults(run=_run)
+    add_arguments(added)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what the Hailo form asks for."""
+    parser.add_argument(
+        "--hailo-arch",
+        choices=["hailo8", "hailo8l", "hailo10h", "hailo15h", "hailo15m"],
+        default="hailo8l",
+        help="the device: AI HAT+ 13 TOPS is hailo8l, 26 TOPS hailo8, HAT+ 2 hailo10h (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--calibration-dataset", type=Path, metavar="DIR", help="the model's training dataset, 1024 steps or more"
+    )
+    parser.add_argument("--hef-source", type=Path, metavar="HEF", help="compiled elsewhere from this bundle")
+    parser.add_argument(
+        "--har-source", type=Path, metavar="HAR", help="the parser's archive (default: beside the HEF, if there)"
+    )
+    parser.add_argument(
+        "--hailo-timeout-s",
+        type=float,
+        default=7200.0,
+        metavar="S",
+        help="for the compiler (default: %(default)s)",
+    )
+
+
+def require(options: argparse.Namespace) -> None:
+    """Check what can be checked before anything is made.
+
+    Raises:
+        ConfigError: a package is missing.
+        InvalidError: there is neither a dataset to calibrate with nor a HEF.
+    """
+    missing = [name for name in ("onnx", "onnxruntime", "xxhash") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ConfigError(
+            f"the Hailo form needs {', '.join(missing)}; install continuon-brain[export,onnx] on this machine"
+        )
+    if options.calibration_dataset is None and options.hef_source is None:
+        raise InvalidError(
+            "give --calibration-dataset DIR to compile or prepare, or --hef-source HEF of one compiled elsewhere",
+            field="calibration_dataset",
+        )
+
+
+def make(bundle: "Bundle", options: argparse.Namespace) -> "HailoResult":
+    """Add the Hailo form to a bundle as the options say; see `export_hailo`.
+
+    Raises:
+        BrainError: as `export_hailo`.
+    """
+    from brain_service.export.hailo import HailoOptions, export_hailo
+
+    wanted = HailoOptions(
+        arch=options.hailo_arch,
+        calibration_dataset=options.calibration_dataset,
+        hef_source=options.hef_source,
+        har_source=options.har_source,
+        timeout_s=options.hailo_timeout_s,
+    )
+    return export_hailo(bundle.path, wanted)
+
+
+def _run(options: argparse.Namespace) -> int:
+    require(options)
+    from brain_service.export.bundle import Bundle
+
+    result = make(Bundle.open(options.bundle), options)
+    sys.stdout.write(f"{result.bundle.path}\n")
+    sys.stderr.write(f"{result.detail}\n")
+    if result.compiled:
+        return 0
+    folder = result.bundle.path / "hailo"
+    lines = [
+        "where the compiler is, in a copy of " + str(folder) + ":",
+        *(f"  {each}" for each in result.commands),
+    ]
+    lines.append(
+        f"then: brain export-hailo {result.bundle.path} --hailo-arch {options.hailo_arch} --hef-source ..."
+    )
+    sys.stderr.write("\n".join([*lines, ""]))
+    return 1
