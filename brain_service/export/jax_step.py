@@ -116,8 +116,11 @@ def export_policy(
 def _compile(
     policy_step: PolicyStep, params: Mapping[str, np.ndarray[Any, np.dtype[Any]]], config: CoreModelConfig
 ) -> bytes:
+    # Any number of rows: a worker compiles it for one, and for batches of several sessions.
+    (rows,) = export.symbolic_shape("rows")
+
     def shape(*sizes: int) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct((1, *sizes), jnp.float32)
+        return jax.ShapeDtypeStruct((rows, *sizes), jnp.float32)
 
     exported = export.export(jax.jit(policy_step), platforms=PLATFORMS)(
         {name: jax.ShapeDtypeStruct(array.shape, array.dtype) for name, array in params.items()},

@@ -133,6 +133,8 @@ class ServedModel:
             "golden_parity": worker.report.get("parity") if worker else None,
             "step_us": worker.report.get("step_us") if worker else None,
             "load_s": worker.report.get("load_s") if worker else None,
+            "batches": worker.report.get("batches") if worker else None,
+            "dropped_steps": worker.dropped if worker else None,
             "last_error": self.last_error,
             "why": [
                 {"device": d.device, "backend": d.backend, "used": d.used, "reason": d.reason}
@@ -194,6 +196,7 @@ class ServedModel:
             self._arena.fd,
             timeout_s=self._settings.worker_start_timeout_s,
             hang_s=self._settings.worker_hang_s,
+            max_queued=self._settings.max_queued_steps,
             on_lost=self._on_lost,
         )
 

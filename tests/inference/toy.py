@@ -82,7 +82,8 @@ def build_toy(
     models_dir: Path, scale: float = 1.0, golden_error: float = 0.0, control_period_s: float | None = None
 ) -> str:
     """Write a bundle of the toy model and return its id; `golden_error` is added to its reference outputs."""
-    shapes = [(1, 2), (1, 1)], (1, 3), (1, 2), (1,), (1,)
+    (rows,) = export.symbolic_shape("rows")
+    shapes = [(rows, 2), (rows, 1)], (rows, 3), (rows, 2), (rows,), (rows,)
     carry = tuple(jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes[0])
     rest = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes[1:]]
     params = {"scale": np.full(2, scale, np.float32)}
