@@ -9,6 +9,7 @@ place in the arena. Bucket and place decide a step's last bits, so the answer na
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,7 +30,7 @@ AGREEMENT = 1e-5
 """An answer from a batch differs by at most this share of the action's range from the answer alone (and the state
 by at most this share of its size, or of 1 where it is smaller); a bucket that does not hold it is not used."""
 
-_TIMED_RUNS = 9
+_TIMED_ROUNDS = 5
 
 
 class Batch:
@@ -65,10 +66,13 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class Warmed:
-    """Buckets that were compiled, checked and timed: microseconds of a full one by size, and the refused ones with
-    the reason."""
+    """Buckets that were compiled, checked and timed.
 
-    step_us: Mapping[int, float]
+    `cost` is the time of a full one by size, in steps alone: below its size it pays to fill it. `refused` are the
+    others, with the reason.
+    """
+
+    cost: Mapping[int, float]
     refused: Mapping[int, str]
 
 
@@ -85,8 +89,8 @@ class Batcher:
 
     def use(self, warmed: Warmed) -> None:
         """Use these buckets from the next portion on, where they pay."""
-        self._batches = {size: Batch(self._policy, self._arena, size) for size in warmed.step_us if size > 1}
-        self._plan = plan_portions(warmed.step_us)
+        self._batches = {size: Batch(self._policy, self._arena, size) for size in warmed.cost if size > 1}
+        self._plan = plan_portions(warmed.cost)
 
     def run(self, runs: Sequence[Run]) -> Iterator[list[Done]]:
         """Compute what lies ready and yield the answers in portions, each as soon as it is there.
@@ -149,17 +153,16 @@ class Batcher:
         return dones
 
 
-def plan_portions(step_us: Mapping[int, float]) -> tuple[int, ...]:
+def plan_portions(cost: Mapping[int, float]) -> tuple[int, ...]:
     """Return for each number of waiting steps, from 0 up to the largest bucket, the bucket to compute next.
 
-    The division is the one whose last answer is there first, by the times of full buckets; `step_us[1]` is that of
-    a step alone.
+    `cost` is that of a full bucket by size, of a step alone by 1. The division is the one whose last answer is
+    there first.
     """
-    cost, plan = [0.0], [1]
-    for waiting in range(1, max(step_us) + 1):
-        choices = [(taken + cost[max(0, waiting - size)], size) for size, taken in sorted(step_us.items())]
-        best = min(choices)
-        cost.append(best[0])
+    least, plan = [0.0], [1]
+    for waiting in range(1, max(cost) + 1):
+        best = min((taken + least[max(0, waiting - size)], size) for size, taken in cost.items())
+        least.append(best[0])
         plan.append(best[1])
     return tuple(plan)
 
@@ -167,25 +170,23 @@ def plan_portions(step_us: Mapping[int, float]) -> tuple[int, ...]:
 def warm_buckets(
     policy: Policy, layout: Layout, golden: Golden, manifest: Manifest, sizes: Sequence[int]
 ) -> Warmed:
-    """Compile, check and time the step in buckets of `sizes`, on memory of its own; 1 is timed beside them.
+    """Compile, check and time the step in buckets of `sizes`, on memory of its own.
 
-    May run in a second thread while the first one serves: the least of several times is taken.
+    May run in a second thread while the first one serves.
     """
-    taken_ns: list[int] = []
     blocks: tuple[list[Any], ...] = ([], [], [], [])
     for step in golden_steps(policy, layout, golden):
-        taken_ns.append(step.taken_ns)
         for block, array in zip(blocks, (step.carry, step.request, step.next_carry, step.response), strict=True):
             block.append(array[0].copy())
     carry, request, next_carry, response = map(np.stack, blocks)
     span = np.tile(action_span(manifest), layout.horizon)
-    step_us, refused = {1: min(taken_ns) / 1e3}, {}
+    cost, refused = {1: 1.0}, {}
     for size in sizes:
         arena = Arena.create(layout, size)
-        batch, rows, slots = Batch(policy, arena, size), np.arange(size), np.zeros(size, np.int64)
-        steps = rows % len(request)
+        batch = Batch(policy, arena, size)
+        steps = np.arange(size) % len(request)
         arena.rows.carry[:, 0], arena.rows.request[:] = carry[steps], request[steps]
-        batch.run(rows, slots)
+        batch.run(np.arange(size), np.zeros(size, np.int64))
         apart = np.abs(arena.rows.response - response[steps]) / span
         state = np.abs(arena.rows.carry[:, 1] - next_carry[steps]) / np.maximum(1.0, np.abs(next_carry[steps]))
         worst = float(np.maximum(apart.max(), state.max()))
@@ -193,15 +194,26 @@ def warm_buckets(
         if not worst <= AGREEMENT:
             refused[size] = f"differs by {worst:.1e} from a step alone, the bound is {AGREEMENT:.0e}"
         else:
-            step_us[size] = min(_taken_us(batch, rows, slots) for _ in range(_TIMED_RUNS))
+            cost[size] = median(_cost(policy, arena, batch) for _ in range(_TIMED_ROUNDS))
         arena.close()
-    return Warmed(step_us, refused)
+    return Warmed(cost, refused)
 
 
-def _taken_us(batch: Batch, rows: "Int64[np.ndarray, 'N']", slots: "Int64[np.ndarray, 'N']") -> float:
+def _cost(policy: Policy, arena: Arena, batch: Batch) -> float:
+    """Return how many steps alone a full bucket costs.
+
+    As many steps alone are timed right before it: what else the machine does then slows both.
+    """
+    runs = [Run(0, row, 0, 2**63) for row in range(batch.size)]
+    alone = Batcher(policy, arena)
+    for run in runs:
+        alone.alone(run)
     started_ns = time.monotonic_ns()
-    batch.run(rows, slots)
-    return (time.monotonic_ns() - started_ns) / 1e3
+    for run in runs:
+        alone.alone(run)
+    between_ns = time.monotonic_ns()
+    batch.run(np.arange(batch.size), np.zeros(batch.size, np.int64))
+    return batch.size * (time.monotonic_ns() - between_ns) / (between_ns - started_ns)
 
 
 def _aligned(rows: int, size: int) -> "Float32[np.ndarray, 'rows size']":

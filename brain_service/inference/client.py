@@ -251,7 +251,7 @@ class WorkerClient:
     def _on_warmed(self, message: bytes) -> None:
         try:
             _, document = decode_document(message)
-            self._window = max(_WINDOW, *map(int, document["step_us"]))
+            self._window = max(_WINDOW, *map(int, document["cost_in_steps"]))
         except (CorruptDataError, KeyError, ValueError) as error:
             self.kill(f"it sent what is no report: {error}")
             return

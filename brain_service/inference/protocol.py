@@ -7,7 +7,7 @@ with the first message (SCM_RIGHTS).
     worker -> daemon   LOADED  JSON {backend, parity, load_s, step_us, buckets}   or   FAILED  JSON {slug, detail}
     daemon -> worker   RUN     fixed layout: one step of one row
     worker -> daemon   DONE    fixed layout, one record a step: what became of each
-    worker -> daemon   WARMED  JSON {step_us, refused}: the batch sizes that are used from now on, timed
+    worker -> daemon   WARMED  JSON {cost_in_steps, refused}: the batch sizes that are used from now on
 
 A closed socket means the other side is gone: the worker exits, the daemon restarts it. Times are
 CLOCK_MONOTONIC nanoseconds, which processes of one machine share. Standard library only.

@@ -163,7 +163,7 @@ def _warm_beside(sock: socket.socket, loaded: _Loaded) -> None:
         return
     loaded.batcher.use(warmed)
     report = {
-        "step_us": {str(size): round(taken, 1) for size, taken in warmed.step_us.items()},
+        "cost_in_steps": {str(size): round(cost, 2) for size, cost in warmed.cost.items()},
         "refused": {str(size): reason for size, reason in warmed.refused.items()},
     }
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):
