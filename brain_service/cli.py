@@ -19,6 +19,7 @@ from brain_service.cli_datasets import add_datasets_command
 from brain_service.cli_episodes import add_episodes_command
 from brain_service.cli_evaluate import add_evaluate_command
 from brain_service.cli_formats import add_format_commands
+from brain_service.cli_replay import add_replay_command
 from brain_service.cli_train import (
     SANITY_EXAMPLES,
     TRAIN_EXAMPLES,
@@ -44,6 +45,7 @@ examples:
   brain export   --checkpoint-dir ./checkpoints/run1 --output-dir ./models
   brain datasets report ./datasets
   brain episodes ls --data-dir ./brain
+  brain replay 20261122T201500-3f9a1c --data-dir ./brain
   brain health   --url http://127.0.0.1:8080
 """
 
@@ -52,8 +54,8 @@ Run = Callable[[argparse.Namespace], int]
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command and return its exit code: 0 done, 2 failed; `health` and `datasets report`:
-    0 pass, 1 warn, 2 fail; `sanity-check`: 0 pass, 1 fail. Where the reader of the output is gone (`| head`): 141,
-    as of other commands.
+    0 pass, 1 warn, 2 fail; `sanity-check` and `replay`: 0 pass, 1 fail. Where the reader of the output is gone
+    (`| head`): 141, as of other commands.
 
     An expected failure is one line on standard error with the next step, never a traceback.
     """
@@ -126,6 +128,7 @@ def _parser() -> argparse.ArgumentParser:
     add_evaluate_command(commands)
     add_datasets_command(commands)
     add_episodes_command(commands)
+    add_replay_command(commands)
     add_format_commands(commands)
 
     health = command("health", _health, "Ask a running daemon how it is; exit code 0 pass, 1 warn, 2 fail.")

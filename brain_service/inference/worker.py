@@ -114,7 +114,9 @@ def _load(message: bytes, memory_fd: int) -> _Loaded:
     wanted = [size for size in order.get("buckets", ()) if size in policy.buckets[1:]]
     if wanted:
         # A replay wants them from its first step on.
-        batcher.use(_warm(bundle, policy, wanted))
+        warmed = _warm(bundle, policy, wanted)
+        batcher.use(warmed)
+        wanted = [size for size in wanted if size in warmed.cost]
     load_s = time.monotonic() - started
     report = {"backend": backend.name, "parity": parity, "load_s": load_s, "step_us": step_us, "buckets": wanted}
     return _Loaded(bundle, policy, batcher, report)
