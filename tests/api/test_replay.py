@@ -31,7 +31,7 @@ def observation(rng: np.random.Generator) -> dict[str, Any]:
 
 
 class Robots:
-    """As many robots as sessions, each with an episode of its own; their steps meet at a worker that stands still."""
+    """A robot a session, each with an episode of its own; their steps meet at a worker that stands still."""
 
     def __init__(self, daemon: Daemon) -> None:
         self._rng = np.random.default_rng(0)

@@ -1,4 +1,4 @@
-"""Steps of several sessions at once: the answers of steps alone, to each its own, and a bound on those that wait."""
+"""Steps of several sessions at once: the answers of steps alone, to each its own; a bound on those that wait."""
 
 import asyncio
 from collections.abc import Sequence
@@ -136,7 +136,7 @@ def test_a_bucket_that_gives_other_numbers_is_refused(toys: Toys) -> None:
 
 
 async def piled_up(router: InferenceRouter, asks: Sequence[Any]) -> list[InferReply | BrainError]:
-    """Start all asks while the worker stands still, so that it finds their steps together; return their results."""
+    """Start all asks while the worker stands still, so that it finds their steps together; return the results."""
     with stopped(worker_pid(router)):
         tasks = [asyncio.create_task(asked) for asked in asks]
         await asyncio.sleep(0.05)

@@ -1,6 +1,7 @@
 """Recorded steps computed again: bit for bit as answered, the first that differs named, nothing guessed."""
 
 import asyncio
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -35,9 +36,11 @@ def recorded(index: int, observation: Floats, reply: InferReply, reward: float) 
 def lived(built: Toys, tmp_path_factory: pytest.TempPathFactory) -> list[RecordedStep]:
     """Twelve steps of one session: six on the first model, a reset, six on the second."""
     steps: list[RecordedStep] = []
+    models_dir = tmp_path_factory.mktemp("lived") / "models"
+    shutil.copytree(built.models_dir, models_dir)
 
     async def scenario() -> None:
-        async with serving(built.models_dir, built.cache_dir, built.first) as router:
+        async with serving(models_dir, built.cache_dir, built.first) as router:
             session_id = (await router.create_session()).session_id
             rng = np.random.default_rng(1)
             reward = 0.0
