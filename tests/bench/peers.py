@@ -7,6 +7,7 @@ msgpack with arrays as bytes, answered in kind; metadata comes first, as openpi'
 """
 
 import asyncio
+import contextlib
 import sys
 import time
 from pathlib import Path
@@ -19,6 +20,7 @@ import uvloop
 from fastapi import FastAPI
 from pydantic import BaseModel
 from websockets.asyncio.server import ServerConnection, serve
+from websockets.exceptions import ConnectionClosedError
 
 from brain_service.export.bundle import Bundle
 from brain_service.inference.arena import Layout
@@ -63,6 +65,11 @@ async def infer(asked: Asked) -> dict[str, Any]:
 
 async def _openpi(connection: ServerConnection) -> None:
     await connection.send(msgspec.msgpack.encode({"policy": "bench"}))
+    with contextlib.suppress(ConnectionClosedError):
+        await _answer_all(connection)
+
+
+async def _answer_all(connection: ServerConnection) -> None:
     async for message in connection:
         begun_s = time.monotonic()
         assert isinstance(message, bytes)
