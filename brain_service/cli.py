@@ -22,6 +22,7 @@ from brain_service.cli_export import add_export_command
 from brain_service.cli_formats import add_format_commands
 from brain_service.cli_hailo import add_export_hailo_command
 from brain_service.cli_hardware import add_hardware_command
+from brain_service.cli_replay import add_replay_command
 from brain_service.cli_train import (
     SANITY_EXAMPLES,
     TRAIN_EXAMPLES,
@@ -48,6 +49,7 @@ examples:
   brain datasets report ./datasets
   brain episodes ls --data-dir ./brain
   brain hardware
+  brain replay 20261122T201500-3f9a1c --data-dir ./brain
   brain health   --url http://127.0.0.1:8080
 """
 
@@ -56,8 +58,8 @@ Run = Callable[[argparse.Namespace], int]
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command and return its exit code: 0 done, 2 failed; `health` and `datasets report`:
-    0 pass, 1 warn, 2 fail; `sanity-check`: 0 pass, 1 fail. Where the reader of the output is gone (`| head`): 141,
-    as of other commands.
+    0 pass, 1 warn, 2 fail; `sanity-check` and `replay`: 0 pass, 1 fail. Where the reader of the output is gone
+    (`| head`): 141, as of other commands.
 
     An expected failure is one line on standard error with the next step, never a traceback.
     """
@@ -127,6 +129,7 @@ def _parser() -> argparse.ArgumentParser:
     add_evaluate_command(commands)
     add_datasets_command(commands)
     add_episodes_command(commands)
+    add_replay_command(commands)
     add_format_commands(commands)
     add_hardware_command(commands)
     add_export_hailo_command(commands)

@@ -105,6 +105,8 @@ class InferenceSettings(_Frozen):
     deadline_ms: float = Field(default=100.0, gt=0, le=60_000)
     max_sessions: int = Field(default=64, gt=0, le=4096)
     session_idle_s: float = Field(default=300.0, gt=0)
+    # Steps that wait for one worker, beyond those it was given already; of more, the oldest is dropped.
+    max_queued_steps: int = Field(default=256, gt=0)
     worker_start_timeout_s: float = Field(default=120.0, gt=0)
     worker_hang_s: float = Field(default=2.0, gt=0)
     standby: bool = True

@@ -27,6 +27,7 @@ class InferBody(msgspec.Struct, forbid_unknown_fields=True):
     executed_action: dict[str, Any] | None = None
     deadline_ms: float | None = None
     record: str | None = None
+    why: bool = False
 
 
 class SessionBody(msgspec.Struct, forbid_unknown_fields=True):
@@ -74,7 +75,8 @@ async def infer(request: Request, services: ServicesDep) -> JsonResponse:
     """Answer the action for one observation, before `deadline_ms` counted from receipt, or 504.
 
     The state advances once per answered step: after an error the next step is still `next_step`, and a repeat
-    of an answered step gets the stored answer.
+    of an answered step gets the stored answer. A step that could not be recorded is a warning in the next answer;
+    with `why` the answer says where it comes from.
     """
     received_ns = time.monotonic_ns()
     body = decode(await read_body(request, services.settings.capture.max_step_bytes), InferBody)
@@ -86,17 +88,19 @@ async def infer(request: Request, services: ServicesDep) -> JsonResponse:
         executed_action=body.executed_action,
         deadline_ms=body.deadline_ms,
         received_ns=received_ns,
+        why=body.why,
     )
     reply = await services.router.infer(asked)
-    services.recorder.answered(body.record, asked, reply)
-    return JsonResponse(
-        {
-            "action": reply.action,
-            "step": reply.step,
-            "model_id": reply.model_id,
-            "backend": reply.backend,
-            "state_step": reply.state_step,
-            "timings_us": reply.timings_us,
-            "warnings": reply.warnings,
-        }
-    )
+    unrecorded = services.recorder.answered(body.record, asked, reply)
+    answer = {
+        "action": reply.action,
+        "step": reply.step,
+        "model_id": reply.model_id,
+        "backend": reply.backend,
+        "state_step": reply.state_step,
+        "timings_us": reply.timings_us,
+        "warnings": (*reply.warnings, *unrecorded),
+    }
+    if reply.why is not None:
+        answer["why"] = reply.why | {"warnings": answer["warnings"]}
+    return JsonResponse(answer)

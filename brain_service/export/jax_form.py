@@ -23,10 +23,12 @@ PLATFORMS = ("cpu", "cuda", "tpu")
 def compile_step(
     config: CoreModelConfig, normaliser: Normaliser, params: Mapping[str, np.ndarray[Any, Any]]
 ) -> bytes:
-    """Return the step for one row, for every platform, taking parameters as they are stored."""
+    """Return the step for any number of rows, for every platform, taking parameters as they are stored."""
+    # A worker compiles it for one row, and for batches of several sessions.
+    (rows,) = export.symbolic_shape("rows")
 
     def shape(*sizes: int) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct((1, *sizes), jnp.float32)
+        return jax.ShapeDtypeStruct((rows, *sizes), jnp.float32)
 
     exported = export.export(jax.jit(make_policy_step(config, normaliser)), platforms=PLATFORMS)(
         {name: jax.ShapeDtypeStruct(array.shape, array.dtype) for name, array in params.items()},

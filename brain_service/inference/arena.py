@@ -26,7 +26,7 @@ from brain_service.export.bundle import Manifest
 if TYPE_CHECKING:
     from jaxtyping import Float32
 
-__all__ = ["Arena", "Layout", "Row"]
+__all__ = ["Arena", "Layout", "Row", "Rows"]
 
 _LINE_BYTES = 64
 _FLOAT_BYTES = 4
@@ -90,6 +90,15 @@ class Row:
             block.fill(0.0)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Rows:
+    """Views of all N rows at once, to gather from and scatter to by index; `carry` by row and slot."""
+
+    carry: "Float32[np.ndarray, 'N 2 C']"
+    request: "Float32[np.ndarray, 'N R']"
+    response: "Float32[np.ndarray, 'N HA']"
+
+
 class Arena:
     """`capacity` rows of one layout in a memfd that both processes map."""
 
@@ -139,6 +148,22 @@ class Arena:
             views.append(view.reshape(1, size))
             start += _aligned_bytes(size)
         return Row(index, (views[0], views[1]), views[2], views[3])
+
+    @property
+    def rows(self) -> Rows:
+        """Views of all rows."""
+        layout = self.layout
+        sizes = (layout.carry_size, layout.carry_size, layout.request_size, layout.response_size)
+        slot, _, request, _ = (_aligned_bytes(size) // _FLOAT_BYTES for size in sizes)
+        table = np.frombuffer(self._memory, np.float32).reshape(self.capacity, -1)
+        carry = table[:, : 2 * slot].reshape(self.capacity, 2, slot)
+        assert np.shares_memory(carry, table), "splitting an axis gives a view"
+        responses = 2 * slot + request
+        return Rows(
+            carry[:, :, : layout.carry_size],
+            table[:, 2 * slot : 2 * slot + layout.request_size],
+            table[:, responses : responses + layout.response_size],
+        )
 
     def close(self) -> None:
         """Close the memfd. The mapping goes with the last view of it."""

@@ -20,7 +20,7 @@ class InferRequest:
     `executed_action` describe step t-1; step 0 ignores them. The model's previous action is the one that the
     session was answered (as in training), so `executed_action` is checked for the record but not fed back.
     `deadline_ms` counts from `received_ns` (`time.monotonic_ns()` at receipt; 0 means now); left out, it is
-    the setting's.
+    the setting's. With `why` the answer explains itself.
     """
 
     session_id: str
@@ -30,6 +30,7 @@ class InferRequest:
     executed_action: Mapping[str, Any] | None = None
     deadline_ms: float | None = None
     received_ns: int = 0
+    why: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -39,7 +40,9 @@ class InferReply:
     `action` has the names, shapes and dtypes that training saw; `chunk` is the model's whole plan as flat
     vectors, shape [H, A] in raw units, of which `action` is row 0. `state_step` is the number of steps that
     the hidden state had seen when it produced the action. `timings_us` holds `queue` (receipt to the start
-    of the computation), `compute` and `total`. A repeat of an answered step gets this very object again.
+    of the computation), `compute` and `total`. It was computed in place `row` of a batch of `bucket` rows (0 of 1:
+    alone), which decides its last bits. A repeat of an answered step gets this very object again, or a copy with
+    `why` where that is asked for.
     """
 
     action: dict[str, Any]
@@ -50,6 +53,9 @@ class InferReply:
     timings_us: dict[str, float]
     chunk: "Float32[np.ndarray, 'H A']" = field(repr=False)
     warnings: tuple[str, ...] = ()
+    bucket: int = 1
+    row: int = 0
+    why: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,7 @@ from brain_service.inference.protocol import (
     Kind,
     Run,
     decode_document,
-    decode_done,
+    decode_dones,
     encode_document,
     encode_run,
     send_with_fd,
@@ -37,7 +37,8 @@ log = logging.getLogger(__name__)
 
 _WINDOW = 8
 """Steps given to the worker ahead of its answers: enough to keep it busy, few enough that the rest can still
-be dropped here when their deadline passes."""
+be dropped here when their deadline passes. A worker that computes batches gets as many as its largest one
+holds."""
 
 _STOP_GRACE_S = 2.0
 _LATE_STEPS = 5
@@ -104,12 +105,16 @@ class WorkerClient:
         process: "subprocess.Popen[bytes]",
         sock: socket.socket,
         hang_s: float,
+        max_queued: int,
         on_lost: "Callable[[WorkerClient, str], None]",
         on_slow: "Callable[[WorkerClient, str], None]",
     ) -> None:
         self.alive = True
         self.report: dict[str, Any] = {}
         self.hang_s = hang_s
+        self.dropped = 0
+        self._window = _WINDOW
+        self._max_queued = max_queued
         self._kill_reason: str | None = None
         self._late = 0
         self._suspect: Ticket | None = None
@@ -156,6 +161,7 @@ class WorkerClient:
         *,
         timeout_s: float,
         hang_s: float,
+        max_queued: int,
         on_lost: "Callable[[WorkerClient, str], None]",
         on_slow: "Callable[[WorkerClient, str], None]",
     ) -> "WorkerClient":
@@ -173,7 +179,7 @@ class WorkerClient:
             sock.close()
             await asyncio.to_thread(_stop, process, 0.0)
             raise
-        client = cls(process, sock, hang_s, on_lost, on_slow)
+        client = cls(process, sock, hang_s, max_queued, on_lost, on_slow)
         async with contextlib.AsyncExitStack() as undo:
             undo.push_async_callback(client.close, grace_s=0.0)
             try:
@@ -187,10 +193,12 @@ class WorkerClient:
             undo.pop_all()
         return client
 
-    def submit(self, row: int, read_slot: int, deadline_ns: int) -> Ticket:
+    def submit(self, row: int, read_slot: int, deadline_ns: int, bucket: int = 0, place: int = 0) -> Ticket:
         """Ask for one step of `row`; the answer, or the loss of the worker, comes through the ticket.
 
-        The caller writes the row's request before and touches the row only after the ticket is settled.
+        The caller writes the row's request before and touches the row only after the ticket is settled. Of more
+        than `max_queued` steps that wait for the worker the oldest is dropped: its observation is the stalest.
+        `bucket` and `place` are for a replay; see `Run`.
 
         Raises:
             WorkerLostError: the worker is gone.
@@ -198,10 +206,12 @@ class WorkerClient:
         if not self.alive:
             raise WorkerLostError("the inference worker is gone and being started again; retry this step")
         self._sequence += 1
-        run = Run(self._sequence, row, read_slot, deadline_ns)
+        run = Run(self._sequence, row, read_slot, deadline_ns, bucket, place)
         ticket = Ticket(run, self._loop.create_future(), self.backend)
         self._queue.append(ticket)
         self._pump()
+        if len(self._queue) > self._max_queued:
+            self._drop_oldest()
         return ticket
 
     def kill(self, reason: str) -> None:
@@ -221,7 +231,7 @@ class WorkerClient:
             await self._reaper
 
     def _pump(self) -> None:
-        while self._queue and len(self._in_flight) < _WINDOW:
+        while self._queue and len(self._in_flight) < self._window:
             ticket = self._queue.popleft()
             if ticket.waiter.done():
                 ticket.settle()
@@ -239,6 +249,18 @@ class WorkerClient:
             if self._watchdog is None:
                 self._watch(self.hang_s)
 
+    def _drop_oldest(self) -> None:
+        ticket = self._queue.popleft()
+        if not ticket.waiter.done():
+            self.dropped += 1
+            ticket.waiter.set_exception(
+                UnavailableError(
+                    f"dropped as the oldest of more than {self._max_queued} steps that wait for one worker; the "
+                    "state is unchanged, send the step again with a fresh observation (inference.max_queued_steps)"
+                )
+            )
+        ticket.settle()
+
     def _on_readable(self) -> None:
         try:
             message = self._socket.recv(MAX_MESSAGE_BYTES)
@@ -252,8 +274,10 @@ class WorkerClient:
             self._on_report(message)
         elif message[0] == Kind.TELEMETRY:
             self._on_telemetry(message)
+        elif message[0] == Kind.WARMED:
+            self._on_warmed(message)
         else:
-            self._on_done(message)
+            self._on_dones(message)
 
     def _on_report(self, message: bytes) -> None:
         try:
@@ -273,22 +297,34 @@ class WorkerClient:
         except CorruptDataError as error:
             self.kill(f"it sent what is no telemetry: {error}")
 
-    def _on_done(self, message: bytes) -> None:
+    def _on_warmed(self, message: bytes) -> None:
         try:
-            done = decode_done(message)
-            ticket = self._in_flight.pop(done.sequence)
+            _, document = decode_document(message)
+            self._window = max(_WINDOW, *map(int, document["cost_in_steps"]))
+        except (CorruptDataError, KeyError, ValueError) as error:
+            self.kill(f"it sent what is no report: {error}")
+            return
+        self.report |= {"batches": document}
+        self._pump()
+
+    def _on_dones(self, message: bytes) -> None:
+        try:
+            answered = [(done, self._in_flight.pop(done.sequence)) for done in decode_dones(message)]
         except (CorruptDataError, KeyError) as error:
             self.kill(f"sent what is not an answer: {error}")
             return
         self._progress_ns = time.monotonic_ns()
-        if not ticket.waiter.done():
-            ticket.waiter.set_result(done)
-        ticket.settle()
+        for done, ticket in answered:
+            if not ticket.waiter.done():
+                ticket.waiter.set_result(done)
+            ticket.settle()
         if self._queue:
             self._pump()
+        # The steps of a batch take their time together: the last one speaks for all.
+        done, ticket = answered[-1]
         if done.end_ns <= ticket.run.deadline_ns:
             self._late = 0
-        elif done.end_ns - done.start_ns > _SLOW_FACTOR * 1e3 * self.step_us:
+        elif done.end_ns - done.start_ns > _SLOW_FACTOR * 1e3 * self.step_us * done.bucket:
             self._count_late((done.end_ns - done.start_ns) / 1e3)
 
     def _count_late(self, took_us: float) -> None:

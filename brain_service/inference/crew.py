@@ -107,6 +107,8 @@ class Crew:
             "step_us": figures.get("step_us"),
             "load_s": figures.get("load_s"),
             "telemetry": figures.get("telemetry"),
+            "batches": figures.get("batches"),
+            "dropped_steps": figures.get("dropped_steps"),
             "last_error": self.last_error,
             "moves": [move.to_json() for move in self._moves],
             "why": [

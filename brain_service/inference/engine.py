@@ -173,6 +173,8 @@ class Engine:
             "golden_parity": worker.report.get("parity") if worker else None,
             "load_s": worker.report.get("load_s") if worker else None,
             "telemetry": worker.report.get("telemetry") if worker else None,
+            "batches": worker.report.get("batches") if worker else None,
+            "dropped_steps": worker.dropped if worker else None,
             "breaker": self.breaker.state,
             "failures": self.breaker.failures,
             "retry_in_s": round(self.breaker.wait_s, 1),

@@ -3,10 +3,12 @@
 One message a packet; byte 0 is its kind. Tensors never travel here: they lie in the arena, whose memfd comes
 with the first message (SCM_RIGHTS).
 
-    daemon -> worker   LOAD    JSON {protocol, bundle, backend, module, parity, capacity, cache_dir} and the memfd
-    worker -> daemon   LOADED  JSON {backend, parity, load_s, step_us}    or    FAILED  JSON {slug, detail}
+    daemon -> worker   LOAD    JSON {protocol, bundle, backend, module, parity, capacity, cache_dir, buckets?} and
+                               the memfd
+    worker -> daemon   LOADED  JSON {backend, parity, load_s, step_us, buckets}   or   FAILED  JSON {slug, detail}
     daemon -> worker   RUN     fixed layout: one step of one row
-    worker -> daemon   DONE    fixed layout: what became of it
+    worker -> daemon   DONE    fixed layout, one record a step: what became of each
+    worker -> daemon   WARMED  JSON {cost_in_steps, refused}: the batch sizes that are used from now on
     worker -> daemon   TELEMETRY  JSON, unasked: what the device says of itself, every few seconds
 
 A closed socket means the other side is gone: the worker exits, the daemon restarts it. Times are
@@ -17,6 +19,7 @@ import json
 import os
 import socket
 import struct
+from collections.abc import Sequence
 from enum import IntEnum
 from typing import Any, NamedTuple
 
@@ -30,10 +33,10 @@ __all__ = [
     "Run",
     "Status",
     "decode_document",
-    "decode_done",
+    "decode_dones",
     "decode_run",
     "encode_document",
-    "encode_done",
+    "encode_dones",
     "encode_run",
     "kind_of",
     "receive_with_fd",
@@ -43,8 +46,8 @@ __all__ = [
 PROTOCOL_VERSION = 2
 MAX_MESSAGE_BYTES = 64 * 1024
 
-_RUN = struct.Struct("<BBxxIQQ")
-_DONE = struct.Struct("<BBxxIQQQ")
+_RUN = struct.Struct("<BBHHxxIQQ")
+_DONE = struct.Struct("<BBHHxxIQQQ")
 
 
 class Kind(IntEnum):
@@ -56,6 +59,7 @@ class Kind(IntEnum):
     RUN = 4
     DONE = 5
     TELEMETRY = 6
+    WARMED = 7
 
 
 class Status(IntEnum):
@@ -71,22 +75,33 @@ class Status(IntEnum):
 
 
 class Run(NamedTuple):
-    """Compute one step of `row`: read the carry in `read_slot` (0 or 1), write the other slot."""
+    """Compute one step of `row`: read the carry in `read_slot` (0 or 1), write the other slot.
+
+    With `bucket` 0 the worker chooses with how many others it is computed. Any other value asks for this step
+    alone at `place` in a batch of that size: so a replay meets the very numbers that were answered.
+    """
 
     sequence: int
     row: int
     read_slot: int
     deadline_ns: int
+    bucket: int = 0
+    place: int = 0
 
 
 class Done(NamedTuple):
-    """Answer to the Run of the same `sequence`; start and end of the computation in monotonic ns."""
+    """Answer to the Run of the same `sequence`; start and end of the computation in monotonic ns.
+
+    It was computed at `place` in a batch of `bucket` rows (0 of 1: alone).
+    """
 
     sequence: int
     row: int
     status: Status
     start_ns: int
     end_ns: int
+    bucket: int = 1
+    place: int = 0
 
 
 def kind_of(message: bytes) -> Kind:
@@ -103,7 +118,7 @@ def kind_of(message: bytes) -> Kind:
 
 def encode_run(run: Run) -> bytes:
     """Pack a RUN message."""
-    return _RUN.pack(Kind.RUN, run.read_slot, run.row, run.sequence, run.deadline_ns)
+    return _RUN.pack(Kind.RUN, run.read_slot, run.bucket, run.place, run.row, run.sequence, run.deadline_ns)
 
 
 def decode_run(message: bytes) -> Run:
@@ -112,27 +127,36 @@ def decode_run(message: bytes) -> Run:
     Raises:
         CorruptDataError: another kind or length.
     """
-    kind, read_slot, row, sequence, deadline_ns = _unpack(_RUN, message)
+    try:
+        kind, read_slot, bucket, place, row, sequence, deadline_ns = _RUN.unpack(message)
+    except struct.error as error:
+        raise CorruptDataError(f"worker protocol: expected {_RUN.size} bytes, got {len(message)}") from error
     if kind != Kind.RUN or read_slot > 1:
         raise CorruptDataError(f"worker protocol: expected RUN, got kind {kind}, slot {read_slot}")
-    return Run(sequence, row, read_slot, deadline_ns)
+    return Run(sequence, row, read_slot, deadline_ns, bucket, place)
 
 
-def encode_done(done: Done) -> bytes:
-    """Pack a DONE message."""
-    return _DONE.pack(Kind.DONE, done.status, done.row, done.sequence, done.start_ns, done.end_ns)
+def encode_dones(dones: Sequence[Done]) -> bytes:
+    """Pack a DONE message of one or more records."""
+    return b"".join(
+        _DONE.pack(Kind.DONE, d.status, d.bucket, d.place, d.row, d.sequence, d.start_ns, d.end_ns) for d in dones
+    )
 
 
-def decode_done(message: bytes) -> Done:
+def decode_dones(message: bytes) -> list[Done]:
     """Unpack a DONE message.
 
     Raises:
         CorruptDataError: another kind, length or an unknown status.
     """
-    kind, status, row, sequence, start_ns, end_ns = _unpack(_DONE, message)
-    if kind != Kind.DONE or status >= len(Status):
-        raise CorruptDataError(f"worker protocol: expected DONE, got kind {kind}, status {status}")
-    return Done(sequence, row, Status(status), start_ns, end_ns)
+    if not message or len(message) % _DONE.size:
+        raise CorruptDataError(f"worker protocol: expected records of {_DONE.size} bytes, got {len(message)}")
+    dones = []
+    for kind, status, bucket, place, row, sequence, start_ns, end_ns in _DONE.iter_unpack(message):
+        if kind != Kind.DONE or status >= len(Status):
+            raise CorruptDataError(f"worker protocol: expected DONE, got kind {kind}, status {status}")
+        dones.append(Done(sequence, row, Status(status), start_ns, end_ns, bucket, place))
+    return dones
 
 
 def encode_document(kind: Kind, document: dict[str, Any]) -> bytes:
@@ -180,10 +204,3 @@ def receive_with_fd(sock: socket.socket) -> tuple[bytes, int]:
             os.close(fd)
         raise CorruptDataError(f"worker protocol: expected one file descriptor, got {len(fds)}")
     return message, fds[0]
-
-
-def _unpack(layout: struct.Struct, message: bytes) -> tuple[Any, ...]:
-    try:
-        return layout.unpack(message)
-    except struct.error as error:
-        raise CorruptDataError(f"worker protocol: expected {layout.size} bytes, got {len(message)}") from error

@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from brain_service.inference.fleet import Fleet
 from brain_service.inference.latency import LatencyWindow
 from brain_service.inference.protocol import Done, Status
 from brain_service.inference.sessions import Session, SessionTable
+from brain_service.inference.why import explain
 from brain_service.settings import InferenceSettings
 from brain_service.spec import check_values, flatten, from_vector, to_vector, unflatten
 
@@ -211,7 +213,8 @@ class InferenceRouter:
             deadline_ns = received_ns + int(deadline_ms * 1e6)
             await self._take_turn(session, deadline_ns)
             try:
-                return await self._infer(session, request, received_ns, deadline_ns)
+                reply = await self._infer(session, request, received_ns, deadline_ns)
+                return replace(reply, why=explain(session.model, reply)) if request.why else reply
             finally:
                 session.turn.release()
         except BrainError as error:
@@ -317,6 +320,8 @@ class InferenceRouter:
             },
             chunk=chunk,
             warnings=(*model.warnings, *session.warnings),
+            bucket=done.bucket,
+            row=done.place,
         )
         session.slot = 1 - session.slot
         session.next_step += 1

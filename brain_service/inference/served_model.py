@@ -159,6 +159,7 @@ class ServedModel:
             self._arena.fd,
             timeout_s=self._settings.worker_start_timeout_s,
             hang_s=self._settings.worker_hang_s,
+            max_queued=self._settings.max_queued_steps,
             on_lost=on_lost,
             on_slow=on_slow,
         )

@@ -3,44 +3,47 @@
     python -m brain_service.inference.worker --fd N
 
 `N` is its end of the socket pair (`protocol`). It verifies the bundle, loads it, reproduces the golden sequence,
-and serves steps one by one until the socket closes: it never outlives the daemon. An error inside a step ends
-the process; the daemon answers 503, keeps the carry and starts another.
+and serves steps until the socket closes: it never outlives the daemon. An error inside a step ends the process;
+the daemon answers 503, keeps the carry and starts another.
+
+It begins with steps one by one. When it first finds several waiting, a second thread compiles the step for
+batches: the worker of a single robot, the usual one, pays neither the time nor the memory, and readiness never
+waits for a compiler. XLA compiles without holding the interpreter's lock, so steps go on meanwhile.
 """
 
 import argparse
+import contextlib
 import gc
 import importlib
 import logging
 import os
 import socket
 import sys
+import threading
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
+from typing import Any
 
 from brain_service.errors import BrainError, CorruptDataError, UnavailableError
-from brain_service.export.bundle import Bundle, Golden, Manifest
-from brain_service.inference.arena import Arena, Layout, Row
+from brain_service.export.bundle import Bundle
+from brain_service.inference.arena import Arena, Layout
 from brain_service.inference.backends import Policy, PolicyLoader
+from brain_service.inference.batching import Batcher, Warmed, warm_buckets
+from brain_service.inference.golden import check_golden
 from brain_service.inference.protocol import (
+    MAX_MESSAGE_BYTES,
     PROTOCOL_VERSION,
-    Done,
     Kind,
-    Status,
+    Run,
     decode_document,
     decode_run,
     encode_document,
-    encode_done,
+    encode_dones,
     receive_with_fd,
 )
 from brain_service.inference.telemetry import Reporter
-
-if TYPE_CHECKING:
-    from jaxtyping import Float32
 
 __all__ = ["main"]
 
@@ -54,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with socket.socket(fileno=parser.parse_args(arguments).fd) as sock:
         try:
             message, memory_fd = receive_with_fd(sock)
-            policy, arena, report = _load(message, memory_fd)
+            loaded = _load(message, memory_fd)
         except BrainError as error:
             return _refuse(sock, error)
         except Exception as error:
@@ -65,8 +68,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         gc.collect()
         gc.freeze()
         try:
-            sock.send(encode_document(Kind.LOADED, report))
-            _serve(sock, policy, arena)
+            sock.send(encode_document(Kind.LOADED, loaded.report))
+            _serve(sock, loaded)
         except (BrokenPipeError, ConnectionResetError):
             log.info("the daemon is gone")
     return 0
@@ -78,7 +81,15 @@ def _refuse(sock: socket.socket, error: BrainError) -> int:
     return 1
 
 
-def _load(message: bytes, memory_fd: int) -> tuple[Policy, Arena, dict[str, Any]]:
+@dataclass(frozen=True)
+class _Loaded:
+    bundle: Bundle
+    policy: Policy
+    batcher: Batcher
+    report: dict[str, Any]
+
+
+def _load(message: bytes, memory_fd: int) -> _Loaded:
     started = time.monotonic()
     kind, order = decode_document(message)
     if kind != Kind.LOAD or order.get("protocol") != PROTOCOL_VERSION:
@@ -93,70 +104,83 @@ def _load(message: bytes, memory_fd: int) -> tuple[Policy, Arena, dict[str, Any]
     load: PolicyLoader = importlib.import_module(order["module"]).load
     policy = load(bundle, layout, Path(order["cache_dir"]))
     bound = bundle.manifest.parity[order["parity"]].bound
-    parity, step_us = _check_golden(policy, layout, bundle.golden(), bundle.manifest)
+    parity, step_us = check_golden(policy, layout, bundle.golden(), bundle.manifest)
     # `not <=` also refuses NaN.
     if not parity <= bound:
         raise CorruptDataError(
             f"{bundle.path}: {backend} differs from the golden vectors by {parity:.2e} of the action range, "
             f"the bound is {bound:.2e}"
         )
+    batcher = Batcher(policy, arena)
+    wanted = [size for size in order.get("buckets", ()) if size in policy.buckets[1:]]
+    if wanted:
+        # A replay wants them from its first step on.
+        warmed = _warm(bundle, policy, wanted)
+        batcher.use(warmed)
+        wanted = [size for size in wanted if size in warmed.cost]
     load_s = time.monotonic() - started
-    # A stand-in for a device says so in its name.
-    name = getattr(policy, "name", backend)
-    report: dict[str, Any] = {"backend": name, "parity": parity, "load_s": load_s, "step_us": step_us}
+    report: dict[str, Any] = {
+        # A stand-in for a device says so in its name.
+        "backend": getattr(policy, "name", backend),
+        "parity": parity,
+        "load_s": load_s,
+        "step_us": step_us,
+        "buckets": wanted,
+    }
     if measure := getattr(policy, "telemetry", None):
         report["telemetry"] = measure()
-    return policy, arena, report
+    return _Loaded(bundle, policy, batcher, report)
 
 
-def _check_golden(policy: Policy, layout: Layout, golden: Golden, manifest: Manifest) -> tuple[float, float]:
-    """Run the golden sequence, state fed back; return the parity and the median step in microseconds."""
-    span = np.asarray(manifest.action_high, np.float32) - np.asarray(manifest.action_low, np.float32)
-    span[span == 0.0] = 1.0
-    shape = (1, layout.carry_size)
-    carry: tuple[Any, Any] = (np.zeros(shape, np.float32), np.zeros(shape, np.float32))
-    request = np.zeros((1, layout.request_size), np.float32)
-    response = np.zeros((1, layout.response_size), np.float32)
-    worst, taken_ns = 0.0, []
-    for t, expected in enumerate(golden.action):
-        _fill_golden(request, golden, t)
-        started_ns = time.monotonic_ns()
-        policy.run(carry[t % 2], request, carry[1 - t % 2], response)
-        taken_ns.append(time.monotonic_ns() - started_ns)
-        difference = np.abs(response.reshape(expected.shape) - expected) / span
-        worst = max(worst, float(difference.max())) if np.isfinite(difference).all() else float("nan")
-        if not worst <= np.inf:
-            break
-    return worst, median(taken_ns) / 1e3
+def _warm(bundle: Bundle, policy: Policy, sizes: Sequence[int]) -> Warmed:
+    layout = Layout.of(bundle.manifest)
+    warmed = warm_buckets(policy, layout, bundle.golden(), bundle.manifest, sizes)
+    for size, reason in warmed.refused.items():
+        log.warning("no batches of %d: %s", size, reason)
+    return warmed
 
 
-def _fill_golden(request: "Float32[np.ndarray, '1 R']", golden: Golden, t: int) -> None:
-    request[0] = np.concatenate(
-        [
-            golden.observation[t],
-            golden.previous_action[t],
-            [golden.previous_reward[t], golden.is_first[t]],
-        ]
-    )
-
-
-def _serve(sock: socket.socket, policy: Policy, arena: Arena) -> None:
-    rows: dict[int, Row] = {}
-    reporter = Reporter(sock, policy)
+def _serve(sock: socket.socket, loaded: _Loaded) -> None:
+    batcher, warmer = loaded.batcher, None
+    reporter = Reporter(sock, loaded.policy)
     while message := reporter.receive():
         run = decode_run(message)
-        start_ns = time.monotonic_ns()
-        if start_ns > run.deadline_ns:
-            sock.send(encode_done(Done(run.sequence, run.row, Status.EXPIRED, start_ns, start_ns)))
-            continue
-        row = rows.get(run.row)
-        if row is None:
-            row = rows[run.row] = arena.row(run.row)
-        next_carry = row.carry[1 - run.read_slot]
-        policy.run(row.carry[run.read_slot], row.request, next_carry, row.response)
-        finite = np.isfinite(row.response).all() and np.isfinite(next_carry).all()
-        status = Status.OK if finite else Status.NONFINITE
-        sock.send(encode_done(Done(run.sequence, run.row, status, start_ns, time.monotonic_ns())))
+        runs = [run, *_waiting(sock, batcher.most - 1)] if batcher.most > 1 else [run]
+        if len(runs) > 1 and warmer is None:
+            warmer = threading.Thread(target=_warm_beside, args=(sock, loaded), name="warmer", daemon=True)
+            warmer.start()
+        for dones in batcher.run(runs):
+            sock.send(encode_dones(dones))
+
+
+def _waiting(sock: socket.socket, most: int) -> list[Run]:
+    """Return the steps that lie ready on the socket, at most so many; waits for none."""
+    runs: list[Run] = []
+    try:
+        while len(runs) < most and (message := sock.recv(MAX_MESSAGE_BYTES, socket.MSG_DONTWAIT)):
+            runs.append(decode_run(message))
+    except BlockingIOError:
+        pass
+    return runs
+
+
+def _warm_beside(sock: socket.socket, loaded: _Loaded) -> None:
+    # While it traces it holds the interpreter's lock: the thread that serves gets it back after half a
+    # millisecond.
+    sys.setswitchinterval(5e-4)
+    try:
+        warmed = _warm(loaded.bundle, loaded.policy, loaded.policy.buckets[1:])
+    except Exception:
+        # The boundary to foreign runtimes: without batches the steps go on one by one.
+        log.exception("no batches: compiling or timing them failed")
+        return
+    loaded.batcher.use(warmed)
+    report = {
+        "cost_in_steps": {str(size): round(cost, 2) for size, cost in warmed.cost.items()},
+        "refused": {str(size): reason for size, reason in warmed.refused.items()},
+    }
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+        sock.send(encode_document(Kind.WARMED, report))
 
 
 if __name__ == "__main__":

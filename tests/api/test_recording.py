@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 
 from brain_service.api.recording import Recorder
+from brain_service.episodes.schema import StepIn
 from brain_service.episodes.store import EpisodeStore
+from brain_service.errors import UnavailableError
 from brain_service.inference.calls import InferReply, InferRequest
 from brain_service.settings import CaptureSettings
 
@@ -34,12 +36,14 @@ def run(folder: Path, scenario: Scenario) -> tuple[list[dict[str, Any]], Recorde
     return steps, recorder
 
 
-def answer(recorder: Recorder, episode_id: str | None, step: int, session: str = "s", **fields: Any) -> None:
-    """Tell the recorder that a step was answered with an action equal to its index."""
+def answer(
+    recorder: Recorder, episode_id: str | None, step: int, session: str = "s", **fields: Any
+) -> tuple[str, ...]:
+    """Tell the recorder that a step was answered with an action equal to its index; return the warnings."""
     request = InferRequest(session, {"state": [float(step)]}, step, **fields)
     action = np.full(1, step, np.float32)
-    reply = InferReply({"command": action}, step, "m", "jax-cpu", step, {}, chunk=action[None])
-    recorder.answered(episode_id, request, reply)
+    reply = InferReply({"command": action}, step, "m", "jax-cpu", step, {}, chunk=action[None], bucket=4, row=2)
+    return recorder.answered(episode_id, request, reply)
 
 
 def test_a_step_is_completed_by_the_request_after_it(tmp_path: Path) -> None:
@@ -52,6 +56,13 @@ def test_a_step_is_completed_by_the_request_after_it(tmp_path: Path) -> None:
     assert [step["action"]["command"] for step in steps] == [[0.0], [1.0], [2.0], [3.0]]
     assert [step["reward"] for step in steps] == [0.25, 0.5, 0.75, 0.0]
     assert [step.get("executed_action") for step in steps] == [{"command": [9.0]}] * 3 + [None]
+    assert steps[2]["step_metadata"]["policy"] == {
+        "model_id": "m",
+        "backend": "jax-cpu",
+        "state_step": 2,
+        "bucket": 4,
+        "row": 2,
+    }
     assert recorder.failed_steps == 0
 
 
@@ -92,6 +103,58 @@ def test_what_cannot_be_recorded_is_counted_and_said(tmp_path: Path) -> None:
     assert len(steps) == 1
     assert recorder.failed_steps == 2
     assert "ended" in recorder.last_error
+
+
+async def until_failed(recorder: Recorder, steps: int) -> None:
+    async with asyncio.timeout(30):
+        while recorder.failed_steps < steps:  # noqa: ASYNC110  (nothing tells of a failure)
+            await asyncio.sleep(0.01)
+
+
+def test_the_next_answer_says_once_that_steps_of_its_session_were_lost(tmp_path: Path) -> None:
+    async def scenario(store: EpisodeStore, recorder: Recorder, episode_id: str) -> None:
+        store.append(episode_id, [StepIn({"state": [0.0]}, {"command": [0.0]})])
+        store.end(episode_id)
+        assert answer(recorder, episode_id, 0) == ()
+        assert answer(recorder, episode_id, 1) == ()
+        await until_failed(recorder, 1)
+        assert answer(recorder, None, 0, session="other") == (), "another session lost nothing"
+        (warning,) = answer(recorder, episode_id, 2)
+        assert warning.startswith("not recorded: 1 steps; conflict: episode") and "ended" in warning
+        await until_failed(recorder, 2)
+        (warning,) = answer(recorder, None, 3)
+        assert warning.startswith("not recorded: 1 steps")
+        await until_failed(recorder, 3)
+        recorder.release("s")
+        assert answer(recorder, None, 0) == (), "a session that begins anew is told nothing of the one before"
+
+    run(tmp_path, scenario)
+
+
+def test_a_full_medium_is_a_warning_and_what_fits_again_is_recorded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    append, full = EpisodeStore.append, [True]
+
+    def refuses_while_full(*args: Any) -> Any:
+        if full[0]:
+            raise UnavailableError("the medium is full: 0 bytes are free")
+        return append(*args)
+
+    monkeypatch.setattr(EpisodeStore, "append", refuses_while_full)
+
+    async def scenario(_: EpisodeStore, recorder: Recorder, episode_id: str) -> None:
+        for step in range(3):
+            assert answer(recorder, episode_id, step) == ()
+        await until_failed(recorder, 2)
+        full[0] = False
+        (warning,) = answer(recorder, episode_id, 3)
+        assert warning.startswith("not recorded: 2 steps; unavailable: episode") and "full" in warning
+        assert answer(recorder, episode_id, 4) == ()
+
+    steps, recorder = run(tmp_path, scenario)
+    assert [step["step_metadata"]["policy"]["state_step"] for step in steps] == [2, 3, 4]
+    assert recorder.failed_steps == 2
 
 
 def test_a_step_that_is_refused_takes_no_other_along(tmp_path: Path) -> None:

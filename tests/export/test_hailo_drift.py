@@ -17,7 +17,7 @@ from brain_service.export.manifest import Parity
 from brain_service.export.onnx_graph import to_onnx
 from brain_service.export.policy import flat_params, make_policy_step
 from brain_service.inference.arena import Layout
-from brain_service.inference.worker import _check_golden
+from brain_service.inference.golden import check_golden
 from brain_service.model.state import carry_shapes
 from tests.datasets.samples import START_NS
 from tests.datasets.written import write_version
@@ -95,5 +95,5 @@ def test_quantised_state_fed_back_stays_within_the_bound_and_sixteen_bits_closer
         assert bundle.manifest.parity["hailo"].measured <= 1e-4
         with opened(bundle) as policy:
             layout = Layout.of(bundle.manifest)
-            found[bits], _ = _check_golden(policy, layout, bundle.golden(), bundle.manifest)
+            found[bits], _ = check_golden(policy, layout, bundle.golden(), bundle.manifest)
     assert 0 < 2 * found[16] < found[8] <= 2e-2

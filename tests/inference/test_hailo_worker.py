@@ -22,7 +22,7 @@ from brain_service.inference import InferenceRouter, InferRequest
 from brain_service.inference.arena import Layout
 from brain_service.inference.protocol import Kind, decode_document
 from brain_service.inference.telemetry import Reporter
-from brain_service.inference.worker import _check_golden
+from brain_service.inference.golden import check_golden
 from brain_service.spec import from_vector, unflatten
 from tests.export.hailo_toy import FAKES, PROJECT, CompiledToys
 from tests.inference.hailo_chip import PROFILES, Chip, opened, plug_in
@@ -54,11 +54,11 @@ import numpy as np
 from brain_service.export.bundle import Bundle
 from brain_service.inference.arena import Layout
 from brain_service.inference.backends.hailo import load
-from brain_service.inference.worker import _check_golden
+from brain_service.inference.golden import check_golden
 
 bundle = Bundle.open(Path(sys.argv[1]))
 layout = Layout.of(bundle.manifest)
-parity, _ = _check_golden(load(bundle, layout, Path()), layout, bundle.golden(), bundle.manifest)
+parity, _ = check_golden(load(bundle, layout, Path()), layout, bundle.golden(), bundle.manifest)
 print(np.__version__, parity <= 2e-2)
 """
 
@@ -186,10 +186,10 @@ def test_a_device_that_comes_back_is_used_again(chip: Chip, bundle: Bundle, tmp_
 def test_the_golden_check_measures_the_drift_of_fed_back_state(chip: Chip, bundle: Bundle) -> None:
     layout, golden = Layout.of(bundle.manifest), bundle.golden()
     with opened(bundle) as policy:
-        parity, _ = _check_golden(policy, layout, golden, bundle.manifest)
+        parity, _ = check_golden(policy, layout, golden, bundle.manifest)
         assert 0 < parity <= 2e-2
         golden.action[-1] += 0.03 * 2 * LIMIT
-        parity, _ = _check_golden(policy, layout, golden, bundle.manifest)
+        parity, _ = check_golden(policy, layout, golden, bundle.manifest)
         assert parity > 2e-2
 
 

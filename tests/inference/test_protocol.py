@@ -21,16 +21,17 @@ from brain_service.inference.protocol import (
     Run,
     Status,
     decode_document,
-    decode_done,
+    decode_dones,
     decode_run,
     encode_document,
-    encode_done,
+    encode_dones,
     encode_run,
     kind_of,
     receive_with_fd,
     send_with_fd,
 )
 
+U16 = st.integers(0, 2**16 - 1)
 U32 = st.integers(0, 2**32 - 1)
 U64 = st.integers(0, 2**64 - 1)
 JSON = st.recursive(
@@ -38,16 +39,19 @@ JSON = st.recursive(
 )
 
 
-@given(U64, U32, st.integers(0, 1), U64)
-def test_run_round_trip(sequence: int, row: int, slot: int, deadline_ns: int) -> None:
-    run = Run(sequence, row, slot, deadline_ns)
+RUNS = st.builds(Run, U64, U32, st.integers(0, 1), U64, U16, U16)
+DONES = st.builds(Done, U64, U32, st.sampled_from(Status), U64, U64, U16, U16)
+
+
+@given(RUNS)
+def test_run_round_trip(run: Run) -> None:
     assert decode_run(encode_run(run)) == run and kind_of(encode_run(run)) is Kind.RUN
 
 
-@given(U64, U32, st.sampled_from(Status), U64, U64)
-def test_done_round_trip(sequence: int, row: int, status: Status, start_ns: int, end_ns: int) -> None:
-    done = Done(sequence, row, status, start_ns, end_ns)
-    assert decode_done(encode_done(done)) == done
+@given(st.lists(DONES, min_size=1, max_size=64))
+def test_done_round_trip(dones: list[Done]) -> None:
+    message = encode_dones(dones)
+    assert decode_dones(message) == dones and len(message) <= MAX_MESSAGE_BYTES
 
 
 @given(st.sampled_from([Kind.LOAD, Kind.LOADED, Kind.FAILED]), st.dictionaries(st.text(), JSON, max_size=5))
@@ -61,8 +65,8 @@ def test_other_bytes_are_refused_or_mean_one_thing(data: bytes) -> None:
         run = decode_run(data)
         assert decode_run(encode_run(run)) == run and data[:2] == encode_run(run)[:2]
     with contextlib.suppress(CorruptDataError):
-        done = decode_done(data)
-        assert decode_done(encode_done(done)) == done and data[:2] == encode_done(done)[:2]
+        dones = decode_dones(data)
+        assert decode_dones(encode_dones(dones)) == dones and data[:2] == encode_dones(dones)[:2]
 
 
 @pytest.mark.parametrize(
@@ -72,7 +76,7 @@ def test_a_packet_of_another_length_is_refused(message: bytes) -> None:
     with pytest.raises(CorruptDataError, match="worker protocol"):
         decode_run(message)
     with pytest.raises(CorruptDataError, match="worker protocol"):
-        decode_done(message)
+        decode_dones(message)
 
 
 @pytest.mark.parametrize(

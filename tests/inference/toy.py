@@ -119,7 +119,8 @@ def build_toy(
 
     With a `graph` the bundle also holds it as its ONNX form.
     """
-    shapes = [(1, 2), (1, 1)], (1, 3), (1, 2), (1,), (1,)
+    (rows,) = export.symbolic_shape("rows")
+    shapes = [(rows, 2), (rows, 1)], (rows, 3), (rows, 2), (rows,), (rows,)
     carry = tuple(jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes[0])
     rest = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes[1:]]
     params = {"scale": np.full(2, scale, np.float32)}

@@ -37,10 +37,14 @@ PackedStep = Callable[
 ]
 
 
-class _JaxPolicy:
-    buckets = (1,)
+# Batches that a step is compiled for. Four rows cost a small model little more than one, 64 are all sessions of
+# the default settings; each size is a program of its own, so there are few.
+_BUCKETS = (1, 4, 16, 64)
 
-    def __init__(self, step: PackedStep) -> None:
+
+class _JaxPolicy:
+    def __init__(self, step: PackedStep, buckets: tuple[int, ...]) -> None:
+        self.buckets = buckets
         self._step = step
 
     def run(
@@ -50,14 +54,14 @@ class _JaxPolicy:
         next_carry: Float32[np.ndarray, "B C"],
         response: Float32[np.ndarray, "B HA"],
     ) -> None:
-        """Run one step; see `Policy.run`."""
+        """Run one step of each row; the first call with a number of rows compiles. See `Policy.run`."""
         new, actions = self._step(carry, request)
         response[...] = np.asarray(actions)
         next_carry[...] = np.asarray(new)
 
 
 def load(bundle: Bundle, layout: Layout, cache_dir: Path) -> _JaxPolicy:
-    """Load and compile a bundle's step for one row; see `PolicyLoader`.
+    """Load a bundle's step and compile it for one row; see `PolicyLoader`.
 
     Raises:
         UnavailableError: there is no such device, or neither the exported nor the rebuilt step compiles here.
@@ -78,14 +82,17 @@ def load(bundle: Bundle, layout: Layout, cache_dir: Path) -> _JaxPolicy:
     except SafetensorError as error:
         raise CorruptDataError(f"{bundle.path / PARAMS}: {error}") from error
     try:
-        return _compile(export.deserialize(bytearray(bundle.read(JAX_STEP))).call, params, layout)
+        exported = export.deserialize(bytearray(bundle.read(JAX_STEP)))
+        # The last input is is_first [B]; bundles of before were exported for one row.
+        buckets = _BUCKETS if export.is_symbolic_dim(exported.in_avals[-1].shape[0]) else _BUCKETS[:1]
+        return _compile(exported.call, params, layout, buckets)
     except _UNREADABLE as error:
         log.warning("%s is unreadable to jax %s, rebuilding the step: %s", JAX_STEP, jax.__version__, error)
     try:
         # Only here, in a worker, and only when the export cannot be read: the model's own code.
         from brain_service.export.policy import policy_step_of
 
-        return _compile(policy_step_of(bundle.manifest), params, layout)
+        return _compile(policy_step_of(bundle.manifest), params, layout, _BUCKETS)
     except _UNREADABLE as error:
         raise UnavailableError(
             f"jax {jax.__version__} can neither read {JAX_STEP} nor rebuild the step: {error}; "
@@ -101,7 +108,7 @@ def _caching(cache_dir: Path) -> Mapping[str, str | float]:
     }
 
 
-def _compile(step: PolicyStep, params: Params, layout: Layout) -> _JaxPolicy:
+def _compile(step: PolicyStep, params: Params, layout: Layout, buckets: tuple[int, ...]) -> _JaxPolicy:
     """Compile for whole rows in and out, with the parameters inside.
 
     Each argument of a call costs about a microsecond of dispatch: 34 parameter arrays were a fifth of a step.
@@ -123,7 +130,7 @@ def _compile(step: PolicyStep, params: Params, layout: Layout) -> _JaxPolicy:
         )
         return jnp.concatenate(new, axis=1), actions.reshape(actions.shape[0], -1)
 
-    policy = _JaxPolicy(packed)
+    policy = _JaxPolicy(packed, buckets)
     # The first call compiles; whatever is wrong with the step shows here.
     policy.run(*(np.zeros((1, size), np.float32) for size in _sizes(layout)))
     return policy
