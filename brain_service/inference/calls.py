@@ -39,7 +39,8 @@ class InferReply:
     `action` has the names, shapes and dtypes that training saw; `chunk` is the model's whole plan as flat
     vectors, shape [H, A] in raw units, of which `action` is row 0. `state_step` is the number of steps that
     the hidden state had seen when it produced the action. `timings_us` holds `queue` (receipt to the start
-    of the computation), `compute` and `total`. A repeat of an answered step gets this very object again.
+    of the computation), `compute` and `total`. `model_since_step` is the session's first step on this model. A
+    repeat of an answered step gets this very object again.
     """
 
     action: dict[str, Any]
@@ -50,11 +51,15 @@ class InferReply:
     timings_us: dict[str, float]
     chunk: "Float32[np.ndarray, 'H A']" = field(repr=False)
     warnings: tuple[str, ...] = ()
+    model_since_step: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class SessionInfo:
-    """A session as `/sessions` shows it: its model, its next step, and its age and idle time in seconds."""
+    """A session as `/sessions` shows it: its model and since which step, its next step, age and idle time [s].
+
+    `state_steps` is how many steps the hidden state has seen: fewer than `next_step` where it was rebuilt.
+    """
 
     session_id: str
     model_id: str
@@ -64,3 +69,5 @@ class SessionInfo:
     idle_s: float
     control_period_s: float | None
     action_horizon: int
+    model_since_step: int = 0
+    state_steps: int = 0
