@@ -6,10 +6,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from brain_service.errors import InvalidError
+
 if TYPE_CHECKING:
     from jaxtyping import Float32
 
-__all__ = ["InferReply", "InferRequest", "SessionInfo"]
+__all__ = ["InferReply", "InferRequest", "SessionInfo", "check_request"]
+
+_MAX_DEADLINE_MS = 60_000.0
+_MAX_FLOAT32 = float(np.finfo(np.float32).max)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,3 +76,20 @@ class SessionInfo:
     action_horizon: int
     model_since_step: int = 0
     state_steps: int = 0
+
+
+def check_request(request: InferRequest) -> None:
+    """Hold a request's numbers against their ranges.
+
+    Raises:
+        InvalidError: the step is no whole number from 0 on, or the deadline or the reward is out of range.
+    """
+    step, deadline_ms = request.step, request.deadline_ms
+    if step is not None and (type(step) is not int or step < 0):
+        raise InvalidError(f"step: {step!r} is not a whole number from 0 on", field="step")
+    if deadline_ms is not None and not 0 < deadline_ms <= _MAX_DEADLINE_MS:
+        raise InvalidError(
+            f"deadline_ms: {deadline_ms!r} is not above 0 and at most {_MAX_DEADLINE_MS:g}", field="deadline_ms"
+        )
+    if not abs(request.reward) <= _MAX_FLOAT32:
+        raise InvalidError(f"reward: {request.reward!r} is not finite in float32", field="reward")

@@ -43,17 +43,11 @@ class _Shadow:
 
 
 class Canary:
-    """One trial of `candidate` beside the `active` model, over inputs of the same layout.
+    """One trial of `candidate` beside the `active` model, over inputs of the same layout."""
 
-    `golden` is what the candidate's reference outputs do (`usual_of_golden`).
-    """
-
-    def __init__(
-        self, candidate: ServedModel, active: ServedModel, golden: Usual, settings: InferenceSettings
-    ) -> None:
+    def __init__(self, candidate: ServedModel, active: ServedModel, settings: InferenceSettings) -> None:
         self._candidate = candidate
         self._active = active
-        self._golden = golden
         self._settings = settings
         self._conduct = Conduct(candidate.manifest, settings.canary_steps)
         self._live = Conduct(active.manifest, settings.canary_steps)
@@ -127,7 +121,7 @@ class Canary:
 
     def _fault(self) -> str | None:
         live = self._live.usual()
-        usual = Usual(max(live.limit_share, self._golden.limit_share), live.jump, 0.0)
+        usual = Usual(live.limit_share, live.jump)
         # The live model answered these very inputs: none of them is an excuse for an action beyond its limits.
         bounds = self._settings.rollback.model_copy(update={"max_nonfinite": 1, "min_steps": _MIN_STEPS})
         return fault(self._conduct, usual, bounds)

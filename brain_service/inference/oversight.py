@@ -68,6 +68,10 @@ class Oversight:
         """
         self._canary_report = None
         before = self._fleet.active
+        if before is not None:
+            # Before seconds go into loading it.
+            manifest = await asyncio.to_thread(self._fleet.store.manifest, model_id)
+            self._refuse_misfit(before.manifest, manifest, by_itself=by_itself)
         if not await self._fleet.activate(
             model_id, lambda model: self._try_out(model, by_itself=by_itself), by_itself=by_itself
         ):
@@ -172,17 +176,9 @@ class Oversight:
         if active is None or active is model:
             self._canary_report = "skipped: no other model serves"
             return
+        self._refuse_misfit(active.manifest, model.manifest, by_itself=by_itself)
         asked_s = time.monotonic() - self._settings.canary_timeout_s
         sessions = self._sessions.all()
-        if (sessions or by_itself) and (what := _difference(active.manifest, model.manifest)):
-            raise ConflictError(
-                f"model {model.model_id} does not fit this robot: {what}. "
-                + (
-                    f"End the {len(sessions)} live sessions first"
-                    if sessions
-                    else f"POST /models/{model.model_id}/activate serves it all the same"
-                )
-            )
         if self._settings.canary_steps == 0:
             self._canary_report = "skipped: inference.canary_steps is 0"
         elif not any(session.model is active and session.used_s >= asked_s for session in sessions):
@@ -190,7 +186,7 @@ class Oversight:
                 f"skipped: no live session asked in the last {self._settings.canary_timeout_s:g} s"
             )
         else:
-            canary = self._canary = Canary(model, active, await self._golden(model), self._settings)
+            canary = self._canary = Canary(model, active, self._settings)
             try:
                 self._canary_report = await canary.verdict()
             except ConflictError as error:
@@ -199,6 +195,17 @@ class Oversight:
             finally:
                 self._canary = None
         log.info("canary of model %s: %s", model.model_id, self._canary_report)
+
+    def _refuse_misfit(self, active: Manifest, candidate: Manifest, *, by_itself: bool) -> None:
+        """Refuse another spec than the live sessions', and where no operator asks, than the active model's."""
+        live = len(self._sessions)
+        what = _difference(active, candidate) if live or by_itself else ""
+        if what:
+            fix = f"POST /models/{candidate.model_id}/activate serves it all the same"
+            raise ConflictError(
+                f"model {candidate.model_id} does not fit this robot: {what}. "
+                + (f"End the {live} live sessions first, then {fix}" if live else fix)
+            )
 
     async def _swapped(self, before: ServedModel | None) -> None:
         model = self._fleet.active
@@ -212,23 +219,23 @@ class Oversight:
     async def _put_on_probation(self, model: ServedModel, before: ServedModel | None) -> None:
         if self._settings.rollback.probation_s == 0:
             return
-        try:
-            golden = await self._golden(model)
-        except BrainError as error:
-            log.warning("model %s: nothing is known of its usual actions: %s", model.model_id, error.detail)
-            golden = Usual(limit_share=1.0, jump=1.0)
         known = self._conducts.get(before.model_id) if before is not None else None
-        usual = golden
         if known is not None and known.judged >= self._settings.rollback.min_steps:
-            live = known.usual()
-            usual = Usual(max(live.limit_share, golden.limit_share), live.jump, live.late_share)
+            usual = known.usual()
+        else:
+            usual = await self._usual_of_golden(model)
         # Counted from nothing: what it did in an earlier service is no evidence now.
         conduct = self._conducts[model.model_id] = Conduct(model.manifest, self._settings.rollback.window_steps)
         self._probation = _Probation(model, usual, conduct)
 
-    async def _golden(self, model: ServedModel) -> Usual:
-        path = await asyncio.to_thread(self._fleet.store.path, model.model_id)
-        golden = await asyncio.to_thread(Bundle(path, model.manifest).golden)
+    async def _usual_of_golden(self, model: ServedModel) -> Usual:
+        """Return what the model's reference outputs do: all that is known where none before it acted."""
+        try:
+            path = await asyncio.to_thread(self._fleet.store.path, model.model_id)
+            golden = await asyncio.to_thread(Bundle(path, model.manifest).golden)
+        except BrainError as error:
+            log.warning("model %s: nothing is known of its usual actions: %s", model.model_id, error.detail)
+            return Usual(limit_share=1.0, jump=1.0)
         return usual_of_golden(golden, model.manifest)
 
     def _conduct(self, model: ServedModel) -> Conduct:

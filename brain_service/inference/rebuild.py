@@ -74,6 +74,13 @@ class _Replay:
     """A state in the making: a row of the new model, and the next step of the session that it has to see."""
 
     def __init__(self, model: ServedModel, session: Session) -> None:
+        """Take a row.
+
+        Raises:
+            UnavailableError: there is none free, or the model asks for other inputs.
+        """
+        if session.model.manifest.spec != model.manifest.spec:
+            raise UnavailableError(f"model {model.model_id} asks for other inputs")
         self.row: Row = model.take_row()
         self.slot = 0
         self.steps = 0

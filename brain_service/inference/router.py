@@ -10,16 +10,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 
 from brain_service.errors import (
     BrainError,
     ConflictError,
     DeadlineExceededError,
-    InvalidError,
     UnavailableError,
 )
-from brain_service.inference.calls import InferReply, InferRequest, SessionInfo
+from brain_service.inference.calls import InferReply, InferRequest, SessionInfo, check_request
 from brain_service.inference.client import Ticket
 from brain_service.inference.fleet import LEAVE_SAFE_MODE, Fleet
 from brain_service.inference.keeping import SessionKeeper
@@ -33,8 +31,6 @@ from brain_service.spec import check_values, flatten, from_vector, to_vector, un
 __all__ = ["InferReply", "InferRequest", "InferenceRouter", "SessionInfo"]
 
 _HOUSEKEEPING_S = 1.0
-_MAX_DEADLINE_MS = 60_000.0
-_MAX_FLOAT32 = float(np.finfo(np.float32).max)
 
 
 class InferenceRouter:
@@ -217,7 +213,7 @@ class InferenceRouter:
         session = self._sessions.for_infer(request.session_id)
         session.used_s = time.monotonic()
         try:
-            _check_numbers(request)
+            check_request(request)
             deadline_ms = request.deadline_ms or self._settings.deadline_ms
             deadline_ns = received_ns + int(deadline_ms * 1e6)
             await self._take_turn(session, deadline_ns)
@@ -387,18 +383,6 @@ class InferenceRouter:
             with contextlib.suppress(BrainError):
                 await self._oversight.keep()
             await self._fleet.note_a_good_start()
-
-
-def _check_numbers(request: InferRequest) -> None:
-    step, deadline_ms = request.step, request.deadline_ms
-    if step is not None and (type(step) is not int or step < 0):
-        raise InvalidError(f"step: {step!r} is not a whole number from 0 on", field="step")
-    if deadline_ms is not None and not 0 < deadline_ms <= _MAX_DEADLINE_MS:
-        raise InvalidError(
-            f"deadline_ms: {deadline_ms!r} is not above 0 and at most {_MAX_DEADLINE_MS:g}", field="deadline_ms"
-        )
-    if not abs(request.reward) <= _MAX_FLOAT32:
-        raise InvalidError(f"reward: {request.reward!r} is not finite in float32", field="reward")
 
 
 def _late(session: Session) -> DeadlineExceededError:

@@ -64,7 +64,7 @@ def _policy(
     raw = params["scale"] * (
         total + 0.1 * keep * previous_action + 0.01 * keep * previous_reward[:, None] + 0.001 * count
     )
-    first = jnp.where(observation[:, 2:] > NONFINITE, jnp.nan, jnp.clip(raw, -LIMIT, LIMIT))
+    first = jnp.where(observation[:, 2:] > params["nan_above"], jnp.nan, jnp.clip(raw, -LIMIT, LIMIT))
     return (total, count), jnp.stack([first, -first], axis=1)
 
 
@@ -79,13 +79,21 @@ def as_tree(observation: Floats) -> dict[str, Any]:
 
 
 def build_toy(
-    models_dir: Path, scale: float = 1.0, golden_error: float = 0.0, control_period_s: float | None = None
+    models_dir: Path,
+    scale: float = 1.0,
+    golden_error: float = 0.0,
+    control_period_s: float | None = None,
+    nan_above: float = NONFINITE,
+    spec: EpisodeSpec = SPEC,
 ) -> str:
-    """Write a bundle of the toy model and return its id; `golden_error` is added to its reference outputs."""
+    """Write a bundle of the toy model and return its id; `golden_error` is added to its reference outputs.
+
+    A `load` above `nan_above` makes it answer NaN; `spec` names its three observations and two actions.
+    """
     shapes = [(1, 2), (1, 1)], (1, 3), (1, 2), (1,), (1,)
     carry = tuple(jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes[0])
     rest = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes[1:]]
-    params = {"scale": np.full(2, scale, np.float32)}
+    params = {"scale": np.full(2, scale, np.float32), "nan_above": np.full(1, nan_above, np.float32)}
     step = export.export(jax.jit(_policy), platforms=["cpu"])(params, carry, *rest)
     files = {
         PARAMS: save(params),
@@ -94,7 +102,7 @@ def build_toy(
     }
     draft = Manifest(
         config={"toy": True},
-        spec=SPEC,
+        spec=spec,
         action_low=(-LIMIT, -LIMIT),
         action_high=(LIMIT, LIMIT),
         normalisation={},
