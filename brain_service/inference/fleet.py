@@ -119,10 +119,10 @@ class Fleet:
             await self._swap(model)
             return model.model_id
 
-    async def reject(self, model: ServedModel, evidence: str) -> bool:
-        """Put the previous model in the place of `model`, mark it, and tell whether it still served.
+    async def step_back(self, model: ServedModel) -> bool:
+        """Put the previous model in the place of `model` and tell whether that still served.
 
-        The swap waits for no disk and no activation that is under way; the mark and the links follow.
+        Where the previous one is loaded this waits for no disk and no activation that is under way.
 
         Raises:
             ConflictError: there is no previous model.
@@ -131,23 +131,26 @@ class Fleet:
         if self.previous is None:
             async with self._lock:
                 self.previous = self.previous or await self._obtain_previous()
-        served, before = self.active is model, self.previous
-        if served and before is not None:
-            self._require_ready(before)
-            self.active, self.previous = before, None
-            log.error("model %s was rolled back to %s: %s", model.model_id, before.model_id, evidence)
-        elif before is model:
+        if self.active is model and self.previous is not None:
+            self._require_ready(self.previous)
+            self.active, self.previous = self.previous, None
+            return True
+        if self.previous is model:
             # Another one was activated meanwhile: nobody shall go back to this one.
             self.previous = None
+        return False
+
+    async def reject(self, model_id: str, evidence: str) -> None:
+        """Mark a model on disk, and what serves now as the active one."""
         async with self._lock:
             try:
-                await asyncio.to_thread(self.store.reject, model.model_id, evidence)
-                if self.active is before and before is not None:
-                    await asyncio.to_thread(self.store.point, before.model_id, None)
-                    await asyncio.to_thread(self.starts.activated, before.model_id)
+                await asyncio.to_thread(self.store.reject, model_id, evidence)
+                if self.active is not None:
+                    previous = self.previous.model_id if self.previous else None
+                    await asyncio.to_thread(self.store.point, self.active.model_id, previous)
+                    await asyncio.to_thread(self.starts.activated, self.active.model_id)
             except UnavailableError as error:
                 log.error("the rollback holds until a restart only: %s", error.detail)
-        return served
 
     async def drop_drained(self) -> None:
         """Stop models that are neither active nor the rollback and have no session left."""

@@ -91,7 +91,8 @@ class Oversight:
         model = self._fleet.active
         if model is None or self._fleet.safe_mode is not None:
             return
-        if await asyncio.to_thread(self._fleet.store.linked, "last_good") != model.model_id:
+        good = await asyncio.to_thread(self._fleet.store.linked, "last_good")
+        if good != model.model_id:
             await self._put_on_probation(model, None)
 
     @property
@@ -224,6 +225,10 @@ class Oversight:
             usual = known.usual()
         else:
             usual = await self._usual_of_golden(model)
+        again = before is None and self._probation is not None and self._probation.model is model
+        if self._fleet.active is not model or again:
+            # Another activation came first.
+            return
         # Counted from nothing: what it did in an earlier service is no evidence now.
         conduct = self._conducts[model.model_id] = Conduct(model.manifest, self._settings.rollback.window_steps)
         self._probation = _Probation(model, usual, conduct)
@@ -269,7 +274,7 @@ class Oversight:
         model, evidence = probation.model, probation.evidence or ""
         while True:
             try:
-                served = await self._fleet.reject(model, evidence)
+                served = await self._fleet.step_back(model)
                 break
             except ConflictError:
                 raise
@@ -278,29 +283,29 @@ class Oversight:
                 await asyncio.sleep(_RETRY_S)
         probation.outcome = "rolled back"
         self._rollbacks.append({"model_id": model.model_id, "evidence": evidence, "at_ns": time.time_ns()})
+        log.error("model %s was rolled back: %s", model.model_id, evidence)
         if served and self._fleet.active is not None and self._settings.on_swap == "replay":
-            await self._rebuild_sessions(self._fleet.active)
+            # Held until they have moved: the condemned model is to answer nothing more.
+            await self._rebuild_sessions(self._fleet.active, held_steps=self._settings.replay_steps)
             await self._rebuilt()
         for session in self._sessions.all():
             if session.model is model:
-                self._sessions.drop(
-                    session, f"was ended when its model {model.model_id} was rolled back ({evidence})"
-                )
+                reason = f"was ended when its model {model.model_id} was rolled back ({evidence})"
+                self._sessions.drop(session, reason)
+        await self._fleet.reject(model.model_id, evidence)
 
-    async def _rebuild_sessions(self, model: ServedModel) -> None:
+    async def _rebuild_sessions(self, model: ServedModel, held_steps: int = 1) -> None:
         await self._stop_rebuilding()
-        self._rebuilding = asyncio.create_task(self._rebuild_all(model))
+        self._rebuilding = asyncio.create_task(self._rebuild_all(model, held_steps))
 
-    async def _rebuild_all(self, model: ServedModel) -> None:
+    async def _rebuild_all(self, model: ServedModel, held_steps: int) -> None:
         # One by one: the new model answers live steps too, and each waits for at most one replayed step.
         for session in self._sessions.all():
             try:
-                if await rebuild(session, model, self._sessions):
+                if await rebuild(session, model, self._sessions, held_steps):
                     log.info("session %s moved to model %s", session.session_id, model.model_id)
             except UnavailableError as error:
-                log.warning(
-                    "session %s finishes on model %s: %s", session.session_id, session.model.model_id, error.detail
-                )
+                log.warning("session %s does not move to %s: %s", session.session_id, model.model_id, error.detail)
 
     async def _rebuilt(self) -> None:
         if self._rebuilding is not None:

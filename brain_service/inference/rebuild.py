@@ -25,12 +25,12 @@ log = logging.getLogger(__name__)
 
 _STEP_NS = 5_000_000_000
 _GIVE_UP_S = 60.0
-_LAST_STEPS = 1
-"""So few steps behind, the session is held between two requests until the rest is replayed."""
 
 
-async def rebuild(session: Session, model: ServedModel, table: SessionTable) -> bool:
+async def rebuild(session: Session, model: ServedModel, table: SessionTable, held_steps: int = 1) -> bool:
     """Move `session` to `model` and tell whether it did; it does not when it ends or is reset meanwhile.
+
+    For the last `held_steps` to replay the session is held between two requests.
 
     Raises:
         UnavailableError: the state cannot be rebuilt; the session is where it was.
@@ -44,7 +44,7 @@ async def rebuild(session: Session, model: ServedModel, table: SessionTable) -> 
         return False
     replay = _Replay(model, session)
     try:
-        while session.next_step - replay.next_step > _LAST_STEPS:
+        while session.next_step - replay.next_step > held_steps:
             await replay.step(session)
             if gone():
                 return False

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-
 from brain_service.errors import (
     BrainError,
     ConflictError,
@@ -363,9 +362,9 @@ class InferenceRouter:
 
     def _require_same(self, session: Session, life: int) -> None:
         if session.life != life or not self._sessions.holds(session):
+            reason = self._sessions.reason(session.session_id) or "was reset or ended"
             raise ConflictError(
-                f"session {session.session_id} was reset or ended while its step was on its way",
-                field="session_id",
+                f"session {session.session_id} {reason} while its step was on its way", field="session_id"
             )
 
     async def _open(self) -> None:

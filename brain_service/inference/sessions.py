@@ -235,6 +235,10 @@ class SessionTable:
         while len(self._gone) > _REMEMBERED:
             self._gone.popitem(last=False)
 
+    def reason(self, session_id: str) -> str | None:
+        """Return what became of a session that its client did not end, None where nothing is known."""
+        return self._gone.get(session_id)
+
     def evict_idle(self) -> None:
         """End the sessions that were idle too long; those with a step on its way stay."""
         now_s = time.monotonic()
@@ -253,7 +257,7 @@ class SessionTable:
         return list(self._sessions.values())
 
     def _absence(self, session_id: str) -> str:
-        if (reason := self._gone.get(session_id)) is not None:
+        if (reason := self.reason(session_id)) is not None:
             return f"session {session_id} {reason} and its state is gone; start one with POST /sessions"
         if self.restoring is not None:
             raise UnavailableError(f"{self.restoring}; retry in a few seconds")
