@@ -358,6 +358,7 @@ class InferenceRouter:
             async with asyncio.timeout((deadline_ns - time.monotonic_ns()) / 1e9):
                 await settled
         except TimeoutError as error:
+            self._oversight.late(session.model)
             raise _late(session) from error
 
     def _require_same(self, session: Session, life: int) -> None:

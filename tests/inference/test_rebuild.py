@@ -125,10 +125,8 @@ def test_swaps_without_a_pause_lose_and_mix_nothing(toys: Toys, on_swap: str) ->
             robots = [Robot(router, toys.scales, seed) for seed in range(4)]
             driving = [asyncio.create_task(drive(robot, stop)) for robot in robots]
             served = [await router.rollback() for _ in range(2)]
-            give_up = 0
-            while not all(len(robot.models) > 400 for robot in robots) and not any(d.done() for d in driving):
+            while not all(len(robot.models) > 200 for robot in robots) and not any(d.done() for d in driving):
                 served.append(await router.rollback())
-                give_up += 1
                 await asyncio.sleep(0.02)
             stop.set()
             await asyncio.gather(*driving)
