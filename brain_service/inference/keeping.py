@@ -32,7 +32,7 @@ class SessionKeeper:
         self._waiting: list[SavedSession] = []
         self._problems: list[str] = []
         self._restored = 0
-        self._settled = False
+        self._read = False
         if directory is not None:
             table.restoring = "the sessions of before the restart are being restored"
 
@@ -42,6 +42,7 @@ class SessionKeeper:
             self._waiting, self._problems = await asyncio.to_thread(read_snapshot, self._directory)
             for problem in self._problems:
                 log.warning("a session is lost: %s", problem)
+        self._read = True
 
     async def restore(self, model: ServedModel | None, *, unclean: bool) -> None:
         """Bring the sessions of `model` back; each of the others is told why it is gone.
@@ -65,14 +66,13 @@ class SessionKeeper:
         if self._waiting:
             log.info("%d of %d sessions restored", self._restored, len(self._waiting))
         self._waiting = []
-        self._settled = True
         self._table.restoring = None
 
     async def save(self) -> None:
-        """Write the live sessions, unless those of before were not even restored: their file is still there."""
-        if self._directory is None or not self._settled:
+        """Write the live sessions, and those of before that wait for their model still."""
+        if self._directory is None or not self._read:
             return
-        sessions = [save(session) for session in self._table.all()]
+        sessions = [*self._waiting, *(save(session) for session in self._table.all())]
         if not sessions:
             return
         try:

@@ -81,8 +81,9 @@ class InferenceRouter:
 
     @property
     def ready(self) -> bool:
-        """Whether an action would be answered now: the active model's worker is loaded, warm and checked."""
-        return self._fleet.active is not None and self._fleet.active.ready
+        """Whether an action would be answered now: the active model is warm and checked, its sessions are back."""
+        active = self._fleet.active
+        return active is not None and active.ready and self._sessions.restoring is None
 
     async def create_session(self) -> SessionInfo:
         """Start a session on the active model.

@@ -7,6 +7,7 @@ from a thread.
 
 import json
 import logging
+import threading
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -42,6 +43,9 @@ class Starts:
         self.record: Record | None = None
         self.unclean = False
         self._path = models_dir / FILE
+        # A stop may come while another thread still writes that the start began.
+        self._lock = threading.Lock()
+        self._stopped = False
 
     def begin(self, model_id: str) -> Record:
         """Note that `model_id` begins to load, and return the record with the crash before counted in.
@@ -79,6 +83,7 @@ class Starts:
         """Note a graceful stop."""
         if self.record is not None:
             self._write(replace(self.record, phase="stopped", crashes=0))
+        self._stopped = True
 
     def _read(self) -> Record | None:
         try:
@@ -90,11 +95,14 @@ class Starts:
             return None
 
     def _write(self, record: Record) -> Record:
-        self.record = record
-        try:
-            write_atomic(self._path, json.dumps(asdict(record)).encode())
-        except OSError as error:
-            log.warning("cannot write %s: %s; a crash at start would not be counted", self._path, error)
+        with self._lock:
+            if self._stopped:
+                return record
+            self.record = record
+            try:
+                write_atomic(self._path, json.dumps(asdict(record)).encode())
+            except OSError as error:
+                log.warning("cannot write %s: %s; a crash at start would not be counted", self._path, error)
         return record
 
 
