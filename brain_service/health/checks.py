@@ -172,12 +172,10 @@ def inference_check(status: Mapping[str, Any]) -> Check:
 
 def _distrusted(status: Mapping[str, Any]) -> list[str]:
     """Tell of models that were rolled back by themselves, and of one that cannot be, since the daemon's start."""
-    found = [
-        f"model {rollback['model_id']} was rolled back: {rollback['evidence']}; GET /models has the evidence"
-        for rollback in status.get("rollbacks", ())
-    ]
+    rolled_back = {rollback["model_id"]: rollback["evidence"] for rollback in status.get("rollbacks", ())}
+    found = [f"model {name} was rolled back: {why}; see GET /models" for name, why in rolled_back.items()]
     probation = status.get("probation") or {}
-    if probation.get("evidence") and probation.get("outcome") != "rolled back":
+    if probation.get("evidence") and probation["model_id"] not in rolled_back:
         outcome = probation.get("outcome") or "the rollback is under way"
         found.append(f"model {probation['model_id']}: {probation['evidence']}; {outcome}")
     return found

@@ -9,7 +9,7 @@ import logging
 import time
 from typing import TYPE_CHECKING, Any
 
-from brain_service.errors import BrainError, ConflictError, UnavailableError
+from brain_service.errors import BrainError, ConflictError, CorruptDataError, NotFoundError, UnavailableError
 from brain_service.export.bundle import Bundle
 from brain_service.export.manifest import Manifest
 from brain_service.inference.canary import Canary
@@ -276,12 +276,10 @@ class Oversight:
             try:
                 served = await self._fleet.step_back(model)
                 break
-            except ConflictError:
-                raise
-            except BrainError as error:
+            except (NotFoundError, CorruptDataError, UnavailableError) as error:
                 log.error("model %s cannot be rolled back yet: %s", model.model_id, error.detail)
                 await asyncio.sleep(_RETRY_S)
-        probation.outcome = "rolled back"
+        probation.outcome = "rolled back" if served else "replaced before it was rolled back"
         self._rollbacks.append({"model_id": model.model_id, "evidence": evidence, "at_ns": time.time_ns()})
         log.error("model %s was rolled back: %s", model.model_id, evidence)
         if served and self._fleet.active is not None and self._settings.on_swap == "replay":
@@ -304,7 +302,7 @@ class Oversight:
             try:
                 if await rebuild(session, model, self._sessions, held_steps):
                     log.info("session %s moved to model %s", session.session_id, model.model_id)
-            except UnavailableError as error:
+            except BrainError as error:
                 log.warning("session %s does not move to %s: %s", session.session_id, model.model_id, error.detail)
 
     async def _rebuilt(self) -> None:
