@@ -300,7 +300,7 @@ class Oversight:
         # One by one: the new model answers live steps too, and each waits for at most one replayed step.
         for session in self._sessions.all():
             try:
-                if await rebuild(session, model, self._sessions, held_steps):
+                if await rebuild(session, model, self._sessions, self._settings.replay_steps, held_steps):
                     log.info("session %s moved to model %s", session.session_id, model.model_id)
             except BrainError as error:
                 log.warning("session %s does not move to %s: %s", session.session_id, model.model_id, error.detail)

@@ -27,10 +27,12 @@ _STEP_NS = 5_000_000_000
 _GIVE_UP_S = 60.0
 
 
-async def rebuild(session: Session, model: ServedModel, table: SessionTable, held_steps: int = 1) -> bool:
+async def rebuild(
+    session: Session, model: ServedModel, table: SessionTable, steps: int, held_steps: int = 1
+) -> bool:
     """Move `session` to `model` and tell whether it did; it does not when it ends or is reset meanwhile.
 
-    For the last `held_steps` to replay the session is held between two requests.
+    Its last `steps` inputs are replayed; for the last `held_steps` of them it is held between two requests.
 
     Raises:
         UnavailableError: the state cannot be rebuilt; the session is where it was.
@@ -42,7 +44,7 @@ async def rebuild(session: Session, model: ServedModel, table: SessionTable, hel
 
     if gone() or session.model is model:
         return False
-    replay = _Replay(model, session)
+    replay = _Replay(model, session, steps)
     try:
         while session.next_step - replay.next_step > held_steps:
             await replay.step(session)
@@ -73,7 +75,7 @@ async def rebuild(session: Session, model: ServedModel, table: SessionTable, hel
 class _Replay:
     """A state in the making: a row of the new model, and the next step of the session that it has to see."""
 
-    def __init__(self, model: ServedModel, session: Session) -> None:
+    def __init__(self, model: ServedModel, session: Session, steps: int) -> None:
         """Take a row.
 
         Raises:
@@ -86,7 +88,7 @@ class _Replay:
         self.steps = 0
         self.ticket: Ticket | None = None
         self.moved = False
-        self.next_step = session.next_step - len(session.history)
+        self.next_step = session.next_step - min(steps, len(session.history))
         self._model = model
 
     async def step(self, session: Session) -> None:

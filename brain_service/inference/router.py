@@ -30,6 +30,8 @@ from brain_service.spec import check_values, flatten, from_vector, to_vector, un
 __all__ = ["InferReply", "InferRequest", "InferenceRouter", "SessionInfo"]
 
 _HOUSEKEEPING_S = 1.0
+_MEANWHILE_STEPS = 64
+"""Inputs kept beyond those that a rebuilt state has to see: what a session asks while they are replayed."""
 
 
 class InferenceRouter:
@@ -50,7 +52,7 @@ class InferenceRouter:
     ) -> None:
         self._settings = settings
         self._fleet = Fleet(models_dir, settings, cache_dir)
-        kept_steps = settings.replay_steps if settings.on_swap == "replay" else 0
+        kept_steps = settings.replay_steps + _MEANWHILE_STEPS if settings.on_swap == "replay" else 0
         self._sessions = SessionTable(settings.max_sessions, settings.session_idle_s, on_ended, kept_steps)
         self._keeper = SessionKeeper(sessions_dir, self._sessions)
         self._oversight = Oversight(self._fleet, self._sessions, settings)

@@ -26,6 +26,9 @@ from tests.inference.toy import Floats, Reference, as_tree, build_toy, toy_obser
 
 REQUESTS, ROBOTS, EPISODE = 10_000, 4, 100
 KEPT = 16
+PAUSE_S = {"finish": 0.0, "replay": 0.002}
+"""Between two requests of a robot: one that never pauses gives its inputs no time to be replayed."""
+SWAP_S = {"finish": 0.01, "replay": 0.1}
 TICK_S, TICKS = 0.02, 250
 
 Samples = np.ndarray[Any, np.dtype[np.float64]]
@@ -47,7 +50,7 @@ class _Robot:
 
     def __init__(self, router: InferenceRouter, scales: dict[str, float], seed: int) -> None:
         self.latencies_us: list[float] = []
-        self.errors = self.mixed = 0
+        self.errors = self.mixed = self.moves = 0
         self._router, self._scales = router, scales
         self._rng = np.random.default_rng(seed)
         self._asked: list[tuple[Floats, Floats]] = []
@@ -68,6 +71,7 @@ class _Robot:
         self.latencies_us.append((time.perf_counter() - begun_s) * 1e6)
         before = self._asked[-1][1] if self._asked else np.zeros(2, np.float32)
         if reply.model_id != self._model_id:
+            self.moves += 1
             self._model_id = reply.model_id
             self._reference = Reference(self._scales[reply.model_id])
             past = np.zeros(2, np.float32)
@@ -82,13 +86,14 @@ class _Robot:
         self.mixed += not np.allclose(reply.chunk, expected, rtol=0, atol=1e-5)
         self._asked.append((observation, reply.chunk[0]))
 
-    async def drive(self, requests: int) -> None:
+    async def drive(self, requests: int, pause_s: float) -> None:
         for number in range(requests):
             if number % EPISODE == 0:
                 if number:
                     await self._router.end_session(self.session_id)
                 await self.begin()
             await self.step()
+            await asyncio.sleep(pause_s)
         await self._router.end_session(self.session_id)
 
 
@@ -103,13 +108,14 @@ async def _continuous(models_dir: Path, cache_dir: Path, scales: dict[str, float
     await router.start()
     await router.activate(first)
     await router.activate(second)
-    calm = await _run(router, scales)
-    swapping = asyncio.create_task(_swap_on(router))
-    stirred = await _run(router, scales)
+    calm = await _run(router, scales, PAUSE_S[on_swap])
+    swapping = asyncio.create_task(_swap_on(router, SWAP_S[on_swap]))
+    stirred = await _run(router, scales, PAUSE_S[on_swap])
     swapping.cancel()
     (swaps,) = await asyncio.gather(swapping)
     await router.close()
-    name = f"{REQUESTS:,} requests, {swaps} swaps, sessions {on_swap}"
+    moves = sum(robot.moves for robot in stirred)
+    name = f"{REQUESTS:,} requests, {swaps} swaps, sessions {on_swap} ({moves} moved)"
     errors, mixed = (sum(getattr(robot, what) for robot in stirred) for what in ("errors", "mixed"))
     calm_us, stirred_us = _latencies(calm), _latencies(stirred)
     percentiles = [
@@ -131,19 +137,19 @@ async def _continuous(models_dir: Path, cache_dir: Path, scales: dict[str, float
     ]
 
 
-async def _run(router: InferenceRouter, scales: dict[str, float]) -> list[_Robot]:
+async def _run(router: InferenceRouter, scales: dict[str, float], pause_s: float) -> list[_Robot]:
     robots = [_Robot(router, scales, seed) for seed in range(ROBOTS)]
-    await asyncio.gather(*(robot.drive(REQUESTS // ROBOTS) for robot in robots))
+    await asyncio.gather(*(robot.drive(REQUESTS // ROBOTS, pause_s) for robot in robots))
     return robots
 
 
-async def _swap_on(router: InferenceRouter) -> int:
+async def _swap_on(router: InferenceRouter, pause_s: float) -> int:
     swaps = 0
     try:
         while True:
             await router.rollback()
             swaps += 1
-            await asyncio.sleep(0.01)
+            await asyncio.sleep(pause_s)
     except asyncio.CancelledError:
         return swaps
 

@@ -22,6 +22,7 @@ class Robot:
     def __init__(self, router: InferenceRouter, scales: dict[str, float], seed: int, kept: int = KEPT) -> None:
         self.router = router
         self.models: list[str] = []
+        self.moves = 0
         self._scales = scales
         self._rng = np.random.default_rng(seed)
         self._kept = kept
@@ -38,6 +39,7 @@ class Robot:
         reply = await ask(self.router, self.session_id, observation, step=len(self._asked), reward=reward)
         if reply.model_id != self._model_id:
             self._model_id, self._since = reply.model_id, len(self._asked)
+            self.moves += 1
             # What was asked while the state was rebuilt was replayed too.
             assert min(self._kept, self._since) <= reply.state_step <= self._since
             seen = self._asked[self._since - reply.state_step :]
@@ -106,6 +108,9 @@ def test_idle_and_asking_sessions_move_with_their_last_inputs(toys: Toys) -> Non
 def test_swaps_without_a_pause_lose_and_mix_nothing(toys: Toys, on_swap: str) -> None:
     """The law behind `bench_swap`, with fewer requests: each action names its model and the steps of its state."""
 
+    def enough(robot: Robot) -> bool:
+        return len(robot.models) > 200 and len(set(robot.models)) == 2
+
     async def drive(robot: Robot, stop: asyncio.Event) -> int:
         answered = 0
         while not stop.is_set():
@@ -131,8 +136,7 @@ def test_swaps_without_a_pause_lose_and_mix_nothing(toys: Toys, on_swap: str) ->
             stop.set()
             await asyncio.gather(*driving)
             assert len(served) > 4 and set(served) == {toys.first, toys.second}
-            for robot in robots:
-                assert set(robot.models) == {toys.first, toys.second}
+            assert all(map(enough, robots))
             assert router.status()["deadline_misses"] == 0
 
     run(scenario())
