@@ -25,6 +25,7 @@ __all__ = [
     "InferenceSettings",
     "JobSettings",
     "RetentionSettings",
+    "RollbackSettings",
     "Settings",
     "child_environment",
     "load_settings",
@@ -93,8 +94,29 @@ class HttpSettings(_Frozen):
     body_timeout_s: float = Field(default=30.0, gt=0)
 
 
+class RollbackSettings(_Frozen):
+    """When a new model that misbehaves under live sessions gives way to the one before, by itself.
+
+    Shares are of the last `window_steps` steps and are judged from `min_steps` on. `max_limit_share` and
+    `max_late_share` count above what the model before did; a step jumps when it is more than `jump_factor` times
+    as wide as the widest usual one. Probation ends after `probation_s` and `probation_steps`, whichever comes
+    later; 0 s switches rollback off.
+    """
+
+    probation_s: float = Field(default=300.0, ge=0, le=_CENTURY_S)
+    probation_steps: int = Field(default=200, ge=1)
+    window_steps: int = Field(default=200, ge=10, le=100_000)
+    min_steps: int = Field(default=50, ge=1)
+    max_nonfinite: int = Field(default=3, ge=1)
+    max_limit_share: float = Field(default=0.3, gt=0, le=1)
+    jump_factor: float = Field(default=3.0, ge=1)
+    max_jump_share: float = Field(default=0.05, ge=0, le=1)
+    max_late_share: float = Field(default=0.2, gt=0, le=1)
+    max_worker_deaths: int = Field(default=3, ge=1)
+
+
 class InferenceSettings(_Frozen):
-    """The router: order of backends, deadlines, sessions and workers.
+    """The router: order of backends, deadlines, sessions, workers, and how one model follows another.
 
     With `standby` the next usable backend is kept loaded beside the one that serves, and a worker that owes an
     answer for `failover_s` is given up for it; without one, for `worker_hang_s`. A worker whose own memory grows
@@ -114,6 +136,16 @@ class InferenceSettings(_Frozen):
     worker_memory_bytes: int | None = Field(default=1024**3, gt=0)
     # The interpreter that has HailoRT's `hailo_platform`, which the distribution installs for its own.
     hailo_python: Path = Path("/usr/bin/python3")
+    # Before a swap: live steps that the new model answers in shadow, and how long they are waited for.
+    canary_steps: int = Field(default=50, ge=0, le=100_000)
+    canary_timeout_s: float = Field(default=10.0, gt=0, le=30)
+    # What becomes of the live sessions at a swap, and how many of their last inputs a rebuilt state has seen.
+    on_swap: Literal["finish", "replay"] = "finish"
+    replay_steps: int = Field(default=64, ge=1, le=4096)
+    rollback: RollbackSettings = RollbackSettings()
+    # Safe mode: after how many crashes at start, and how long a start takes to count as a good one.
+    max_start_crashes: int = Field(default=3, ge=1)
+    healthy_after_s: float = Field(default=30.0, gt=0)
 
 
 class JobSettings(_Frozen):
@@ -200,6 +232,11 @@ class Settings(_Frozen):
     def models_dir(self) -> Path:
         """Bundles by model id, and the `active` and `previous` links."""
         return self.data_dir / "models"
+
+    @property
+    def sessions_dir(self) -> Path:
+        """What a graceful stop leaves of live sessions."""
+        return self.data_dir / "sessions"
 
     @property
     def jobs_dir(self) -> Path:

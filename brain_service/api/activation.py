@@ -29,7 +29,7 @@ async def watch_activations(jobs: JobTable, router: InferenceRouter, poll_interv
 
 async def _carry_out(request: Activation, jobs: JobTable, router: InferenceRouter) -> None:
     try:
-        await router.activate(request.model_id)
+        await router.activate(request.model_id, by_itself=True)
     except BrainError as error:
         log.warning("activation refused", extra={"model_id": request.model_id, "reason": error.detail})
         await asyncio.to_thread(jobs.resolve_activation, request.activation_id, False, error.detail)

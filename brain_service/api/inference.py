@@ -96,6 +96,7 @@ async def infer(request: Request, services: ServicesDep) -> JsonResponse:
         "action": reply.action,
         "step": reply.step,
         "model_id": reply.model_id,
+        "model_since_step": reply.model_since_step,
         "backend": reply.backend,
         "state_step": reply.state_step,
         "timings_us": reply.timings_us,

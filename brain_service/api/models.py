@@ -18,7 +18,7 @@ async def list_models(services: ServicesDep) -> JsonResponse:
 
 @router.post("/rollback", operation_id="rollback_model")
 async def rollback(services: ServicesDep) -> JsonResponse:
-    """Serve the previous model again; sessions that run finish on the model they began with."""
+    """Serve the previous model again; sessions that run finish on their model, or move as `on_swap` says."""
     return JsonResponse({"model_id": await services.router.rollback()})
 
 
@@ -30,6 +30,6 @@ async def get_model(model_id: str, services: ServicesDep) -> JsonResponse:
 
 @router.post("/{model_id}/activate", operation_id="activate_model")
 async def activate(model_id: str, services: ServicesDep) -> JsonResponse:
-    """Load, verify, warm and check a bundle in a new worker, then swap it in between two requests."""
-    await services.router.activate(model_id)
-    return JsonResponse({"model_id": model_id})
+    """Load, verify, warm and check a bundle, try it in shadow, then swap it in between two requests."""
+    canary = await services.router.activate(model_id)
+    return JsonResponse({"model_id": model_id} | ({} if canary is None else {"canary": canary}))

@@ -72,7 +72,9 @@ async def open_services(settings: Settings, tokens: TokenFile | None = None) -> 
         jobs = JobTable(settings.database, lazily=True)
         stack.push_async_callback(asyncio.to_thread, jobs.close)
         recorder = Recorder(store)
-        router = InferenceRouter(settings.models_dir, settings.inference, settings.cache_dir, recorder.release)
+        router = InferenceRouter(
+            settings.models_dir, settings.inference, settings.cache_dir, recorder.release, settings.sessions_dir
+        )
         await router.start()
         stack.push_async_callback(router.close)
         runner = RunnerProcess(settings.data_dir, settings.as_environment())

@@ -294,6 +294,8 @@ def _verify(path: Path, entry: FileEntry) -> None:
         raise CorruptDataError(f"{path}: listed in the manifest but cannot be read: {error}") from error
     if size_bytes != entry.size_bytes:
         raise CorruptDataError(f"{path}: {size_bytes} bytes, the manifest says {entry.size_bytes}")
+    if not size_bytes:
+        raise CorruptDataError(f"{path}: is empty; no file of a bundle is. Export or compile it again")
     if digest.hexdigest() != entry.sha256:
         raise CorruptDataError(f"{path}: its SHA-256 is not the manifest's; copy or export the bundle again")
 

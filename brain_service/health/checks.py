@@ -162,11 +162,25 @@ def inference_check(status: Mapping[str, Any]) -> Check:
         return Check("fail", p99_us, "us", f"{status['error']}; POST /models/rollback serves the one before")
     if not status["ready"]:
         return Check("warn", p99_us, "us", f"the model is {status['state']}; it answers within seconds")
-    if status["warnings"]:
-        return Check("warn", p99_us, "us", "; ".join(status["warnings"]))
+    if status.get("safe_mode"):
+        return Check("warn", p99_us, "us", f"safe mode: {status['safe_mode']}")
+    warnings = [*status["warnings"], *_distrusted(status)]
+    if warnings:
+        return Check("warn", p99_us, "us", "; ".join(warnings))
     rest = [f"{why['backend']}: {why['reason']}" for why in status["why"] if not why["used"]]
     output = "; ".join([f"model {status['active_model']} on {status['backend']}", *rest])
     return Check("pass", p99_us, "us", output)
+
+
+def _distrusted(status: Mapping[str, Any]) -> list[str]:
+    """Tell of models that were rolled back by themselves, and of one that cannot be, since the daemon's start."""
+    rolled_back = {rollback["model_id"]: rollback["evidence"] for rollback in status.get("rollbacks", ())}
+    found = [f"model {name} was rolled back: {why}; see GET /models" for name, why in rolled_back.items()]
+    probation = status.get("probation") or {}
+    if probation.get("evidence") and probation["model_id"] not in rolled_back:
+        outcome = probation.get("outcome") or "the rollback is under way"
+        found.append(f"model {probation['model_id']}: {probation['evidence']}; {outcome}")
+    return found
 
 
 def jobs_check(status: Mapping[str, Any], *problems_of_files: str) -> Check:

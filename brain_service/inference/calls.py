@@ -6,10 +6,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from brain_service.errors import InvalidError
+
 if TYPE_CHECKING:
     from jaxtyping import Float32
 
-__all__ = ["InferReply", "InferRequest", "SessionInfo"]
+__all__ = ["InferReply", "InferRequest", "SessionInfo", "check_request"]
+
+_MAX_DEADLINE_MS = 60_000.0
+_MAX_FLOAT32 = float(np.finfo(np.float32).max)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,9 +45,9 @@ class InferReply:
     `action` has the names, shapes and dtypes that training saw; `chunk` is the model's whole plan as flat
     vectors, shape [H, A] in raw units, of which `action` is row 0. `state_step` is the number of steps that
     the hidden state had seen when it produced the action. `timings_us` holds `queue` (receipt to the start
-    of the computation), `compute` and `total`. It was computed in place `row` of a batch of `bucket` rows (0 of 1:
-    alone), which decides its last bits. A repeat of an answered step gets this very object again, or a copy with
-    `why` where that is asked for.
+    of the computation), `compute` and `total`. `model_since_step` is the session's first step on this model. It
+    was computed in place `row` of a batch of `bucket` rows (0 of 1: alone), which decides its last bits. A repeat
+    of an answered step gets this very object again, or a copy with `why` where that is asked for.
     """
 
     action: dict[str, Any]
@@ -56,11 +61,15 @@ class InferReply:
     bucket: int = 1
     row: int = 0
     why: dict[str, Any] | None = None
+    model_since_step: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class SessionInfo:
-    """A session as `/sessions` shows it: its model, its next step, and its age and idle time in seconds."""
+    """A session as `/sessions` shows it: its model and since which step, its next step, age and idle time [s].
+
+    `state_steps` is how many steps the hidden state has seen: fewer than `next_step` where it was rebuilt.
+    """
 
     session_id: str
     model_id: str
@@ -70,3 +79,22 @@ class SessionInfo:
     idle_s: float
     control_period_s: float | None
     action_horizon: int
+    model_since_step: int = 0
+    state_steps: int = 0
+
+
+def check_request(request: InferRequest) -> None:
+    """Hold a request's numbers against their ranges.
+
+    Raises:
+        InvalidError: the step is no whole number from 0 on, or the deadline or the reward is out of range.
+    """
+    step, deadline_ms = request.step, request.deadline_ms
+    if step is not None and (type(step) is not int or step < 0):
+        raise InvalidError(f"step: {step!r} is not a whole number from 0 on", field="step")
+    if deadline_ms is not None and not 0 < deadline_ms <= _MAX_DEADLINE_MS:
+        raise InvalidError(
+            f"deadline_ms: {deadline_ms!r} is not above 0 and at most {_MAX_DEADLINE_MS:g}", field="deadline_ms"
+        )
+    if not abs(request.reward) <= _MAX_FLOAT32:
+        raise InvalidError(f"reward: {request.reward!r} is not finite in float32", field="reward")

@@ -34,7 +34,8 @@ class Engine:
 
     `on_change(failure)` is called whenever it comes up or goes down, with the reason where it failed;
     `on_slow(engine, reason)` when it is in trouble but runs. `cleared` says that sessions may move to it, `served`
-    that it has computed steps for them; `name` is the backend's in answers.
+    that it has computed steps for them; `name` is the backend's in answers; `deaths` counts workers that ended
+    unasked.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class Engine:
         self.served = False
         self.cleared = False
         self.starts = 0
+        self.deaths = 0
         self.worker: WorkerClient | None = None
         self._launch = launch
         self._on_change = on_change
@@ -151,6 +153,7 @@ class Engine:
 
     def _lost(self, worker: WorkerClient, reason: str) -> None:
         if worker is self.worker:
+            self.deaths += 1
             self.breaker.fail(reason)
             self._on_change(reason)
 

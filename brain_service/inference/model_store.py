@@ -1,18 +1,29 @@
-"""Bundles on disk and the `active` and `previous` links beside them. Every method blocks: call from a thread."""
+"""Bundles on disk and the links and marks beside them. Every method blocks: call from a thread.
 
+`active` and `previous` are what serves and what did before, `last_good` what came well through its probation;
+`rejected.json` holds the models that were rolled back by themselves, with the evidence.
+"""
+
+import json
+import logging
 import os
+import time
 from pathlib import Path
 from typing import Any
 
-from brain_service.durable import replace_symlink
+from brain_service.durable import replace_symlink, write_atomic
 from brain_service.errors import BrainError, CorruptDataError, NotFoundError, UnavailableError
 from brain_service.export.bundle import Manifest, is_model_id, read_manifest
 
 __all__ = ["ModelStore"]
 
+log = logging.getLogger(__name__)
+
+REJECTED = "rejected.json"
+
 
 class ModelStore:
-    """`models_dir`: one folder a bundle, and two links that name what is served and what was before."""
+    """`models_dir`: one folder a bundle, the links, and the marks of rejected models."""
 
     def __init__(self, models_dir: Path) -> None:
         self._dir = models_dir
@@ -30,7 +41,7 @@ class ModelStore:
         return path
 
     def linked(self, name: str) -> str | None:
-        """Return the model id that `active` or `previous` points at, None without such a link."""
+        """Return the model id that `active`, `previous` or `last_good` points at, None without such a link."""
         try:
             return str((self._dir / name).readlink())
         except OSError:
@@ -53,9 +64,57 @@ class ModelStore:
                 "the model that served before goes on"
             ) from error
 
+    def mark_good(self, model_id: str) -> None:
+        """Record that a model came well through its probation.
+
+        Raises:
+            UnavailableError: the folder cannot be written to.
+        """
+        try:
+            replace_symlink(self._dir / "last_good", model_id)
+        except OSError as error:
+            raise UnavailableError(f"cannot record {model_id} as good in {self._dir}: {error}") from error
+
+    def rejected(self) -> dict[str, dict[str, Any]]:
+        """Return the rejected models with `at_ns` (Unix time) and `evidence`; none where the file is damaged."""
+        try:
+            document = json.loads((self._dir / REJECTED).read_bytes())
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError) as error:
+            log.warning("cannot read %s: %s; no model counts as rejected", self._dir / REJECTED, error)
+            return {}
+        marks = document.items() if isinstance(document, dict) else ()
+        return {name: mark for name, mark in marks if isinstance(mark, dict)}
+
+    def reject(self, model_id: str, evidence: str) -> None:
+        """Mark a model: it is not activated by itself again.
+
+        Raises:
+            UnavailableError: the folder cannot be written to.
+        """
+        self._write_rejected(self.rejected() | {model_id: {"at_ns": time.time_ns(), "evidence": evidence}})
+
+    def pardon(self, model_id: str) -> None:
+        """Take a mark away, if there is one: an operator activated the model.
+
+        Raises:
+            UnavailableError: the folder cannot be written to.
+        """
+        marks = self.rejected()
+        if marks.pop(model_id, None) is not None:
+            self._write_rejected(marks)
+
+    def _write_rejected(self, marks: dict[str, dict[str, Any]]) -> None:
+        try:
+            write_atomic(self._dir / REJECTED, json.dumps(marks, indent=1).encode())
+        except OSError as error:
+            raise UnavailableError(f"cannot write {self._dir / REJECTED}: {error}; free space there") from error
+
     def summaries(self) -> list[dict[str, Any]]:
         """Describe every bundle, newest first; an unreadable one with its error."""
-        found = [self._summary(model_id) for model_id in self._ids()]
+        marks = self.rejected()
+        found = [self._summary(model_id) | {"rejected": marks.get(model_id)} for model_id in self._ids()]
         return sorted(found, key=lambda summary: -summary["created_ns"])
 
     def manifest(self, model_id: str) -> Manifest:

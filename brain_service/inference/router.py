@@ -11,19 +11,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from brain_service.errors import (
     BrainError,
     ConflictError,
     DeadlineExceededError,
-    InvalidError,
     UnavailableError,
 )
-from brain_service.inference.calls import InferReply, InferRequest, SessionInfo
+from brain_service.inference.calls import InferReply, InferRequest, SessionInfo, check_request
 from brain_service.inference.client import Ticket, WorkerLostError
-from brain_service.inference.fleet import Fleet
+from brain_service.inference.fleet import LEAVE_SAFE_MODE, Fleet
+from brain_service.inference.keeping import SessionKeeper
 from brain_service.inference.latency import LatencyWindow
+from brain_service.inference.oversight import Oversight
 from brain_service.inference.protocol import Done, Status
 from brain_service.inference.sessions import Session, SessionTable
 from brain_service.inference.why import explain
@@ -33,15 +32,16 @@ from brain_service.spec import check_values, flatten, from_vector, to_vector, un
 __all__ = ["InferReply", "InferRequest", "InferenceRouter", "SessionInfo"]
 
 _HOUSEKEEPING_S = 1.0
-_MAX_DEADLINE_MS = 60_000.0
-_MAX_FLOAT32 = float(np.finfo(np.float32).max)
+_MEANWHILE_STEPS = 64
+"""Inputs kept beyond those that a rebuilt state has to see: what a session asks while they are replayed."""
 
 
 class InferenceRouter:
     """Sessions on the active model, and the swap of models under them.
 
     All methods belong to one event loop. `settings` bounds sessions, deadlines and worker times; compiled
-    programs are kept in `cache_dir`. `on_evicted(session_id)` is called when an idle session was ended.
+    programs are kept in `cache_dir`, live sessions over a graceful restart in `sessions_dir`. `on_ended` is called
+    with the id of a session that ended without its client's asking.
     """
 
     def __init__(
@@ -49,11 +49,15 @@ class InferenceRouter:
         models_dir: Path,
         settings: InferenceSettings,
         cache_dir: Path,
-        on_evicted: Callable[[str], None] = lambda _: None,
+        on_ended: Callable[[str], None] = lambda _: None,
+        sessions_dir: Path | None = None,
     ) -> None:
         self._settings = settings
         self._fleet = Fleet(models_dir, settings, cache_dir)
-        self._sessions = SessionTable(settings.max_sessions, settings.session_idle_s, on_evicted)
+        kept_steps = settings.replay_steps + _MEANWHILE_STEPS if settings.on_swap == "replay" else 0
+        self._sessions = SessionTable(settings.max_sessions, settings.session_idle_s, on_ended, kept_steps)
+        self._keeper = SessionKeeper(sessions_dir, self._sessions)
+        self._oversight = Oversight(self._fleet, self._sessions, settings)
         self._tasks: list[asyncio.Task[None]] = []
         self._compute_us = LatencyWindow()
         self._total_us = LatencyWindow()
@@ -62,25 +66,29 @@ class InferenceRouter:
         self._retried = 0
 
     async def start(self) -> None:
-        """Begin to load the active model, if there is one, and return at once."""
+        """Begin to load the active model, if there is one, with its saved sessions, and return at once."""
         self._tasks = [
-            asyncio.create_task(self._fleet.load_active()),
+            asyncio.create_task(self._open()),
             asyncio.create_task(self._keep_house()),
+            asyncio.create_task(self._oversight.run()),
         ]
 
     async def close(self) -> None:
-        """End every session and stop every worker."""
+        """Save and end every session and stop every worker."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._oversight.close()
+        await self._keeper.save()
         for session in self._sessions.all():
             self._sessions.end(session.session_id)
         await self._fleet.close()
 
     @property
     def ready(self) -> bool:
-        """Whether an action would be answered now: the active model's worker is loaded, warm and checked."""
-        return self._fleet.active is not None and self._fleet.active.ready
+        """Whether an action would be answered now: the active model is warm and checked, its sessions are back."""
+        active = self._fleet.active
+        return active is not None and active.ready and self._sessions.restoring is None
 
     async def create_session(self) -> SessionInfo:
         """Start a session on the active model.
@@ -124,21 +132,25 @@ class InferenceRouter:
         """Describe the live sessions, oldest first."""
         return [session.info() for session in self._sessions.all()]
 
-    async def activate(self, model_id: str) -> None:
-        """Load, verify, warm and check a bundle in a new worker, then serve it; see `Fleet.activate`.
+    async def activate(self, model_id: str, *, by_itself: bool = False) -> str | None:
+        """Load, verify, warm and check a bundle in a new worker, try it in shadow, then serve it.
+
+        Returns what the canary saw, or why it was skipped; None where the model served already. `by_itself`: no
+        operator asked for this very model.
 
         Raises:
-            NotFoundError, CorruptDataError, UnavailableError: what served before goes on serving.
+            NotFoundError, CorruptDataError, UnavailableError, ConflictError: what served before goes on serving;
+                see `Oversight.activate`.
         """
-        await self._fleet.activate(model_id)
+        return await self._oversight.activate(model_id, by_itself=by_itself)
 
     async def rollback(self) -> str:
         """Serve the previous model again and return its id; see `Fleet.rollback`.
 
         Raises:
-            ConflictError: there is no previous model.
+            ConflictError: there is no previous model, or it was rejected.
         """
-        return await self._fleet.rollback()
+        return await self._oversight.rollback()
 
     async def models(self) -> list[dict[str, Any]]:
         """Return every bundle, newest first; see `Fleet.describe`."""
@@ -187,8 +199,10 @@ class InferenceRouter:
                 {w for session in self._sessions.all() for w in (*session.model.warnings, *session.warnings)}
                 | set(fleet.active.warnings if fleet.active else ())
             ),
+            "safe_mode": f"{fleet.safe_mode}. {LEAVE_SAFE_MODE}" if fleet.safe_mode else None,
+            "restored_sessions": self._keeper.status(),
             "models": loaded,
-        }
+        } | self._oversight.status()
 
     async def infer(self, request: InferRequest) -> InferReply:
         """Answer the action for one observation before its deadline.
@@ -208,7 +222,7 @@ class InferenceRouter:
         session = self._sessions.for_infer(request.session_id)
         session.used_s = time.monotonic()
         try:
-            _check_numbers(request)
+            check_request(request)
             deadline_ms = request.deadline_ms or self._settings.deadline_ms
             deadline_ns = received_ns + int(deadline_ms * 1e6)
             await self._take_turn(session, deadline_ns)
@@ -228,7 +242,7 @@ class InferenceRouter:
         Without turns a request that arrives just as an answer does could write its inputs over the row before
         that answer is taken up.
         """
-        row = session.row
+        life = session.life
         try:
             # A free turn is taken without a pass of the event loop. One that was just released to a waiter is
             # not free, though `locked()` says so: the deadline holds for every wait.
@@ -237,7 +251,7 @@ class InferenceRouter:
         except TimeoutError as error:
             raise _late(session) from error
         try:
-            self._require_same(session, row)
+            self._require_same(session, life)
         except ConflictError:
             session.turn.release()
             raise
@@ -248,7 +262,7 @@ class InferenceRouter:
         stored = session.answer_for(request.step)
         if stored is not None:
             return stored
-        row, model = session.row, session.model
+        row, model, life = session.row, session.model, session.life
         observation = model.manifest.spec.observation
         given = flatten(request.observation, "observation")
         # The model sees no images, so a controller need not send them.
@@ -260,7 +274,7 @@ class InferenceRouter:
         while session.ticket is not None and not session.ticket.settled:
             # The row belongs to a step whose client gave up on it; its result will be dropped.
             await self._settled(session.ticket, session, deadline_ns)
-            self._require_same(session, row)
+            self._require_same(session, life)
         D, A = model.manifest.observation_size, model.manifest.action_size
         first = session.next_step == 0
         row.request[0, :D] = to_vector(values, observation)
@@ -269,12 +283,17 @@ class InferenceRouter:
         row.request[0, D + A + 1] = first
         if time.monotonic_ns() > deadline_ns:
             raise _late(session)
-        done, backend = await self._compute(session, deadline_ns)
-        self._require_same(session, row)
-        if done.status is Status.EXPIRED or time.monotonic_ns() > deadline_ns:
-            raise _late(session)
+        try:
+            done, backend = await self._compute(session, deadline_ns)
+            self._require_same(session, life)
+            if done.status is Status.EXPIRED or time.monotonic_ns() > deadline_ns:
+                raise _late(session)
+        except DeadlineExceededError:
+            self._oversight.late(model)
+            raise
         if done.status is Status.NONFINITE:
             self._nonfinite += 1
+            self._oversight.broken(model)
             raise UnavailableError(
                 f"model {model.model_id} gave NaN or an infinity at step {session.next_step}; the state is "
                 "unchanged. Check the observation's range, reset the session, or roll the model back"
@@ -287,12 +306,12 @@ class InferenceRouter:
         When the worker dies under it the step is given once more to the backend that has taken over: it reads the
         same slot, so the state advances once. Not more often: an input that kills workers must not kill them all.
         """
-        model, row = session.model, session.row
+        model, row, life = session.model, session.row, session.life
         ticket = session.ticket = model.submit(row, session.slot, deadline_ns)
         try:
             return await self._answer(ticket, session, deadline_ns), ticket.backend
         except WorkerLostError:
-            self._require_same(session, row)
+            self._require_same(session, life)
             if not model.ready or time.monotonic_ns() > deadline_ns:
                 raise
         ticket = session.ticket = model.submit(row, session.slot, deadline_ns)
@@ -312,7 +331,7 @@ class InferenceRouter:
             step=session.next_step,
             model_id=model.model_id,
             backend=backend,
-            state_step=session.next_step,
+            state_step=session.state_steps,
             timings_us={
                 "queue": max(0.0, (done.start_ns - received_ns) / 1e3),
                 "compute": compute_us,
@@ -322,9 +341,25 @@ class InferenceRouter:
             warnings=(*model.warnings, *session.warnings),
             bucket=done.bucket,
             row=done.place,
+            model_since_step=session.since_step,
+        )
+        request = (
+            session.row.request[0].copy() if session.history.maxlen or self._oversight.wants_requests else None
+        )
+        if request is not None:
+            session.history.append(request)
+        # Called when this answer is on its way out: whoever watches it does not delay it.
+        asyncio.get_running_loop().call_soon(
+            self._oversight.answered,
+            session,
+            model,
+            request,
+            chunk[0],
+            session.previous_action if session.next_step else None,
         )
         session.slot = 1 - session.slot
         session.next_step += 1
+        session.state_steps += 1
         session.previous_action = to_vector(action, manifest.spec.action)
         session.stored = reply
         self._compute_us.add(compute_us)
@@ -353,14 +388,21 @@ class InferenceRouter:
             async with asyncio.timeout((deadline_ns - time.monotonic_ns()) / 1e9):
                 await settled
         except TimeoutError as error:
+            self._oversight.late(session.model)
             raise _late(session) from error
 
-    def _require_same(self, session: Session, row: object) -> None:
-        if session.row is not row or not self._sessions.holds(session):
+    def _require_same(self, session: Session, life: int) -> None:
+        if session.life != life or not self._sessions.holds(session):
+            reason = self._sessions.reason(session.session_id) or "was reset or ended"
             raise ConflictError(
-                f"session {session.session_id} was reset or ended while its step was on its way",
-                field="session_id",
+                f"session {session.session_id} {reason} while its step was on its way", field="session_id"
             )
+
+    async def _open(self) -> None:
+        await self._keeper.read()
+        await self._fleet.load_active()
+        await self._keeper.restore(self._fleet.active, unclean=self._fleet.starts.unclean)
+        await self._oversight.begin()
 
     async def _keep_house(self) -> None:
         while True:
@@ -368,18 +410,9 @@ class InferenceRouter:
             self._sessions.evict_idle()
             with contextlib.suppress(BrainError):
                 await self._fleet.drop_drained()
-
-
-def _check_numbers(request: InferRequest) -> None:
-    step, deadline_ms = request.step, request.deadline_ms
-    if step is not None and (type(step) is not int or step < 0):
-        raise InvalidError(f"step: {step!r} is not a whole number from 0 on", field="step")
-    if deadline_ms is not None and not 0 < deadline_ms <= _MAX_DEADLINE_MS:
-        raise InvalidError(
-            f"deadline_ms: {deadline_ms!r} is not above 0 and at most {_MAX_DEADLINE_MS:g}", field="deadline_ms"
-        )
-    if not abs(request.reward) <= _MAX_FLOAT32:
-        raise InvalidError(f"reward: {request.reward!r} is not finite in float32", field="reward")
+            with contextlib.suppress(BrainError):
+                await self._oversight.keep()
+            await self._fleet.note_a_good_start()
 
 
 def _late(session: Session) -> DeadlineExceededError:

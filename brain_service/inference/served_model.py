@@ -84,6 +84,11 @@ class ServedModel:
         return self._crew.last_error
 
     @property
+    def deaths(self) -> int:
+        """How many workers ended unasked, or were killed as hung."""
+        return sum(engine.deaths for engine in self._crew.engines)
+
+    @property
     def warnings(self) -> tuple[str, ...]:
         """What every answer must say: which backend stands in for which, and why."""
         return self._crew.warnings

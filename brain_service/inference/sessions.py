@@ -4,13 +4,13 @@ import asyncio
 import logging
 import secrets
 import time
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from brain_service.errors import ConflictError, NotFoundError, TooManyError
+from brain_service.errors import ConflictError, NotFoundError, TooManyError, UnavailableError
 from brain_service.inference.arena import Row
 from brain_service.inference.calls import InferReply, SessionInfo
 from brain_service.inference.client import Ticket
@@ -23,7 +23,7 @@ __all__ = ["ControlPeriod", "Session", "SessionTable"]
 
 log = logging.getLogger(__name__)
 
-_REMEMBERED_EVICTIONS = 1024
+_REMEMBERED = 1024
 
 
 class ControlPeriod:
@@ -64,13 +64,17 @@ class Session:
     """One robot's state: a row of its model's arena, and where it stands.
 
     `slot` says which carry slot of the row holds the state; `previous_action` [A] is the last answered action.
-    `turn` lets one request at a time use the row.
+    `turn` lets one request at a time use the row. `life` counts the beginnings: it tells a reset from a move to
+    another model, which happens between two turns. `history` keeps the last `kept_steps` answered requests
+    [R], oldest first, for a state to be rebuilt from.
     """
 
-    def __init__(self, session_id: str, model: ServedModel) -> None:
+    def __init__(self, session_id: str, model: ServedModel, kept_steps: int = 0) -> None:
         self.session_id = session_id
         self.created_s = time.monotonic()
         self.turn = asyncio.Lock()
+        self.life = 0
+        self.history: deque[Float32[np.ndarray, "R"]] = deque(maxlen=kept_steps)
         self.begin(model)
 
     def begin(self, model: ServedModel) -> None:
@@ -79,16 +83,23 @@ class Session:
         Raises:
             UnavailableError: the model has no free row.
         """
-        self.row: Row = model.take_row()
-        self.model = model
-        self.slot = 0
-        self.next_step = 0
+        self.move(model, model.take_row(), slot=0, next_step=0, state_steps=0)
+        self.life += 1
+        self.history.clear()
         self.stored: InferReply | None = None
         self.previous_action: Float32[np.ndarray, "A"] = np.zeros(model.manifest.action_size, np.float32)
-        self.ticket: Ticket | None = None
-        self.period = ControlPeriod(model.manifest.control_period_s)
         self.warnings: tuple[str, ...] = ()
         self.used_s = time.monotonic()
+
+    def move(self, model: ServedModel, row: Row, *, slot: int, next_step: int, state_steps: int) -> None:
+        """Stand on a row of `model` whose carry `slot` has seen `state_steps` steps; the former row stays."""
+        self.model = model
+        self.row = row
+        self.slot = slot
+        self.next_step = self.since_step = next_step
+        self.state_steps = state_steps
+        self.ticket: Ticket | None = None
+        self.period = ControlPeriod(model.manifest.control_period_s)
 
     def release(self) -> None:
         """Give the row back, once a step that is still on its way no longer touches it."""
@@ -123,27 +134,41 @@ class Session:
             idle_s=now_s - self.used_s,
             control_period_s=self.model.manifest.control_period_s,
             action_horizon=self.model.manifest.action_horizon,
+            model_since_step=self.since_step,
+            state_steps=self.state_steps,
         )
 
 
 class SessionTable:
-    """All live sessions, bounded, with the idle ones evicted."""
+    """All live sessions, bounded, with the idle ones evicted.
+
+    `on_ended(session_id)` is called when one ends that no client asked to end. `kept_steps` is the length of each
+    session's history. `restoring` holds the reason while sessions of before are still to come back: an unknown
+    one may be among them. `lost` tells what became of the sessions of before, where they did not come back.
+    """
 
     def __init__(
-        self, max_sessions: int, idle_s: float, on_evicted: Callable[[str], None] = lambda _: None
+        self,
+        max_sessions: int,
+        idle_s: float,
+        on_ended: Callable[[str], None] = lambda _: None,
+        kept_steps: int = 0,
     ) -> None:
         self.evicted = 0
-        self._on_evicted = on_evicted
+        self.restoring: str | None = None
+        self.lost: str | None = None
+        self.idle_s = idle_s
+        self._on_ended = on_ended
         self._max_sessions = max_sessions
-        self._idle_s = idle_s
+        self._kept_steps = kept_steps
         self._sessions: dict[str, Session] = {}
-        self._evictions: OrderedDict[str, None] = OrderedDict()
+        self._gone: OrderedDict[str, str] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._sessions)
 
-    def create(self, model: ServedModel) -> Session:
-        """Start a session on `model`.
+    def create(self, model: ServedModel, session_id: str | None = None) -> Session:
+        """Start a session on `model`; one that comes back keeps its id.
 
         Raises:
             TooManyError: the bound on sessions is reached.
@@ -155,7 +180,7 @@ class SessionTable:
                 f"{len(self._sessions)} sessions are live, the bound is {self._max_sessions}; "
                 "end one (DELETE /sessions/{id}) or raise inference.max_sessions"
             )
-        session = Session(secrets.token_hex(8), model)
+        session = Session(session_id or secrets.token_hex(8), model, self._kept_steps)
         self._sessions[session.session_id] = session
         return session
 
@@ -164,6 +189,7 @@ class SessionTable:
 
         Raises:
             NotFoundError: it never was, was ended, or was evicted.
+            UnavailableError: it may be among those that are still being restored.
         """
         session = self._sessions.get(session_id)
         if session is None:
@@ -175,6 +201,7 @@ class SessionTable:
 
         Raises:
             ConflictError: it never was, was ended, or was evicted: its hidden state is gone.
+            UnavailableError: it may be among those that are still being restored.
         """
         session = self._sessions.get(session_id)
         if session is None:
@@ -195,28 +222,44 @@ class SessionTable:
         del self._sessions[session_id]
         session.release()
 
+    def drop(self, session: Session, reason: str) -> None:
+        """End a session that its client did not end; whoever asks for it is told the reason."""
+        self.end(session.session_id)
+        self.remember(session.session_id, reason)
+        log.warning("session %s ended at step %d: it %s", session.session_id, session.next_step, reason)
+        self._on_ended(session.session_id)
+
+    def remember(self, session_id: str, reason: str) -> None:
+        """Keep what became of a session ("was ..."), for whoever asks for it."""
+        self._gone[session_id] = reason
+        while len(self._gone) > _REMEMBERED:
+            self._gone.popitem(last=False)
+
+    def reason(self, session_id: str) -> str | None:
+        """Return what became of a session that its client did not end, None where nothing is known."""
+        return self._gone.get(session_id)
+
     def evict_idle(self) -> None:
         """End the sessions that were idle too long; those with a step on its way stay."""
         now_s = time.monotonic()
         for session in list(self._sessions.values()):
             busy = session.ticket is not None and not session.ticket.settled
-            if now_s - session.used_s > self._idle_s and not busy:
-                self.end(session.session_id)
+            if now_s - session.used_s > self.idle_s and not busy:
                 self.evicted += 1
-                self._evictions[session.session_id] = None
-                log.warning("session %s evicted at step %d", session.session_id, session.next_step)
-                self._on_evicted(session.session_id)
-        while len(self._evictions) > _REMEMBERED_EVICTIONS:
-            self._evictions.popitem(last=False)
+                self.drop(
+                    session,
+                    f"was evicted after more than {self.idle_s:g} s without a step "
+                    "(inference.session_idle_s sets the time)",
+                )
 
     def all(self) -> list[Session]:
         """Return the live sessions, oldest first."""
         return list(self._sessions.values())
 
     def _absence(self, session_id: str) -> str:
-        if session_id in self._evictions:
-            return (
-                f"session {session_id} was evicted after more than {self._idle_s:g} s without a step and its "
-                "state is gone; start one with POST /sessions (inference.session_idle_s sets the time)"
-            )
-        return f"no session {session_id!r}; start one with POST /sessions"
+        if (reason := self.reason(session_id)) is not None:
+            return f"session {session_id} {reason} and its state is gone; start one with POST /sessions"
+        if self.restoring is not None:
+            raise UnavailableError(f"{self.restoring}; retry in a few seconds")
+        lost = f" ({self.lost})" if self.lost else ""
+        return f"no session {session_id!r}{lost}; start one with POST /sessions"

@@ -17,7 +17,6 @@ import msgspec
 import numpy as np
 import uvicorn
 import uvloop
-from brain_service.inference.backends.jax import load
 from fastapi import FastAPI
 from pydantic import BaseModel
 from websockets.asyncio.server import ServerConnection, serve
@@ -25,6 +24,7 @@ from websockets.exceptions import ConnectionClosedError
 
 from brain_service.export.bundle import Bundle
 from brain_service.inference.arena import Layout
+from brain_service.inference.backends.jax import load
 
 app = FastAPI()
 

@@ -94,6 +94,10 @@ def test_capture(changes: dict[str, Any], status: str, word: str) -> None:
         ({"state": "loading", "ready": False}, "warn", "loading"),
         ({"state": "restarting", "ready": False}, "warn", "restarting"),
         ({"warnings": ["control period 20 ms is off"]}, "warn", "control period"),
+        ({"safe_mode": "m0 stands in for m1: 3 crashes at start"}, "warn", "safe mode: m0 stands in"),
+        ({"rollbacks": [{"model_id": "m2", "evidence": "NaN"}]}, "warn", "m2 was rolled back: NaN"),
+        ({"probation": {"model_id": "m1", "evidence": None, "outcome": None}}, "pass", "m1"),
+        ({"probation": {"model_id": "m1", "evidence": "NaN", "outcome": None}}, "warn", "under way"),
     ],
 )
 def test_inference(changes: dict[str, Any], status: str, word: str) -> None:

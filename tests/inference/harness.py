@@ -35,9 +35,10 @@ def run(scenario: Coroutine[Any, Any, None]) -> None:
 async def serving(
     models_dir: Path, cache_dir: Path, activate: str | None = None, **settings: Any
 ) -> AsyncIterator[InferenceRouter]:
-    """A started router; with `activate` it serves that model. Deadlines are generous unless set."""
-    options = {"backends": ("cpu",), "deadline_ms": 20_000.0} | settings
-    router = InferenceRouter(models_dir, InferenceSettings(**options), cache_dir)
+    """A started router; with `activate` it serves that model. Deadlines are generous, canaries off unless set."""
+    sessions_dir = settings.pop("sessions_dir", None)
+    options = {"backends": ("cpu",), "deadline_ms": 20_000.0, "canary_steps": 0} | settings
+    router = InferenceRouter(models_dir, InferenceSettings(**options), cache_dir, sessions_dir=sessions_dir)
     await router.start()
     try:
         if activate is not None:

@@ -20,9 +20,9 @@ from brain_service.errors import UnavailableError
 from brain_service.export.bundle import Bundle, Golden, Manifest
 from brain_service.inference import InferenceRouter, InferRequest
 from brain_service.inference.arena import Layout
+from brain_service.inference.golden import check_golden
 from brain_service.inference.protocol import Kind, decode_document
 from brain_service.inference.telemetry import Reporter
-from brain_service.inference.golden import check_golden
 from brain_service.spec import from_vector, unflatten
 from tests.export.hailo_toy import FAKES, PROJECT, CompiledToys
 from tests.inference.hailo_chip import PROFILES, Chip, opened, plug_in

@@ -1,6 +1,7 @@
 """Activation, refusal, rollback and restart, under live sessions."""
 
 import asyncio
+import dataclasses
 import os
 import shutil
 import signal
@@ -11,7 +12,7 @@ import psutil
 import pytest
 
 from brain_service.errors import ConflictError, CorruptDataError, NotFoundError, UnavailableError
-from brain_service.export.bundle import GOLDEN, JAX_STEP, MANIFEST, PARAMS
+from brain_service.export.bundle import GOLDEN, HEF, JAX_STEP, MANIFEST, PARAMS, Bundle, write_bundle
 from brain_service.inference import InferenceRouter
 from tests.inference.conftest import Toys
 from tests.inference.harness import ask, eventually, is_gone, run, serving, worker_pid
@@ -120,6 +121,26 @@ def test_a_flipped_bit_is_refused_by_name_and_the_active_model_goes_on(toys: Toy
             observation = toy_observation(np.random.default_rng(2))
             reply = await ask(router, session.session_id, observation)
             np.testing.assert_allclose(reply.chunk, Reference().step(observation), atol=1e-6)
+
+    run(scenario())
+
+
+def test_a_missing_or_empty_file_is_refused_by_name(toys: Toys) -> None:
+    whole = Bundle.open(toys.models_dir / toys.third)
+    files = {name: whole.read(name) for name in whole.manifest.files}
+    draft = dataclasses.replace(whole.manifest, files={}, model_id="", control_period_s=0.5)
+    # Its hash holds: a compiler that left nothing behind, and an exporter that did not look.
+    empty = write_bundle(toys.models_dir, draft, files | {HEF: b""})
+    (toys.models_dir / toys.second / JAX_STEP).unlink()
+
+    async def scenario() -> None:
+        async with serving(toys.models_dir, toys.cache_dir, toys.first) as router:
+            with pytest.raises(CorruptDataError, match=f"{JAX_STEP}: listed in the manifest but cannot be read"):
+                await router.activate(toys.second)
+            with pytest.raises(CorruptDataError, match=f"{HEF}: is empty"):
+                await router.activate(empty)
+            assert router.ready and links(toys) == {"active": toys.first}
+            assert [model["model_id"] for model in router.status()["models"]] == [toys.first]
 
     run(scenario())
 

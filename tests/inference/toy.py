@@ -75,7 +75,7 @@ def _policy(
     *rest: Array,
 ) -> tuple[tuple[Array, ...], Float32[Array, "B 2 2"]]:
     carry, chunk = _finite_policy(params, carry, observation, *rest)
-    return carry, jnp.where(observation[:, 2:, None] > NONFINITE, jnp.nan, chunk)
+    return carry, jnp.where(observation[:, 2:, None] > params["nan_above"], jnp.nan, chunk)
 
 
 def toy_graph(scale: float) -> bytes:
@@ -114,16 +114,19 @@ def build_toy(
     golden_error: float = 0.0,
     control_period_s: float | None = None,
     graph: bytes | None = None,
+    nan_above: float = NONFINITE,
+    spec: EpisodeSpec = SPEC,
 ) -> str:
     """Write a bundle of the toy model and return its id; `golden_error` is added to its reference outputs.
 
-    With a `graph` the bundle also holds it as its ONNX form.
+    A `load` above `nan_above` makes it answer NaN; `spec` names its three observations and two actions. With a
+    `graph` the bundle also holds it as its ONNX form.
     """
     (rows,) = export.symbolic_shape("rows")
     shapes = [(rows, 2), (rows, 1)], (rows, 3), (rows, 2), (rows,), (rows,)
     carry = tuple(jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes[0])
     rest = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes[1:]]
-    params = {"scale": np.full(2, scale, np.float32)}
+    params = {"scale": np.full(2, scale, np.float32), "nan_above": np.full(1, nan_above, np.float32)}
     step = export.export(jax.jit(_policy), platforms=["cpu"])(params, carry, *rest)
     files = {
         PARAMS: save(params),
@@ -135,7 +138,7 @@ def build_toy(
     parity = {form: Parity(measured=0.0, bound=1e-5) for form in ("jax", "onnx")[: 1 + (graph is not None)]}
     draft = Manifest(
         config={"toy": True},
-        spec=SPEC,
+        spec=spec,
         action_low=(-LIMIT, -LIMIT),
         action_high=(LIMIT, LIMIT),
         normalisation={},
