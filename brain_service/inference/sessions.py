@@ -142,20 +142,23 @@ class SessionTable:
     def __len__(self) -> int:
         return len(self._sessions)
 
-    def create(self, model: ServedModel) -> Session:
-        """Start a session on `model`.
+    def create(self, model: ServedModel, session_id: str | None = None) -> Session:
+        """Start a session on `model`; its id is made up here unless one is given.
 
         Raises:
+            ConflictError: a session of that id is live.
             TooManyError: the bound on sessions is reached.
             UnavailableError: the model has no free row.
         """
         self.evict_idle()
+        if session_id in self._sessions:
+            raise ConflictError(f"session {session_id} is live; reset or end it", field="session_id")
         if len(self._sessions) >= self._max_sessions:
             raise TooManyError(
                 f"{len(self._sessions)} sessions are live, the bound is {self._max_sessions}; "
                 "end one (DELETE /sessions/{id}) or raise inference.max_sessions"
             )
-        session = Session(secrets.token_hex(8), model)
+        session = Session(session_id or secrets.token_hex(8), model)
         self._sessions[session.session_id] = session
         return session
 
