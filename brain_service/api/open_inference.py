@@ -175,8 +175,6 @@ async def _infer(request: Request, services: Services, name: str, version: str |
     # All that can be wrong with the request is found before the state of a live sequence is given up.
     observation = read_observation(question.inputs, manifest.spec.observation)
     outputs = _outputs(question, call, manifest)
-    if call.start:
-        check_observation(observation, manifest.spec.observation)
     asked = InferRequest(
         session_id=call.session_id,
         observation=observation,
@@ -185,6 +183,9 @@ async def _infer(request: Request, services: Services, name: str, version: str |
         deadline_ms=call.deadline_ms,
         received_ns=received_ns,
     )
+    if call.start:
+        check_observation(observation, manifest.spec.observation)
+        asked.check()
     made = await _begin(services, call) if call.start else False
     try:
         reply = await answer_step(services, asked, call.record)

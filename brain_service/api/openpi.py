@@ -13,6 +13,7 @@ Source: openpi's `WebsocketPolicyServer` and `WebsocketClientPolicy` (openpi-cli
 
 import contextlib
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -106,12 +107,6 @@ class _Robot:
         # A step that starts anew is held against the model that is active now.
         spec = (router.manifest() if resetting else self._manifest()).spec.observation
         observation, warnings = match_observation(given, spec)
-        if resetting:
-            if observation:
-                check_observation(observation, spec)  # before the old state is gone
-            session = await self._reset()
-            if not observation:
-                return pack(self.describe(session))
         asked = InferRequest(
             session_id=self.session_id,
             observation=observation,
@@ -119,6 +114,14 @@ class _Robot:
             deadline_ms=float(own["deadline_ms"]) if "deadline_ms" in own else None,
             received_ns=message.received_ns,
         )
+        if resetting:
+            asked.check()  # all of it before the old state is gone
+            if observation:
+                check_observation(observation, spec)
+            session = await self._reset()
+            if not observation:
+                return pack(self.describe(session))
+            asked = replace(asked, session_id=session.session_id)
         reply = await answer_step(self._services, asked, own.get("record"))
         return pack(self._reply(reply, router.manifest(self.session_id).spec.action, warnings))
 

@@ -60,6 +60,8 @@ def read_call(parameters: Mapping[str, Any], caller: str) -> StepCall:
             "with sequence_start on its first step; for a single step set sequence_start and sequence_end both",
             field="parameters/sequence_id",
         )
+    if parameters.get("sequence_start") and parameters.get("step", 0) != 0:
+        raise InvalidError("sequence_start begins at step 0; leave step out, or give 0", field="parameters/step")
     timeout_us = parameters.get("timeout", 0)
     return StepCall(
         sequence_id=sequence_id,

@@ -10,13 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from brain_service.errors import (
     BrainError,
     ConflictError,
     DeadlineExceededError,
-    InvalidError,
     UnavailableError,
 )
 from brain_service.export.manifest import Manifest
@@ -32,8 +29,6 @@ from brain_service.spec import check_observation, check_values, flatten, from_ve
 __all__ = ["InferReply", "InferRequest", "InferenceRouter", "SessionInfo"]
 
 _HOUSEKEEPING_S = 1.0
-_MAX_DEADLINE_MS = 60_000.0
-_MAX_FLOAT32 = float(np.finfo(np.float32).max)
 
 
 class InferenceRouter:
@@ -214,7 +209,7 @@ class InferenceRouter:
         session = self._sessions.for_infer(request.session_id)
         session.used_s = time.monotonic()
         try:
-            _check_numbers(request)
+            request.check()
             deadline_ms = request.deadline_ms or self._settings.deadline_ms
             deadline_ns = received_ns + int(deadline_ms * 1e6)
             await self._take_turn(session, deadline_ns)
@@ -351,18 +346,6 @@ class InferenceRouter:
             self._sessions.evict_idle()
             with contextlib.suppress(BrainError):
                 await self._fleet.drop_drained()
-
-
-def _check_numbers(request: InferRequest) -> None:
-    step, deadline_ms = request.step, request.deadline_ms
-    if step is not None and (type(step) is not int or step < 0):
-        raise InvalidError(f"step: {step!r} is not a whole number from 0 on", field="step")
-    if deadline_ms is not None and not 0 < deadline_ms <= _MAX_DEADLINE_MS:
-        raise InvalidError(
-            f"deadline_ms: {deadline_ms!r} is not above 0 and at most {_MAX_DEADLINE_MS:g}", field="deadline_ms"
-        )
-    if not abs(request.reward) <= _MAX_FLOAT32:
-        raise InvalidError(f"reward: {request.reward!r} is not finite in float32", field="reward")
 
 
 def _late(session: Session) -> DeadlineExceededError:
