@@ -153,6 +153,13 @@ BAD_INPUTS: list[tuple[dict[str, Any], str]] = [
     ({"reward": FP32 | {"data": [1e39]}}, "reward"),
     ({"observation/load": FP32 | {"parameters": {"shared_memory_region": "x"}}}, "shared_memory_region"),
 ]
+BAD_OUTPUTS: list[list[dict[str, Any]]] = [
+    [{"name": "actions"}],
+    [{"name": "chunk"}, {"name": "chunk"}],
+    [{"parameters": {}}],
+    [{"name": "chunk", "parameters": {"binary_data": 1}}],
+    [{"name": "chunk", "parameters": {"classification": 2}}],
+]
 BAD_PARAMETERS: list[tuple[dict[str, Any], int]] = [
     ({"sequence_id": 0}, 400),
     ({"sequence_id": ""}, 400),
@@ -182,12 +189,7 @@ def test_whatever_is_wrong_is_named_and_the_sequence_goes_on(http: httpx.Client,
             asked = body(second, sequence, inputs=tensors(second, **changes), sequence_start=starting)
             assert says in refused(http.post(INFER, json=asked), 400)["detail"], changes
         refused(http.post(INFER, json=body(second, sequence, inputs=[], sequence_start=starting)), 400)
-        for outputs in (
-            [{"name": "actions"}],
-            [{"name": "chunk"}] * 2,
-            [{"parameters": {}}],
-            [{"name": "chunk", "parameters": {"binary_data": 1}}],
-        ):
+        for outputs in BAD_OUTPUTS:
             refused(http.post(INFER, json=body(second, sequence, outputs=outputs, sequence_start=starting)), 400)
         for parameters, status in BAD_PARAMETERS:
             if starting and status == 504:
@@ -216,7 +218,7 @@ def test_lies_about_lengths_are_refused(driven: Driven, http: httpx.Client, sequ
 
     def post(content: bytes, length: str) -> httpx.Response:
         return http.post(
-            INFER, content=content, headers={"Inference-Header-Content-Length": length.encode("latin-1")}
+            INFER, content=content, headers={b"Inference-Header-Content-Length": length.encode("latin-1")}
         )
 
     assert post(text + data, str(len(text))).status_code == 200

@@ -1,6 +1,7 @@
 """The tensor codec of the Open Inference Protocol: what is written is read back, and no bytes at all break it."""
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ TENSORS = st.sampled_from(list(NAMES)).flatmap(lambda dtype: arrays.arrays(dtype
 ELEMENTS = st.lists(st.binary(max_size=20), max_size=5)
 
 
-def request(inputs: list[tuple[dict[str, Any], bytes | None]], **head: Any) -> tuple[bytes, int]:
+def request(inputs: Sequence[tuple[dict[str, Any], bytes | None]], **head: Any) -> tuple[bytes, int]:
     """Return a body and the length of its JSON, written by hand."""
     described = []
     for document, data in inputs:
