@@ -101,12 +101,11 @@ class _Robot:
         given = unpack(message.body)
         if not isinstance(given, dict) or not all(isinstance(name, str) for name in given):
             raise InvalidError("send a map of named values", field="observation")
-        router = self._services.router
         own = self._take_own(given)
         resetting = bool(own.get("reset", False))
         # A step that starts anew is held against the model that is active now.
-        spec = (router.manifest() if resetting else self._manifest()).spec.observation
-        observation, warnings = match_observation(given, spec)
+        spec = (self._services.router.manifest() if resetting else self._manifest()).spec
+        observation, warnings = match_observation(given, spec.observation)
         asked = InferRequest(
             session_id=self.session_id,
             observation=observation,
@@ -117,13 +116,13 @@ class _Robot:
         if resetting:
             asked.check()  # all of it before the old state is gone
             if observation:
-                check_observation(observation, spec)
+                check_observation(observation, spec.observation)
             session = await self._reset()
             if not observation:
                 return pack(self.describe(session))
             asked = replace(asked, session_id=session.session_id)
         reply = await answer_step(self._services, asked, own.get("record"))
-        return pack(self._reply(reply, router.manifest(self.session_id).spec.action, warnings))
+        return pack(self._reply(reply, spec.action, warnings))
 
     def refusal(self, message: Incoming, error: BrainError) -> Frame:  # noqa: ARG002 - the same for every message
         """Return the problem document as text."""

@@ -1,13 +1,15 @@
 """Parameters of an Open Inference request: a sequence is a session, and what else may be asked of one step.
 
 A client's sequence ids are its own: the session's id is a hash over whoever asks (its token, or without tokens the
-address that it comes from), and the sequence id with its kind, since 7 and "7" are two of them.
+address that it comes from), and the sequence id with its kind, since 7 and "7" are two of them. The hash has a key
+of this process, or who may list sessions could try out tokens against it.
 
 Source: Triton's sequence extension (`sequence_id`, `sequence_start`, `sequence_end`).
 """
 
 import hashlib
 import json
+import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +19,7 @@ from brain_service.errors import InvalidError
 __all__ = ["StepCall", "read_call"]
 
 MAX_ID_BYTES = 256
+_KEY = secrets.token_bytes(32)
 _MICROSECONDS_A_MS = 1e3
 
 
@@ -77,7 +80,7 @@ def read_call(parameters: Mapping[str, Any], caller: str) -> StepCall:
 
 def _session_id(caller: str, sequence_id: int | str) -> str:
     text = json.dumps([caller, sequence_id])
-    return f"v2-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+    return f"v2-{hashlib.blake2b(text.encode(), key=_KEY, digest_size=8).hexdigest()}"
 
 
 def _is_index(value: Any) -> bool:
