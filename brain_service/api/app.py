@@ -6,15 +6,19 @@ from fastapi import FastAPI
 from starlette.types import Receive, Scope, Send
 
 import brain_service
-from brain_service.api import episodes, hardware, images, inference, jobs, models, status
+from brain_service.api import episodes, hardware, images, inference, jobs, models, open_inference, status
 from brain_service.api.auth import Guard, TokenSource
 from brain_service.api.capture import CaptureTransport
+from brain_service.api.infer_stream import serve_infer_stream
 from brain_service.api.openapi import state_parameters_plainly
+from brain_service.api.openpi import serve_openpi
 from brain_service.api.problems import install_problem_handlers, refuse_websocket
 from brain_service.api.services import Services
 from brain_service.errors import NotFoundError
 
 __all__ = ["create_app"]
+
+_WEBSOCKETS = {"/": serve_openpi, "/infer/stream": serve_infer_stream}
 
 
 class _App(FastAPI):
@@ -42,8 +46,13 @@ class _App(FastAPI):
 
     async def _route(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket":
-            known = "WS /episodes/{id}/stream is the only WebSocket"
-            await refuse_websocket(NotFoundError(f"no WebSocket at {scope['path']!r}; {known}"), receive, send)
+            serve = _WEBSOCKETS.get(scope["path"])
+            if serve is None:
+                known = ", ".join((*_WEBSOCKETS, "/episodes/{id}/stream"))
+                error = NotFoundError(f"no WebSocket at {scope['path']!r}; there are {known}")
+                await refuse_websocket(error, receive, send)
+            else:
+                await serve(self.state.services, scope, receive, send)
         else:
             await super().__call__(scope, receive, send)
 
@@ -56,12 +65,12 @@ class _App(FastAPI):
 
 
 def create_app(services: Services, tokens: TokenSource | None = None) -> FastAPI:
-    """Return the application; with `tokens`, every request but `/livez` and `/readyz` needs one.
+    """Return the application; with `tokens`, every request but those for liveness and readiness needs one.
 
     Outermost stands the guard, then the hot path of capture, then FastAPI's router.
     """
     app = _App(services, tokens)
     install_problem_handlers(app)
-    for module in (status, hardware, episodes, images, inference, models, jobs):
+    for module in (status, hardware, episodes, images, inference, models, jobs, open_inference):
         app.include_router(module.router)
     return app

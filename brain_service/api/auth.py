@@ -3,7 +3,8 @@
 The tokens file has one token a line: `<token> <scope>[,<scope>...]`, scopes `control`, `operate`, `read`;
 `#` starts a comment. `operate` and `control` include `read`. Without a file every request is allowed, and the
 daemon then refuses to bind anywhere but loopback and its Unix socket. A token comes in the `Authorization`
-header only: what stands in an address ends up in histories and logs.
+header only, as `Bearer <token>` or, from openpi's clients, `Api-Key <token>`: what stands in an address ends up in
+histories and logs.
 
 A browser names the page that asks in `Origin`. A page of another host may not change anything here nor open a
 WebSocket (they are not bound by CORS): 403. Without tokens the page must also have come from an address or a
@@ -28,8 +29,10 @@ from brain_service.errors import BrainError, ConfigError, ForbiddenError, Unauth
 __all__ = ["Guard", "TokenSource", "Tokens", "check_origin", "scope_for"]
 
 SCOPES = ("control", "operate", "read")
-OPEN_PATHS = frozenset({"/livez", "/readyz"})
-CONTROL_ROOTS = frozenset({"episodes", "sessions", "infer"})
+OPEN_PATHS = frozenset({"/livez", "/readyz", "/healthz", "/v2/health/live", "/v2/health/ready"})
+# The empty one is `/` itself, where openpi's clients connect.
+CONTROL_ROOTS = frozenset({"", "episodes", "sessions", "infer", "v2"})
+SCHEMES = ("bearer", "api-key")
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 LOCAL_SUFFIXES = (".local", ".lan", ".internal", ".home.arpa")
 
@@ -86,11 +89,11 @@ class Tokens:
         Every known token is compared, each in constant time: how long it takes tells nothing about any of them.
 
         Raises:
-            UnauthorizedError: no bearer token, or an unknown one.
+            UnauthorizedError: no token, or an unknown one.
             ForbiddenError: the token is known and lacks the scope.
         """
         kind, _, token = authorization.partition(" ")
-        if kind.lower() != "bearer" or not token.strip():
+        if kind.lower() not in SCHEMES or not token.strip():
             raise UnauthorizedError("send 'Authorization: Bearer <token>'")
         digest = _digest(token.strip())
         scopes: frozenset[str] | None = None
@@ -187,7 +190,7 @@ class Guard:
                     scope[AUTHORISED] = _StillAllowed(self._source, given, needed)
         except BrainError as error:
             if kind == "http":
-                await problem_response(error.problem())(scope, receive, send)
+                await problem_response(error.problem(), scope["path"])(scope, receive, send)
             else:
                 await refuse_websocket(error, receive, send)
             return

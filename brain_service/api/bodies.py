@@ -10,6 +10,7 @@ from fastapi import Request
 from starlette.responses import Response
 
 from brain_service.api.door import Arrivals
+from brain_service.episodes.wire import read_msgpack
 from brain_service.errors import (
     InvalidError,
     MalformedError,
@@ -18,19 +19,48 @@ from brain_service.errors import (
     UnsupportedMediaError,
 )
 
-__all__ = ["JsonResponse", "decode", "read_body", "read_object"]
+__all__ = [
+    "JsonResponse",
+    "MsgpackResponse",
+    "decode",
+    "decode_msgpack",
+    "encode_json",
+    "encode_msgpack",
+    "read_body",
+    "read_object",
+]
 
 T = TypeVar("T")
 
 
+def encode_json(content: Any) -> bytes:
+    """Return `content` as JSON; NumPy arrays become nested lists, float32 the shortest exact text."""
+    return orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY, default=_plain_array)
+
+
+def encode_msgpack(content: Any) -> bytes:
+    """Return `content` as msgpack; NumPy arrays become `{"__ndarray__": true, "dtype", "shape", "data"}`."""
+    return _MSGPACK.encode(content)
+
+
 class JsonResponse(Response):
-    """JSON by orjson; NumPy arrays are written as nested lists, float32 as the shortest exact text."""
+    """JSON by orjson, as `encode_json` writes it."""
 
     media_type = "application/json"
 
     def render(self, content: Any) -> bytes:
         """Return `content` as JSON bytes."""
-        return orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY, default=_plain_array)
+        return encode_json(content)
+
+
+class MsgpackResponse(Response):
+    """The same in msgpack, as `encode_msgpack` writes it."""
+
+    media_type = "application/msgpack"
+
+    def render(self, content: Any) -> bytes:
+        """Return `content` as msgpack bytes."""
+        return encode_msgpack(content)
 
 
 def _plain_array(value: Any) -> Any:
@@ -42,6 +72,15 @@ def _plain_array(value: Any) -> Any:
     if not isinstance(value, np.ndarray):
         raise TypeError(f"no JSON form for {type(value).__name__}")
     return np.ascontiguousarray(value) if value.ndim else value[()]
+
+
+def _typed_array(value: Any) -> dict[str, Any]:
+    if not isinstance(value, np.ndarray | np.generic):
+        raise TypeError(f"no msgpack form for {type(value).__name__}")
+    return {"__ndarray__": True, "dtype": value.dtype.str, "shape": value.shape, "data": value.tobytes()}
+
+
+_MSGPACK = msgspec.msgpack.Encoder(enc_hook=_typed_array)
 
 
 async def read_body(request: Request, limit_bytes: int) -> bytes:
@@ -89,13 +128,30 @@ def decode(body: bytes, kind: type[T]) -> T:
     try:
         return msgspec.json.decode(body, type=kind)
     except msgspec.ValidationError as error:
-        where = re.search(r"at `\$\.?([^`]*)`", str(error))
-        named = re.search(r"(?:unknown|missing required) field `([^`]*)`", str(error))
-        field = "/".join(part for part in (where and where[1].replace(".", "/"), named and named[1]) if part)
-        said = str(error).replace("Object", "the body")
-        raise InvalidError(f"{said}{_known(kind, field)}", field=field or "body") from error
+        raise _invalid(error, kind) from error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise MalformedError(f"the body is not JSON: {error}") from error
+
+
+def decode_msgpack(body: bytes, kind: type[T]) -> T:
+    """Parse msgpack, which may hold typed arrays, into a msgspec struct.
+
+    Raises:
+        MalformedError: not msgpack, or a typed array that is none.
+        InvalidError: a field is missing, unknown or of the wrong type; the error names it.
+    """
+    try:
+        return msgspec.convert(read_msgpack(body), kind)
+    except msgspec.ValidationError as error:
+        raise _invalid(error, kind) from error
+
+
+def _invalid(error: msgspec.ValidationError, kind: Any) -> InvalidError:
+    where = re.search(r"at `\$\.?([^`]*)`", str(error))
+    named = re.search(r"(?:unknown|missing required) field `([^`]*)`", str(error))
+    field = "/".join(part for part in (where and where[1].replace(".", "/"), named and named[1]) if part)
+    said = str(error).replace("Object", "the body")
+    return InvalidError(f"{said}{_known(kind, field)}", field=field or "body")
 
 
 def _known(kind: Any, field: str) -> str:

@@ -2,32 +2,22 @@
 
 import time
 from dataclasses import asdict
-from typing import Any
 
 import msgspec
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from brain_service.api.bodies import JsonResponse, decode, read_body
+from brain_service.api import acting
+from brain_service.api.acting import InferBody, act
+from brain_service.api.bodies import JsonResponse, MsgpackResponse, decode, decode_msgpack, read_body
+from brain_service.api.openapi import ACTED, INFER, answers
+from brain_service.api.openapi import body as body_of
 from brain_service.api.services import ServicesDep
-from brain_service.inference.calls import InferRequest
+from brain_service.episodes.wire import body_kind
 
 __all__ = ["router"]
 
 router = APIRouter(tags=["inference"])
-
-
-class InferBody(msgspec.Struct, forbid_unknown_fields=True):
-    """Body of `/infer`. `reward` and `executed_action` describe the step before; step 0 ignores them."""
-
-    session_id: str
-    observation: dict[str, Any]
-    step: int | None = None
-    reward: float = 0.0
-    executed_action: dict[str, Any] | None = None
-    deadline_ms: float | None = None
-    record: str | None = None
-    why: bool = False
 
 
 class SessionBody(msgspec.Struct, forbid_unknown_fields=True):
@@ -65,43 +55,26 @@ async def reset_session(session_id: str, services: ServicesDep) -> JsonResponse:
 @router.delete("/sessions/{session_id}", status_code=204, operation_id="end_session")
 async def end_session(session_id: str, services: ServicesDep) -> Response:
     """End a session and free its state."""
-    await services.router.end_session(session_id)
-    services.recorder.release(session_id)
+    await acting.end_session(services, session_id)
     return Response(status_code=204)
 
 
-@router.post("/infer", operation_id="infer")
-async def infer(request: Request, services: ServicesDep) -> JsonResponse:
+@router.post(
+    "/infer",
+    operation_id="infer",
+    openapi_extra=body_of(INFER, required=True),
+    responses=answers(400, 409, 413, 415, 422, 504, schema=ACTED),
+)
+async def infer(request: Request, services: ServicesDep) -> Response:
     """Answer the action for one observation, before `deadline_ms` counted from receipt, or 504.
 
     The state advances once per answered step: after an error the next step is still `next_step`, and a repeat
     of an answered step gets the stored answer. A step that could not be recorded is a warning in the next answer;
-    with `why` the answer says where it comes from.
+    with `why` the answer says where it comes from. A body in `application/msgpack` is answered in it. `WS
+    /infer/stream` is the same over one connection.
     """
     received_ns = time.monotonic_ns()
-    body = decode(await read_body(request, services.settings.capture.max_step_bytes), InferBody)
-    asked = InferRequest(
-        session_id=body.session_id,
-        step=body.step,
-        observation=body.observation,
-        reward=body.reward,
-        executed_action=body.executed_action,
-        deadline_ms=body.deadline_ms,
-        received_ns=received_ns,
-        why=body.why,
-    )
-    reply = await services.router.infer(asked)
-    unrecorded = services.recorder.answered(body.record, asked, reply)
-    answer = {
-        "action": reply.action,
-        "step": reply.step,
-        "model_id": reply.model_id,
-        "model_since_step": reply.model_since_step,
-        "backend": reply.backend,
-        "state_step": reply.state_step,
-        "timings_us": reply.timings_us,
-        "warnings": (*reply.warnings, *unrecorded),
-    }
-    if reply.why is not None:
-        answer["why"] = reply.why | {"warnings": answer["warnings"]}
-    return JsonResponse(answer)
+    body = await read_body(request, services.settings.capture.max_step_bytes)
+    if body_kind(request.headers.get("content-type", "")) == "msgpack":
+        return MsgpackResponse(await act(services, decode_msgpack(body, InferBody), received_ns))
+    return JsonResponse(await act(services, decode(body, InferBody), received_ns))

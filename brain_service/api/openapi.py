@@ -6,6 +6,7 @@ from typing import Any
 from brain_service.episodes.header import CONTROL_ROLES
 
 __all__ = [
+    "ACTED",
     "APPENDED",
     "CREATE",
     "CREATED",
@@ -13,8 +14,12 @@ __all__ = [
     "ENDED",
     "EPISODE_ID",
     "IDEMPOTENCY_KEY",
+    "INFER",
     "STEPS",
     "STEPS_PAGE",
+    "V2_INFER",
+    "V2_INFERRED",
+    "V2_MODEL",
     "answers",
     "body",
     "state_parameters_plainly",
@@ -160,6 +165,106 @@ ENDED: Schema = {
     "properties": {"steps": {"type": "integer"}, "durable_through": {"type": "integer"}},
 }
 
+_INFER: Schema = {
+    "type": "object",
+    "additionalProperties": False,
+    "required": ["session_id", "observation"],
+    "properties": {
+        "session_id": {"type": "string"},
+        "observation": _VALUES,
+        "step": {"anyOf": [_INDEX, {"type": "null"}], "description": "Omitted: the next one."},
+        "reward": {"type": "number", "default": 0.0, "description": "Of the step before."},
+        "executed_action": {"anyOf": [_VALUES, {"type": "null"}], "description": "Of the step before."},
+        "deadline_ms": {"type": ["number", "null"], "exclusiveMinimum": 0, "maximum": 60_000},
+        "record": {"type": ["string", "null"], "description": "The episode that this step goes into."},
+    },
+}
+
+INFER: Mapping[str, Schema] = {
+    "application/json": _INFER,
+    "application/msgpack": {
+        "type": "string",
+        "format": "binary",
+        "description": "The same; a value may be `{__ndarray__: true, dtype, shape, data}`.",
+    },
+}
+
+ACTED: Schema = {
+    "type": "object",
+    "required": ["action", "step", "model_id", "backend", "state_step", "timings_us", "warnings"],
+    "properties": {
+        "action": {"type": "object", "description": "Under the names and shapes that training saw."},
+        "step": _INDEX,
+        "model_id": {"type": "string"},
+        "backend": {"type": "string"},
+        "state_step": _INDEX,
+        "timings_us": {"type": "object", "additionalProperties": {"type": "number"}},
+        "warnings": {"type": "array", "items": {"type": "string"}},
+    },
+}
+
+_TENSOR: Schema = {
+    "type": "object",
+    "required": ["name", "datatype", "shape"],
+    "properties": {
+        "name": {"type": "string"},
+        "datatype": {"type": "string"},
+        "shape": {"type": "array", "items": {"type": "integer", "minimum": 0}},
+        "parameters": {"type": "object", "description": "`binary_data_size`: its bytes follow the JSON."},
+        "data": {"type": "array", "description": "Row-major, flat or nested."},
+    },
+}
+
+_V2_INFER: Schema = {
+    "type": "object",
+    "required": ["inputs"],
+    "properties": {
+        "id": {"type": "string"},
+        "inputs": {"type": "array", "items": _TENSOR},
+        "outputs": {"type": "array", "items": {"type": "object", "required": ["name"]}},
+        "parameters": {
+            "type": "object",
+            "description": (
+                "`sequence_id`, `sequence_start`, `sequence_end`, `step`, `timeout` (microseconds), `record`, "
+                "`binary_data_output`, `priority`."
+            ),
+        },
+    },
+}
+
+V2_INFER: Mapping[str, Schema] = {
+    "application/json": _V2_INFER,
+    "application/octet-stream": {
+        "type": "string",
+        "format": "binary",
+        "description": "The JSON, of `Inference-Header-Content-Length` bytes, then the binary tensors.",
+    },
+}
+
+V2_INFERRED: Schema = {
+    "type": "object",
+    "required": ["model_name", "model_version", "outputs"],
+    "properties": {
+        "model_name": {"type": "string"},
+        "model_version": {"type": "string"},
+        "id": {"type": "string"},
+        "outputs": {"type": "array", "items": _TENSOR},
+        "parameters": {"type": "object"},
+    },
+}
+
+V2_MODEL: Schema = {
+    "type": "object",
+    "required": ["name", "versions", "platform", "inputs", "outputs"],
+    "properties": {
+        "name": {"type": "string"},
+        "versions": {"type": "array", "items": {"type": "string"}},
+        "platform": {"type": "string"},
+        "inputs": {"type": "array", "items": _TENSOR},
+        "outputs": {"type": "array", "items": _TENSOR},
+    },
+}
+
 _PROBLEM: Schema = {
     "type": "object",
     "required": ["type", "title", "status", "detail"],
@@ -170,6 +275,8 @@ _PROBLEM: Schema = {
         "detail": {"type": "string"},
         "field": {"type": "string"},
         "next_step_index": {"type": "integer", "minimum": 0},
+        "next_step": {"type": "integer", "minimum": 0},
+        "error": {"type": "string", "description": "Below /v2: the detail once more, as that protocol wants it."},
         "retry_after_s": {"type": "number"},
     },
 }
@@ -178,16 +285,17 @@ _MEANING = {
     400: "The body cannot be parsed",
     401: "No known token",
     403: "The token lacks the scope, or a foreign web page asks",
-    404: "No such episode",
+    404: "No such episode or model",
     408: "The request came too slowly",
-    409: "It contradicts the present state: a gap, another body, an ended or open episode",
+    409: "It contradicts the present state: a gap, another body, an ended or open episode, a lost session",
     413: "Over a limit of size",
     415: "No media type of these",
     422: "A value is wrong; `field` names it, and nothing was written",
     429: "Over a limit of number or rate",
     431: "The head of the request has no end",
     500: "What is stored is damaged",
-    503: "The medium refuses, or too much waits for it",
+    503: "The part that would answer cannot do so now: a full medium, no model, a worker being started",
+    504: "The action would have come after its deadline; the state is unchanged",
 }
 _EVERYWHERE = (401, 403, 408, 431, 503)
 _RETRY_AFTER = {"Retry-After": {"description": "Seconds", "schema": {"type": "integer", "minimum": 1}}}

@@ -21,6 +21,7 @@ log = logging.getLogger(__name__)
 
 MEDIA_TYPE = "application/problem+json"
 RETRIED_STATUS = (429, 503)
+V2 = "/v2"
 IN_WORDS = {"idempotency-key": "1 to 255 printable characters of ASCII, a UUID for instance"}
 
 
@@ -43,8 +44,14 @@ def problem_headers(document: dict[str, Any]) -> dict[str, str]:
     return headers
 
 
-def problem_response(document: dict[str, Any]) -> Response:
-    """Return the response of a problem document, with the headers that go with it."""
+def problem_response(document: dict[str, Any], path: str = "") -> Response:
+    """Return the response of a problem document to a request for `path`, with the headers that go with it.
+
+    Below `/v2` it also has `error`, where clients of the Open Inference Protocol look, and a wrong value is a 400.
+    """
+    if path == V2 or path.startswith(f"{V2}/"):
+        status = 400 if document["status"] == 422 else document["status"]
+        document = {"error": document["detail"], **document, "status": status}
     return Response(
         encode_problem(document), status_code=int(document["status"]), headers=problem_headers(document)
     )
@@ -63,10 +70,10 @@ async def _brain_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, BrainError)
     if error.status >= 500:
         log.warning("request failed", extra={"path": request.url.path, **error.problem()})
-    return problem_response(error.problem())
+    return problem_response(error.problem(), request.url.path)
 
 
-async def _invalid_request(_: Request, error: Exception) -> Response:
+async def _invalid_request(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
     field = "/".join(str(part) for part in first["loc"] if part not in ("body", "query", "path", "header"))
@@ -80,7 +87,8 @@ async def _invalid_request(_: Request, error: Exception) -> Response:
             "status": 400 if malformed else 422,
             "detail": f"{field or 'body'}: {said}",
             "field": field or "body",
-        }
+        },
+        request.url.path,
     )
 
 
@@ -93,7 +101,8 @@ async def _http_exception(request: Request, error: Exception) -> Response:
             "title": str(error.detail),
             "status": error.status_code,
             "detail": f"{request.method} {request.url.path}: {error.detail}; GET /openapi.json lists every path",
-        }
+        },
+        request.url.path,
     )
     if error.status_code == 405:
         known = (error.headers or {}).get("Allow", "").split(", ")
@@ -143,7 +152,7 @@ class _Unexpected:
                 raise
             log.error("unexpected error", exc_info=error, extra={"path": scope["path"]})
             problem = BrainError("unexpected error; the daemon's log has the details").problem()
-            await problem_response(problem)(scope, receive, send)
+            await problem_response(problem, scope["path"])(scope, receive, send)
 
 
 def install_problem_handlers(app: FastAPI) -> None:

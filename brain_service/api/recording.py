@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
+import numpy as np
+
 from brain_service.episodes.schema import StepIn
 from brain_service.episodes.store import EpisodeStore
 from brain_service.errors import BrainError, UnavailableError
@@ -196,11 +198,13 @@ class Recorder:
 
 
 def _size_bytes(tree: Any) -> int:
-    """Return about how much memory a decoded JSON value takes, without looking at every number."""
+    """Return about how much memory a decoded value takes, without looking at every number."""
     if isinstance(tree, Mapping):
         return sum(map(_size_bytes, tree.values()))
     if isinstance(tree, list) and tree and isinstance(tree[0], list):
         return sum(map(_size_bytes, tree))
+    if isinstance(tree, np.ndarray):
+        return tree.nbytes
     return (
         len(tree)
         if isinstance(tree, str | bytes)

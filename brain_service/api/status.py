@@ -1,9 +1,10 @@
-"""`/livez`, `/readyz` and `/health`: read by systemd, by load balancers and by operators."""
+"""`/livez`, `/healthz`, `/readyz` and `/health`: read by systemd, by load balancers and by operators."""
 
 import asyncio
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query
+from starlette.responses import PlainTextResponse
 
 from brain_service.api.bodies import JsonResponse
 from brain_service.api.services import ServicesDep
@@ -28,6 +29,12 @@ router = APIRouter(tags=["status"])
 async def livez() -> JsonResponse:
     """Answer 200 while the event loop turns; nothing else is looked at."""
     return JsonResponse({"status": "pass"})
+
+
+@router.get("/healthz", operation_id="healthz", response_class=PlainTextResponse)
+async def healthz() -> PlainTextResponse:
+    """Answer as openpi's policy server does; the same question as `/livez`."""
+    return PlainTextResponse("OK\n")
 
 
 @router.get("/readyz", operation_id="readyz")

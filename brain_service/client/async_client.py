@@ -7,6 +7,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Unpack
 
+from brain_service.client.acting_stream import AsyncInferStream
 from brain_service.client.calls import episode_path, fetch_health, fetch_json, fetch_page, fetch_steps, run_async
 from brain_service.client.endpoint import DEFAULT_URL, Endpoint
 from brain_service.client.errors import ClientError
@@ -87,13 +88,16 @@ class AsyncBrainClient:
         """
         return await self._start().resend(timeout_s)
 
-    async def start_session(self) -> AsyncSession:
-        """Start to drive: a session at the zero state of the active model.
+    async def start_session(self, *, transport: Transport = "post") -> AsyncSession:
+        """Start to drive: a session at the zero state of the active model, as `BrainClient.start_session`.
 
         Raises:
             ClientError: as `BrainClient.start_session`.
         """
-        return AsyncSession(self._http, await run_async(self._http, start_session()))
+        turns = await run_async(self._http, start_session())
+        return AsyncSession(
+            AsyncInferStream(self._http, self._endpoint) if transport == "stream" else self._http, turns
+        )
 
     async def health(self) -> JsonObject:
         """Return the daemon's `/health` document.

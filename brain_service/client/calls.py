@@ -6,7 +6,7 @@ result. `run` and `run_async` drive it over real connections.
 
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote
 
 import httpx
@@ -15,7 +15,11 @@ import msgspec
 from brain_service.client.errors import ClientError, UnreachableError, response_error
 from brain_service.client.wire import JsonObject, as_arrays
 
+if TYPE_CHECKING:
+    from brain_service.client.acting_stream import AsyncInferStream, InferStream
+
 __all__ = [
+    "INFER_PATH",
     "Call",
     "Flow",
     "ask",
@@ -30,6 +34,7 @@ __all__ = [
 ]
 
 T = TypeVar("T")
+INFER_PATH = "/infer"
 JSON_HEADERS = {"Content-Type": "application/json"}
 
 
@@ -55,7 +60,7 @@ class Call:
 Flow = Generator[Call, httpx.Response, T]
 
 
-def run(http: httpx.Client, flow: Flow[T]) -> T:
+def run(http: "httpx.Client | InferStream", flow: Flow[T]) -> T:
     """Drive a flow on this thread.
 
     Raises:
@@ -75,7 +80,7 @@ def run(http: httpx.Client, flow: Flow[T]) -> T:
         return result
 
 
-async def run_async(http: httpx.AsyncClient, flow: Flow[T]) -> T:
+async def run_async(http: "httpx.AsyncClient | AsyncInferStream", flow: Flow[T]) -> T:
     """Drive a flow on this event loop.
 
     Raises:

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar, Unpack
 
+from brain_service.client.acting_stream import InferStream
 from brain_service.client.calls import episode_path, fetch_health, fetch_json, fetch_page, fetch_steps, run
 from brain_service.client.endpoint import DEFAULT_URL, Endpoint
 from brain_service.client.errors import ClientError
@@ -128,14 +129,18 @@ class BrainClient:
         loop, fleet = self._start()
         return loop.run(fleet.resend(timeout_s))
 
-    def start_session(self) -> Session:
+    def start_session(self, *, transport: Transport = "post") -> Session:
         """Start to drive: a session at the zero state of the active model.
+
+        With `transport="stream"` its actions come over a WebSocket of its own, which costs less an action; use
+        such a session from one thread at a time.
 
         Raises:
             BusyError: no model is ready, or too many sessions are live.
             ClientError: as the daemon answers.
         """
-        return Session(self._http, run(self._http, start_session()))
+        turns = run(self._http, start_session())
+        return Session(InferStream(self._http, self._endpoint) if transport == "stream" else self._http, turns)
 
     def health(self) -> JsonObject:
         """Return the daemon's `/health` document: `status` is pass, warn or fail, `checks` tells why.

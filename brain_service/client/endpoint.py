@@ -1,12 +1,15 @@
 """Where the daemon is and how to speak to it: a URL or a Unix socket, a token, timeouts."""
 
 import logging
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import httpx
 from websockets.asyncio.client import connect, unix_connect
+from websockets.sync import client as sync_client
+from websockets.sync.client import ClientConnection
 
 __all__ = ["DEFAULT_URL", "Endpoint"]
 
@@ -39,7 +42,24 @@ class Endpoint:
 
     def stream(self, path: str) -> connect:
         """Return the WebSocket connection to `path`, to be entered as an async context."""
-        options: dict[str, Any] = {
+        if self._uds is not None:
+            return unix_connect(self._uds, self._stream_url(path), **self._stream_options())
+        return connect(self._stream_url(path), proxy=None, **self._stream_options())
+
+    def sync_stream(self, path: str) -> AbstractContextManager[ClientConnection]:
+        """Return the same for a thread, to be entered as a context."""
+        found: AbstractContextManager[ClientConnection]
+        if self._uds is not None:
+            found = sync_client.unix_connect(str(self._uds), self._stream_url(path), **self._stream_options())
+        else:
+            found = sync_client.connect(self._stream_url(path), proxy=None, **self._stream_options())
+        return found
+
+    def _stream_url(self, path: str) -> str:
+        return "ws" + self.base_url.removeprefix("http").rstrip("/") + path
+
+    def _stream_options(self) -> dict[str, Any]:
+        return {
             "additional_headers": self._headers(),
             "compression": None,  # float32 values hardly shrink, and the robot's cores have other work
             "open_timeout": self.timeout_s,
@@ -49,10 +69,6 @@ class Endpoint:
             "user_agent_header": None,
             "logger": _STREAM_LOG,
         }
-        url = "ws" + self.base_url.removeprefix("http").rstrip("/") + path
-        if self._uds is not None:
-            return unix_connect(self._uds, url, **options)
-        return connect(url, proxy=None, **options)
 
     @property
     def _uds(self) -> str | None:

@@ -8,7 +8,8 @@ from typing import Any
 
 import httpx
 
-from brain_service.client.calls import Call, Flow, ask, fetch_json, read_object, run, run_async
+from brain_service.client.acting_stream import AsyncInferStream, InferStream
+from brain_service.client.calls import INFER_PATH, Call, Flow, ask, fetch_json, read_object, run, run_async
 from brain_service.client.errors import NotFoundError, StaleError, UnreachableError, response_error
 from brain_service.client.wire import JsonObject, as_arrays, to_json
 
@@ -82,7 +83,7 @@ class _Turns:
             info = yield from fetch_json(f"/sessions/{self.session_id}")
             self.next_step, self._unsure = info["next_step"], False
         body = asked | {"session_id": self.session_id, "step": self.next_step, "deadline_ms": deadline_ms}
-        call = Call("POST", "/infer", to_json(body), timeout_s=deadline.left_s())
+        call = Call("POST", INFER_PATH, to_json(body), timeout_s=deadline.left_s())
         self._unsure = True
         try:
             response = yield call
@@ -154,7 +155,7 @@ def _asked(
 class Session:
     """A session of a `BrainClient`; as a context manager it ends itself."""
 
-    def __init__(self, http: httpx.Client, turns: _Turns) -> None:
+    def __init__(self, http: httpx.Client | InferStream, turns: _Turns) -> None:
         self._http = http
         self._turns = turns
 
@@ -216,7 +217,11 @@ class Session:
         Raises:
             ClientError: as the daemon answers.
         """
-        run(self._http, self._turns.end())
+        try:
+            run(self._http, self._turns.end())
+        finally:
+            if isinstance(self._http, InferStream):
+                self._http.drop()
 
     def __enter__(self) -> "Session":
         return self
@@ -230,7 +235,7 @@ class Session:
 class AsyncSession:
     """A session of an `AsyncBrainClient`; as an async context manager it ends itself."""
 
-    def __init__(self, http: httpx.AsyncClient, turns: _Turns) -> None:
+    def __init__(self, http: httpx.AsyncClient | AsyncInferStream, turns: _Turns) -> None:
         self._http = http
         self._turns = turns
 
@@ -283,7 +288,11 @@ class AsyncSession:
         Raises:
             ClientError: as the daemon answers.
         """
-        await run_async(self._http, self._turns.end())
+        try:
+            await run_async(self._http, self._turns.end())
+        finally:
+            if isinstance(self._http, AsyncInferStream):
+                await self._http.drop()
 
     async def __aenter__(self) -> "AsyncSession":
         return self

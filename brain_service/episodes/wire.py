@@ -21,6 +21,7 @@ __all__ = [
     "is_one_step",
     "parse_step",
     "plain_bytes",
+    "read_msgpack",
     "split_steps",
 ]
 
@@ -100,7 +101,7 @@ def parse_step(piece: Piece, kind: BodyKind, prefix: str = "") -> StepIn:
     try:
         if kind != "msgpack":
             return _JSON_STEP.decode(piece)
-        return msgspec.convert(_read_msgpack(piece), StepIn)
+        return msgspec.convert(read_msgpack(piece), StepIn)
     except msgspec.ValidationError as error:
         raise invalid_step(error, prefix) from error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -215,11 +216,16 @@ def plain_bytes(piece: Piece, limit: int, depth: int = 0) -> int:
     return total
 
 
-def _read_msgpack(piece: Piece) -> Any:
+def read_msgpack(piece: Piece) -> Any:
+    """Parse a msgpack body; its typed arrays become NumPy ones.
+
+    Raises:
+        MalformedError: the bytes are no msgpack, or what claims to be a typed array is none.
+    """
     try:
         return _typed(msgspec.msgpack.decode(piece))
     except (msgspec.DecodeError, KeyError, ValueError, TypeError, RecursionError) as error:
-        raise MalformedError(f"the body is no msgpack step: {error}") from error
+        raise MalformedError(f"the body is not msgpack: {error}") from error
 
 
 def _typed(node: Any) -> Any:

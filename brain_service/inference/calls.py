@@ -11,7 +11,7 @@ from brain_service.errors import InvalidError
 if TYPE_CHECKING:
     from jaxtyping import Float32
 
-__all__ = ["InferReply", "InferRequest", "SessionInfo", "check_request"]
+__all__ = ["InferReply", "InferRequest", "SessionInfo"]
 
 _MAX_DEADLINE_MS = 60_000.0
 _MAX_FLOAT32 = float(np.finfo(np.float32).max)
@@ -36,6 +36,23 @@ class InferRequest:
     deadline_ms: float | None = None
     received_ns: int = 0
     why: bool = False
+
+    def check(self) -> None:
+        """Hold the numbers beside the observation against their bounds.
+
+        Raises:
+            InvalidError: step, deadline or reward is out of its range; the error names it.
+        """
+        step, deadline_ms = self.step, self.deadline_ms
+        if step is not None and (type(step) is not int or step < 0):
+            raise InvalidError(f"step: {step!r} is not a whole number from 0 on", field="step")
+        if deadline_ms is not None and not 0 < deadline_ms <= _MAX_DEADLINE_MS:
+            raise InvalidError(
+                f"deadline_ms: {deadline_ms!r} is not above 0 and at most {_MAX_DEADLINE_MS:g}",
+                field="deadline_ms",
+            )
+        if not abs(self.reward) <= _MAX_FLOAT32:
+            raise InvalidError(f"reward: {self.reward!r} is not finite in float32", field="reward")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -81,20 +98,3 @@ class SessionInfo:
     action_horizon: int
     model_since_step: int = 0
     state_steps: int = 0
-
-
-def check_request(request: InferRequest) -> None:
-    """Hold a request's numbers against their ranges.
-
-    Raises:
-        InvalidError: the step is no whole number from 0 on, or the deadline or the reward is out of range.
-    """
-    step, deadline_ms = request.step, request.deadline_ms
-    if step is not None and (type(step) is not int or step < 0):
-        raise InvalidError(f"step: {step!r} is not a whole number from 0 on", field="step")
-    if deadline_ms is not None and not 0 < deadline_ms <= _MAX_DEADLINE_MS:
-        raise InvalidError(
-            f"deadline_ms: {deadline_ms!r} is not above 0 and at most {_MAX_DEADLINE_MS:g}", field="deadline_ms"
-        )
-    if not abs(request.reward) <= _MAX_FLOAT32:
-        raise InvalidError(f"reward: {request.reward!r} is not finite in float32", field="reward")

@@ -17,7 +17,8 @@ from brain_service.errors import (
     DeadlineExceededError,
     UnavailableError,
 )
-from brain_service.inference.calls import InferReply, InferRequest, SessionInfo, check_request
+from brain_service.export.manifest import Manifest
+from brain_service.inference.calls import InferReply, InferRequest, SessionInfo
 from brain_service.inference.client import Ticket, WorkerLostError
 from brain_service.inference.fleet import LEAVE_SAFE_MODE, Fleet
 from brain_service.inference.keeping import SessionKeeper
@@ -27,7 +28,7 @@ from brain_service.inference.protocol import Done, Status
 from brain_service.inference.sessions import Session, SessionTable
 from brain_service.inference.why import explain
 from brain_service.settings import InferenceSettings
-from brain_service.spec import check_values, flatten, from_vector, to_vector, unflatten
+from brain_service.spec import check_observation, check_values, flatten, from_vector, to_vector, unflatten
 
 __all__ = ["InferReply", "InferRequest", "InferenceRouter", "SessionInfo"]
 
@@ -90,14 +91,15 @@ class InferenceRouter:
         active = self._fleet.active
         return active is not None and active.ready and self._sessions.restoring is None
 
-    async def create_session(self) -> SessionInfo:
-        """Start a session on the active model.
+    async def create_session(self, session_id: str | None = None) -> SessionInfo:
+        """Start a session on the active model; its id is made up here unless one is given.
 
         Raises:
             UnavailableError: no model is active; the message says why and what to do.
             TooManyError: the bound on sessions is reached.
+            ConflictError: a session of that id is live.
         """
-        return self._sessions.create(self._fleet.require_active()).info()
+        return self._sessions.create(self._fleet.require_active(), session_id).info()
 
     async def reset_session(self, session_id: str) -> SessionInfo:
         """Put a session at step 0 with a zero state, on the model that is active now.
@@ -127,6 +129,17 @@ class InferenceRouter:
             NotFoundError: there is no such session.
         """
         return self._sessions.get(session_id).info()
+
+    def manifest(self, session_id: str | None = None) -> Manifest:
+        """Return the manifest of the model that a session runs on; without one, that of the active model.
+
+        Raises:
+            NotFoundError: there is no such session.
+            UnavailableError: no model is active; the message says why and what to do.
+        """
+        if session_id is None:
+            return self._fleet.require_active().manifest
+        return self._sessions.get(session_id).model.manifest
 
     def list_sessions(self) -> list[SessionInfo]:
         """Describe the live sessions, oldest first."""
@@ -222,7 +235,7 @@ class InferenceRouter:
         session = self._sessions.for_infer(request.session_id)
         session.used_s = time.monotonic()
         try:
-            check_request(request)
+            request.check()
             deadline_ms = request.deadline_ms or self._settings.deadline_ms
             deadline_ns = received_ns + int(deadline_ms * 1e6)
             await self._take_turn(session, deadline_ns)
@@ -264,10 +277,7 @@ class InferenceRouter:
             return stored
         row, model, life = session.row, session.model, session.life
         observation = model.manifest.spec.observation
-        given = flatten(request.observation, "observation")
-        # The model sees no images, so a controller need not send them.
-        asked = {path: f for path, f in observation.items() if f.dtype != "image" or path in given}
-        values = check_values(given, asked, "observation")
+        values = check_observation(request.observation, observation)
         if request.executed_action is not None and session.next_step > 0:
             action = flatten(request.executed_action, "executed_action")
             check_values(action, model.manifest.spec.action, "executed_action")

@@ -168,13 +168,16 @@ class SessionTable:
         return len(self._sessions)
 
     def create(self, model: ServedModel, session_id: str | None = None) -> Session:
-        """Start a session on `model`; one that comes back keeps its id.
+        """Start a session on `model`; its id is made up here unless one is given, as one that comes back has.
 
         Raises:
+            ConflictError: a session of that id is live.
             TooManyError: the bound on sessions is reached.
             UnavailableError: the model has no free row.
         """
         self.evict_idle()
+        if session_id in self._sessions:
+            raise ConflictError(f"session {session_id} is live; reset or end it", field="session_id")
         if len(self._sessions) >= self._max_sessions:
             raise TooManyError(
                 f"{len(self._sessions)} sessions are live, the bound is {self._max_sessions}; "

@@ -33,6 +33,13 @@ NEEDED = [
     ("DELETE", "/jobs/x", "operate"),
     ("POST", "/models/x/activate", "operate"),
     ("POST", "//infer", "control"),
+    ("POST", "/", "control"),  # openpi's WebSocket
+    ("GET", "/healthz", None),
+    ("GET", "/v2/health/live", None),
+    ("GET", "/v2/health/ready", None),
+    ("GET", "/v2", "read"),
+    ("GET", "/v2/models/brain", "read"),
+    ("POST", "/v2/models/brain/infer", "control"),
 ]
 
 
@@ -49,9 +56,10 @@ def test_a_token_is_known_by_its_digest_and_never_shown(tmp_path: Path) -> None:
     tokens.check("Bearer 0123456789abcdef", "control")
     tokens.check("bearer fedcba9876543210", "read")
     tokens.check("Bearer 0123456789abcdef", "read")
+    tokens.check("Api-Key 0123456789abcdef", "control")
     with pytest.raises(ForbiddenError, match="operate"):
         tokens.check("Bearer 0123456789abcdef", "operate")
-    for header in ("", "Bearer", "Bearer ", "Basic 0123456789abcdef", "Bearer 0123456789abcdeg"):
+    for header in ("", "Bearer", "Bearer ", "Basic 0123456789abcdef", "Api-Key", "Bearer 0123456789abcdeg"):
         with pytest.raises(UnauthorizedError):
             tokens.check(header, "read")
 

@@ -4,6 +4,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Iterator
+from typing import Literal
 
 import httpx
 import numpy as np
@@ -30,10 +31,10 @@ def proxy(taught: Daemon) -> Iterator[Proxy]:
         yield running
 
 
-@pytest.fixture
-def session(proxy: Proxy) -> Iterator[Session]:
+@pytest.fixture(params=["post", "stream"])
+def session(proxy: Proxy, request: pytest.FixtureRequest) -> Iterator[Session]:
     url = f"http://127.0.0.1:{proxy.port}"
-    with BrainClient(url, timeout_s=1) as client, client.start_session() as found:
+    with BrainClient(url, timeout_s=1) as client, client.start_session(transport=request.param) as found:
         yield found
 
 
@@ -137,9 +138,13 @@ def test_the_daemon_records_what_its_policy_did(taught: Daemon) -> None:
         assert roles == ["policy"] * 3
 
 
-def test_the_async_session_is_the_same(taught: Daemon) -> None:
+@pytest.mark.parametrize("transport", ["post", "stream"])
+def test_the_async_session_is_the_same(taught: Daemon, transport: Literal["post", "stream"]) -> None:
     async def act() -> list[list[float]]:
-        async with AsyncBrainClient(taught.url) as client, await client.start_session() as session:
+        async with (
+            AsyncBrainClient(taught.url) as client,
+            await client.start_session(transport=transport) as session,
+        ):
             found = []
             for step in range(4):
                 answer = await session.infer(observation(step), 0.1, deadline_ms=5000)

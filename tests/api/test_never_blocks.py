@@ -30,6 +30,8 @@ async def visit_every_route(settings: Settings) -> dict[str, int]:
                 "session_id": "none",
                 "model_id": "none",
                 "name": "none",
+                "model_name": "brain",
+                "model_version": "none",
             }
             bodies: dict[str, Any] = {
                 "append_steps": STEP,
