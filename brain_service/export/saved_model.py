@@ -1,8 +1,8 @@
 """A TensorFlow SavedModel of a bundle's step, beside the bundle: for users of TensorFlow, never for the daemon.
 
 Two child processes do the work, so that TensorFlow's memory and faults stay out of this one: the first converts
-(`saved_model_convert`), the second loads what was written without JAX, as its users will, and measures it against
-the golden sequence (`saved_model_check`). Needs the standard library and NumPy alone.
+(`saved_model_convert`), the second loads what was written as its users will, without the model's code, and
+measures it against the golden sequence (`saved_model_check`). Needs the standard library and NumPy alone.
 """
 
 import contextlib

@@ -1,7 +1,7 @@
 """Child process: `python -m brain_service.export.saved_model_check BUNDLE FOLDER` runs the SavedModel once over.
 
-It loads the folder as a user of TensorFlow does, without JAX and without the model's code, drives it over the
-bundle's golden sequence by its signature alone and writes a JSON object: `measured`, as parity, and `step_us`.
+It loads the folder as a user of TensorFlow does, without the model's code, drives it over the bundle's golden
+sequence by its signature alone and writes a JSON object: `measured`, as parity, and `step_us`.
 """
 
 import json
