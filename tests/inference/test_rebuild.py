@@ -115,11 +115,12 @@ def test_swaps_without_a_pause_lose_and_mix_nothing(toys: Toys, on_swap: str) ->
         answered = 0
         while not stop.is_set():
             await robot.begin()
-            for _ in range(40):
+            for _ in range(100):
                 await robot.step()
-            assert on_swap == "replay" or len(set(robot.models[-40:])) == 1
+                await asyncio.sleep(0.002)
+            assert on_swap == "replay" or len(set(robot.models[-100:])) == 1
             await robot.router.end_session(robot.session_id)
-            answered += 40
+            answered += 100
         return answered
 
     async def scenario() -> None:
@@ -130,8 +131,12 @@ def test_swaps_without_a_pause_lose_and_mix_nothing(toys: Toys, on_swap: str) ->
             robots = [Robot(router, toys.scales, seed) for seed in range(4)]
             driving = [asyncio.create_task(drive(robot, stop)) for robot in robots]
             served = [await router.rollback() for _ in range(2)]
-            while not all(len(robot.models) > 200 for robot in robots) and not any(d.done() for d in driving):
+            wanted = 3 if on_swap == "replay" else 0
+            while not all(map(enough, robots)) or sum(robot.moves for robot in robots) < wanted:
+                if any(task.done() for task in driving):
+                    break
                 served.append(await router.rollback())
+                await router._oversight._rebuilt()
                 await asyncio.sleep(0.02)
             stop.set()
             await asyncio.gather(*driving)
