@@ -9,11 +9,9 @@ import logging
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 from brain_service.errors import BrainError, CorruptDataError, UnavailableError
@@ -25,11 +23,9 @@ from brain_service.inference.protocol import (
     Run,
     decode_document,
     decode_dones,
-    encode_document,
     encode_run,
-    send_with_fd,
 )
-from brain_service.settings import child_environment
+from brain_service.inference.spawning import spawn, stop
 
 __all__ = ["Ticket", "WorkerClient", "WorkerLostError"]
 
@@ -49,10 +45,6 @@ at warm-up: the backend is in trouble (a throttled device, a starved process), a
 _SECOND_LOOK_S = 0.01
 """Between the first sign of a hang and the end of it."""
 
-_OOM_SCORE = 500
-"""Where memory runs out, the kernel takes a worker before the daemon: capture goes on, and a worker comes back."""
-
-_PACKAGE_ROOT = Path(__file__).resolve().parents[2]
 _REFUSALS: Mapping[str, type[BrainError]] = {CorruptDataError.slug: CorruptDataError}
 
 
@@ -171,13 +163,13 @@ class WorkerClient:
             CorruptDataError: the bundle does not verify or fails the golden check.
             UnavailableError: the process died, its runtime failed, or it took longer than `timeout_s`.
         """
-        spawning = asyncio.ensure_future(asyncio.to_thread(_spawn, entry, order, memory_fd))
+        spawning = asyncio.ensure_future(asyncio.to_thread(spawn, entry, order, memory_fd))
         try:
             process, sock = await asyncio.shield(spawning)
         except asyncio.CancelledError:
             process, sock = await spawning
             sock.close()
-            await asyncio.to_thread(_stop, process, 0.0)
+            await asyncio.to_thread(stop, process, 0.0)
             raise
         client = cls(process, sock, hang_s, max_queued, on_lost, on_slow)
         async with contextlib.AsyncExitStack() as undo:
@@ -225,7 +217,7 @@ class WorkerClient:
         """Stop the worker: it exits when its socket closes, or is killed after `grace_s`."""
         if self.alive:
             self._detach()
-            await asyncio.to_thread(_stop, self._process, grace_s)
+            await asyncio.to_thread(stop, self._process, grace_s)
             self._settle_all("the inference worker was stopped")
         if self._reaper is not None:
             await self._reaper
@@ -295,14 +287,14 @@ class WorkerClient:
         try:
             _, self.report["telemetry"] = decode_document(message)
         except CorruptDataError as error:
-            self.kill(f"it sent what is no telemetry: {error}")
+            self.kill(f"sent what is no telemetry: {error}")
 
     def _on_warmed(self, message: bytes) -> None:
         try:
             _, document = decode_document(message)
             self._window = max(_WINDOW, *map(int, document["cost_in_steps"]))
         except (CorruptDataError, KeyError, ValueError) as error:
-            self.kill(f"it sent what is no report: {error}")
+            self.kill(f"sent what is no report: {error}")
             return
         self.report |= {"batches": document}
         self._pump()
@@ -381,52 +373,3 @@ class WorkerClient:
             if not ticket.waiter.done():
                 ticket.waiter.set_exception(WorkerLostError(f"{reason}; the state is unchanged, retry this step"))
             ticket.settle()
-
-
-def _spawn(
-    entry: BackendEntry, order: Mapping[str, Any], memory_fd: int
-) -> "tuple[subprocess.Popen[bytes], socket.socket]":
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    try:
-        with theirs:
-            process = subprocess.Popen(
-                [*_program(entry), "--fd", str(theirs.fileno())],
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-                stdout=2,
-                cwd=_PACKAGE_ROOT,
-                env=child_environment(entry.environment),
-                # Ctrl-C on a terminal goes to the daemon, which stops its workers itself.
-                start_new_session=True,
-            )
-        try:
-            send_with_fd(ours, encode_document(Kind.LOAD, dict(order)), memory_fd)
-        except OSError:
-            # It would wait for its order for ever: the shared memory is gone, or the process is.
-            _stop(process, 0.0)
-            raise
-        _offer_to_the_oom_killer(process.pid)
-        ours.setblocking(False)
-    except OSError as error:
-        ours.close()
-        raise UnavailableError(f"cannot start an inference worker: {error}") from error
-    return process, ours
-
-
-def _offer_to_the_oom_killer(pid: int) -> None:
-    with contextlib.suppress(OSError):
-        Path(f"/proc/{pid}/oom_score_adj").write_text(f"{_OOM_SCORE}\n")
-
-
-def _program(entry: BackendEntry) -> list[str]:
-    if entry.python is None:
-        return [sys.executable, "-m", "brain_service.inference.worker"]
-    return [entry.python, "-P", str(_PACKAGE_ROOT / "brain_service" / "inference" / "foreign_python.py")]
-
-
-def _stop(process: "subprocess.Popen[bytes]", grace_s: float) -> None:
-    try:
-        process.wait(grace_s)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()

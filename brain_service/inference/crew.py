@@ -46,7 +46,7 @@ class Crew:
         self.warnings: tuple[str, ...] = ()
         self.last_error: str | None = None
         self.engines: list[Engine] = []
-        self._standby = settings.standby
+        self._active = True
         self._bundle = bundle
         self._settings = settings
         self._launch = launch
@@ -81,10 +81,25 @@ class Crew:
             raise self._refusal()
         self._keeper = asyncio.get_running_loop().create_task(self._keep())
 
-    def keep_standby(self, wanted: bool) -> None:
-        """Keep the next backend loaded beside the one that computes, or let go of it."""
-        self._standby = wanted and self._settings.standby
+    def set_active(self, active: bool) -> None:
+        """Take what the active model gets, or be content with what keeps answers coming.
+
+        That is a standby, and devices that belong to one process. They are let go of only once another backend is
+        up: sessions that finish on this model move there.
+        """
+        self._active = active
         self._changed.set()
+
+    @property
+    def _wanted(self) -> int:
+        """How many engines are kept up."""
+        return 1 + (self._active and self._settings.standby)
+
+    @property
+    def _usable(self) -> list[Engine]:
+        """The engines that this model may have, in order."""
+        shared = [engine for engine in self.engines if self._active or not engine.entry.exclusive]
+        return shared if any(engine.obstacle is None for engine in shared) else self.engines
 
     async def close(self) -> None:
         """Stop every worker."""
@@ -213,17 +228,19 @@ class Crew:
         if untried:
             await self._clear(untried[0])
             return True
-        for engine in self._up()[1 + self._standby :]:
-            engine.stop()
+        kept = [engine for engine in self._usable if engine.up][: self._wanted]
+        for engine in self._up() if kept else ():
+            if engine not in kept:
+                engine.stop()
         return False
 
     def _next_start(self) -> Engine | None:
-        due = [engine for engine in self.engines if engine.due]
+        due = [engine for engine in self._usable if engine.due]
         if not self._up():
             # What never failed comes first: the one that did may take long to fail again.
             return min(due, key=lambda engine: engine.breaker.failures > 0, default=None)
-        wanted = 1 + self._standby
-        for engine in self.engines:
+        wanted = self._wanted
+        for engine in self._usable:
             if wanted == 0:
                 break
             if engine.up:

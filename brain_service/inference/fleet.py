@@ -284,9 +284,9 @@ class Fleet:
             log.warning("model %s still counts as rejected: %s", model.model_id, error.detail)
 
     def _share_backends(self) -> None:
-        """Give the active model its standby, and every other one no more than it needs to answer."""
+        """Give the active model the best backend and a standby, and every other one what it needs to answer."""
         for model in self._loaded.values():
-            model.keep_standby(model is self.active)
+            model.set_active(model is self.active)
 
     def _require_ready(self, model: ServedModel) -> None:
         if not model.ready:

@@ -93,9 +93,9 @@ class ServedModel:
         """What every answer must say: which backend stands in for which, and why."""
         return self._crew.warnings
 
-    def keep_standby(self, wanted: bool) -> None:
-        """Keep a second backend warm, where the settings allow one at all; a model that only waits needs none."""
-        self._crew.keep_standby(wanted)
+    def set_active(self, active: bool) -> None:
+        """Say whether this is the active model: others keep no second backend and no device for themselves."""
+        self._crew.set_active(active)
 
     def take_row(self) -> Row:
         """Return a zeroed row for a session.

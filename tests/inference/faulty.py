@@ -1,5 +1,6 @@
 """A backend for real workers: it computes the toy in NumPy, and fails as the observation's `load` asks."""
 
+import fcntl
 import os
 import time
 from pathlib import Path
@@ -26,10 +27,11 @@ DRIFT = "drift"
 """While this one does, each step adds to the state what only shows when another backend takes it up."""
 
 
-def entry(name: str, device: str, *, steady: bool = False) -> BackendEntry:
-    """One more backend of this kind for the table; a `steady` one minds no `load`."""
-    environment = {"TOY_STEADY": "1" if steady else ""}
-    return BackendEntry(name, device, JAX_STEP, "jax", __name__, environment)
+def entry(name: str, device: str, *, steady: bool = False, exclusive: bool = False) -> BackendEntry:
+    """One more backend of this kind for the table; a `steady` one minds no `load`, an `exclusive` one is busy to a
+    second process."""
+    environment = {"TOY_STEADY": "1" if steady else "", "TOY_EXCLUSIVE": "1" if exclusive else ""}
+    return BackendEntry(name, device, JAX_STEP, "jax", __name__, environment, exclusive=exclusive)
 
 
 class _Policy:
@@ -66,4 +68,11 @@ def load(bundle: Bundle, layout: Layout, cache_dir: Path) -> _Policy:
     assert (layout.carry_size, layout.request_size, layout.response_size) == (3, 7, 4)
     if (cache_dir / BROKEN).exists():
         raise UnavailableError("the device is broken")
+    if os.environ["TOY_EXCLUSIVE"]:
+        # Held by the open file, so for as long as this process lives.
+        lock = os.open(cache_dir / "device.lock", os.O_CREAT | os.O_RDWR)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UnavailableError("the device is busy") from error
     return _Policy((bundle.manifest.evaluation or {})["scale"], (cache_dir / DRIFT).exists())

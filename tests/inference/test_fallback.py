@@ -238,6 +238,35 @@ def test_only_the_active_model_keeps_a_standby(toys: Toys, cache: Path) -> None:
     run(scenario())
 
 
+def test_a_device_of_one_process_goes_to_the_active_model_and_its_sessions_move_off_it(
+    toys: Toys, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use(monkeypatch, entry("first", "hailo", steady=True, exclusive=True), STEADY)
+
+    def backends(router: InferenceRouter) -> dict[str, Any]:
+        return {each["role"]: each["backend"] for each in router.status()["models"]}
+
+    async def scenario() -> None:
+        async with crewed(toys, cache) as router:
+            await settled(router, "second")
+            robot = await Robot.start(router)
+            assert (await robot.act()).backend == "first"
+            await router.activate(toys.second)
+            while backends(router) != {"active": "first", "previous": "second"}:
+                await robot.act()
+                await asyncio.sleep(0.01)
+            assert (await robot.act()).backend == "second"
+            # Back again: the model before gets its device back too.
+            await router.rollback()
+            while backends(router) != {"active": "first", "previous": "second"}:
+                await robot.act()
+                await asyncio.sleep(0.01)
+            assert (await robot.act()).backend == "first"
+            assert router.status()["active_model"] == toys.first
+
+    run(scenario())
+
+
 @pytest.mark.usefixtures("two")
 def test_a_backend_that_is_late_step_after_step_loses_its_place(toys: Toys, cache: Path) -> None:
     async def scenario() -> None:

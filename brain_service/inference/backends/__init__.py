@@ -59,7 +59,8 @@ class BackendEntry:
     `device` is the name that `inference.backends` orders. `form` is the file and `parity` the bound that a bundle
     must hold for it. `module` is what the worker imports, in a process with `environment` on top of the daemon's
     own; `python` is its interpreter where that is not the daemon's. `probe` tells why this machine cannot run it,
-    or None; it may block, and loads no runtime.
+    or None; it may block, and loads no runtime. An `exclusive` device belongs to one process: only the active
+    model uses it.
     """
 
     name: str
@@ -70,6 +71,7 @@ class BackendEntry:
     environment: Mapping[str, str] = field(default_factory=dict)
     probe: Callable[[], str | None] = lambda: None
     python: str | None = None
+    exclusive: bool = False
 
 
 _QUIET = {"TF_CPP_MIN_LOG_LEVEL": "2"}
@@ -84,6 +86,7 @@ _TABLE = (
         # Where the distribution's HailoRT lives; the setting `inference.hailo_python` takes its place. What is
         # missing, the worker tells better than a look from outside could.
         python="/usr/bin/python3",
+        exclusive=True,
     ),
     BackendEntry(
         name="jax-cpu",
@@ -128,6 +131,7 @@ _TABLE = (
         module=_JAX,
         environment={"JAX_PLATFORMS": "tpu"} | _QUIET,
         probe=tpu_obstacle,
+        exclusive=True,
     ),
 )
 
