@@ -185,4 +185,6 @@ def _warm_beside(sock: socket.socket, loaded: _Loaded) -> None:
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.WARNING, format=f"inference worker {os.getpid()}: %(message)s")
-    sys.exit(main())
+    code = main()
+    # Without the interpreter's tidying up: a compile that still runs beside must not outlive the daemon.
+    os._exit(code)
