@@ -8,6 +8,7 @@ run back to back.
 """
 
 import argparse
+import importlib
 import json
 import os
 import subprocess
@@ -34,7 +35,10 @@ COMPILE_LIMIT_S = 15.0
 def measure() -> list[Row]:
     """Run every part and return its rows."""
     with tempfile.TemporaryDirectory() as name:
-        cold, warm = (_child("step", name, environment=BACKENDS["jax-cpu"].environment) for _ in range(2))
+        cold, warm, graph = (
+            _child("step", name, backend, environment=BACKENDS[backend].environment)
+            for backend in ("jax-cpu", "jax-cpu", "onnx-cpu")
+        )
     training = {"JAX_PLATFORMS": "cpu", **NUMERICS}
     train = {preset: _child("train", preset, environment=training) for preset in PRESETS[:2]}
     compiled = {preset: _child("compile", preset) for preset in PRESETS}
@@ -42,8 +46,14 @@ def measure() -> list[Row]:
     weights = f"matrix-vector product over {warm['parameters']:,.0f} weights, p50"
     parallel = "by associative_scan"
     return [
-        Row("step, pi5_optimized, p50", warm["p50"], "us", weights, warm["matvec"]),
-        Row("step, pi5_optimized, p95", warm["p95"], "us", "its p50", warm["p50"]),
+        *(
+            row
+            for backend, each in (("jax-cpu", warm), ("onnx-cpu", graph))
+            for row in (
+                Row(f"step, pi5_optimized, {backend}, p50", each["p50"], "us", weights, each["matvec"]),
+                Row(f"step, pi5_optimized, {backend}, p95", each["p95"], "us", "its p50", each["p50"]),
+            )
+        ),
         *(
             Row(f"gradient, {preset}, B=32 T=64", each["rate"], "GFLOP/s", "its matmuls alone", each["peak"])
             for preset, each in train.items()
@@ -84,14 +94,13 @@ def _child(*arguments: str, environment: Mapping[str, str] = {"JAX_PLATFORMS": "
     return document
 
 
-def _step(folder: str) -> dict[str, float]:
-    """Time the worker's own loaded step, and between its runs the floor, so that both see the same machine."""
+def _step(folder: str, backend: str) -> dict[str, float]:
+    """Time a worker's own loaded step, and between its runs the floor, so that both see the same machine."""
     import jax
 
     from brain_service.export.bundle import Bundle
     from brain_service.export.jax_step import PolicySource, export_policy
     from brain_service.inference.arena import Layout
-    from brain_service.inference.backends.jax import load
     from brain_service.model.core import count_parameters, init_params
     from brain_service.spec import EpisodeSpec, Feature
 
@@ -104,7 +113,7 @@ def _step(folder: str) -> dict[str, float]:
     bundle = Bundle.open(next(models.iterdir()))
     layout = Layout.of(bundle.manifest)
     begun = time.perf_counter()
-    policy = load(bundle, layout, Path(folder) / "cache")
+    policy = importlib.import_module(BACKENDS[backend].module).load(bundle, layout, Path(folder) / "cache")
     load_s = time.perf_counter() - begun
     sizes = (layout.carry_size, layout.request_size, layout.carry_size, layout.response_size)
     rows = [np.zeros((1, size), np.float32) for size in sizes]
