@@ -50,6 +50,8 @@ class Cell:
             "demonstrations": task.demonstrations,
             "episodes": task.episodes,
             "sees_past": task.sees_past,
+            "floor": task.floor,
+            "choices": task.choices,
             "lengths": [list(part) for part in task.lengths],
             # All of it, so that a new default of the model is another cell.
             "config": CoreModelConfig.development(**SIZES).to_dict(),
@@ -78,7 +80,12 @@ def run_cell(folder: Path, cell: Cell) -> dict[str, Any]:
     begun_s = time.monotonic()
     demonstrations = task.view(_demonstrations(folder, task, cell.seed))
     collected_s = time.monotonic()
-    policy = make_policy(cell.model, demonstrations.observation.shape[2], demonstrations.action.shape[2])
+    policy = make_policy(
+        cell.model,
+        demonstrations.observation.shape[2],
+        demonstrations.action.shape[2],
+        **({"action_kind": "discrete", "action_choices": task.choices} if task.choices else {}),
+    )
     fitted = fit(task, policy, demonstrations, cell.train_config())
     trained_s = time.monotonic()
     scores = drive(task, policy, fitted, cell.seed)

@@ -55,8 +55,8 @@ class Task:
     """One task: its name, how it is scored and how it is trained on."""
 
     name: str
-    discrete: bool = False
-    """The action is a choice, one-hot."""
+    choices: int = 0
+    """The action is one of so many numbers, 0, 1, ...; 0: it is continuous."""
     success: bool = False
     """A score is 0 or 1; otherwise it is a return."""
     sees_past: bool = True
@@ -66,7 +66,10 @@ class Task:
     episodes: int = 50
     """Judged episodes of a seed."""
     lengths: tuple[tuple[int | None, float], ...] = ((None, 1.0),)
-    """Curriculum: so many first steps of each demonstration (None: all) for such a share of the training."""
+    """Curriculum: so many first steps of each demonstration (None: all), up to such a share of the training."""
+    floor: float = 0.0
+    """Action loss on held-out demonstrations at which a part of the curriculum is learned, and the last part ends
+    the training; 0 never ends it early."""
     train: Mapping[str, Any] = field(default_factory=dict)
     """Overrides of the training settings."""
 
