@@ -16,7 +16,7 @@ from brain_service.model.config import CoreModelConfig
 from brain_service.training.config import TrainConfig
 from tests.bench.learning.drive import drive, drive_expert, drive_random
 from tests.bench.learning.fit import fit
-from tests.bench.learning.models import SIZES, make_policy
+from tests.bench.learning.models import REVISION, SIZES, make_policy
 from tests.bench.learning.tasks import TASKS, Demonstrations, Task
 
 __all__ = ["Cell", "read_cell", "run_cell"]
@@ -47,6 +47,7 @@ class Cell:
             "task": self.task,
             "model": self.model,
             "seed": self.seed,
+            "revision": REVISION if self.model.startswith("core") else 1,
             "demonstrations": task.demonstrations,
             "episodes": task.episodes,
             "sees_past": task.sees_past,

@@ -22,7 +22,7 @@ from brain_service.model.heads import Encoder, Heads
 from brain_service.model.signals import StepInputs, StepOutputs
 from brain_service.model.state import init_carry
 
-__all__ = ["MODELS", "SIZES", "Policy", "make_policy"]
+__all__ = ["MODELS", "REVISION", "SIZES", "Policy", "make_policy"]
 
 # Between `development` and a microcontroller: a cell of the table trains in minutes on one core.
 SIZES: dict[str, Any] = {
@@ -34,6 +34,9 @@ SIZES: dict[str, Any] = {
     "d_h": 128,
     "cms_sizes": (4, 8, 8),
 }
+
+# Of the equations and initial values: count up where a change of CoreModel changes what it learns.
+REVISION = 2
 
 MODELS = ("core", "gru", "mlp", "core-no-cms", "core-no-wave")
 
