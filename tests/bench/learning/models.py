@@ -35,7 +35,7 @@ SIZES: dict[str, Any] = {
     "cms_sizes": (4, 8, 8),
 }
 
-# Of the equations and initial values: count up where a change of CoreModel changes what it learns.
+# Of CoreModel's equations, initial values and defaults: count up where one changes what the model learns.
 REVISION = 2
 
 MODELS = ("core", "gru", "mlp", "core-no-cms", "core-no-wave")

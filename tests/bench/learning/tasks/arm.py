@@ -19,7 +19,6 @@ __all__ = ["ARM_TASKS"]
 
 GOAL = slice(36, 39)  # where in the observation the goal is
 JUDGED_FROM = 1_000_003  # added to a seed: another draw of 50 goals
-NOISE = 0.3  # sigma, in units of the action, added to the expert's command while it demonstrates
 MAX_STEPS = 200  # about twice what a disturbed expert needs
 
 
@@ -30,6 +29,8 @@ class Arm(Task):
     success: bool = True
     environment: str
     hidden_from: int | None = None
+    noise: float = 0.3
+    """Standard deviation of what is added to the expert's command while it demonstrates, in its own units."""
 
     def collect(self, seed: int, count: int) -> Demonstrations:
         """Let the expert succeed `count` times with disturbed actuators."""
@@ -40,7 +41,7 @@ class Arm(Task):
             for _ in range(MAX_STEPS):
                 command = arm.expert_action()
                 action.append(command[0])
-                outcome = arm.step(command + np.float32(NOISE) * rng.standard_normal((1, 4), np.float32))
+                outcome = arm.step(command + np.float32(self.noise) * rng.standard_normal((1, 4), np.float32))
                 reward.append(outcome.reward[0])
                 seen.append(outcome.observation[0])
                 if outcome.done[0]:

@@ -18,8 +18,6 @@ JUDGED_FROM = 10_000_000
 MAX_TORQUE = 2.0  # N m
 INERTIA = 1.0 / 3.0  # kg m^2: a rod of 1 kg and 1 m
 GRAVITY_TORQUE = 5.0  # N m when level: m g l / 2
-NOISE = 1.0  # N m, sigma, added to the expert's torque while it demonstrates
-KEPT = 0.9  # share of that noise which is left a step later: a push, which white noise would soon undo
 
 
 def expert_torque(cosine: float, sine: float, velocity: float) -> float:
@@ -38,6 +36,11 @@ def expert_torque(cosine: float, sine: float, velocity: float) -> float:
 class Pendulum(Task):
     """Two observations (cosine and sine), one torque."""
 
+    push: float = 1.0
+    """Standard deviation of what is added to the expert's torque while it demonstrates, in N m."""
+    push_kept: float = 0.9
+    """Share of a push that is left a step later. White noise undoes itself before it brings the rod anywhere."""
+
     def collect(self, seed: int, count: int) -> Demonstrations:
         """Let the expert swing up `count` times with a noisy motor."""
         rng = np.random.default_rng(seed)
@@ -48,8 +51,8 @@ class Pendulum(Task):
             for _ in range(rods.max_steps):
                 command = rods.expert_action()
                 action.append(command[0])
-                push = np.float32(KEPT) * push
-                push += np.float32(NOISE * np.sqrt(1.0 - KEPT**2)) * rng.standard_normal((1, 1), np.float32)
+                fresh = self.push * np.sqrt(1.0 - self.push_kept**2) * rng.standard_normal((1, 1))
+                push = (self.push_kept * push + fresh).astype(np.float32)
                 outcome = rods.step(command + push)
                 reward.append(outcome.reward[0])
                 seen.append(outcome.observation[0])
