@@ -109,5 +109,5 @@ PENDULUM = Pendulum(
     sees_past=False,
     demonstrations=400,
     episodes=64,
-    train={"steps": 1000, "batch_size": 16, "learning_rate": 4e-3, "observation_noise": 0.0},
+    train={"steps": 700, "batch_size": 16, "learning_rate": 4e-3, "observation_noise": 0.0},
 )
