@@ -17,7 +17,7 @@ from brain_service.model.config import CoreModelConfig
 from brain_service.training.config import TrainConfig
 from tests.bench.learning.drive import drive, drive_expert, drive_random
 from tests.bench.learning.fit import fit
-from tests.bench.learning.models import REVISION, SIZES, make_policy
+from tests.bench.learning.models import REVISIONS, SIZES, make_policy
 from tests.bench.learning.tasks import TASKS, Demonstrations, Task
 
 __all__ = ["Cell", "read_cell", "run_cell"]
@@ -53,7 +53,7 @@ class Cell:
             "task": self.task,
             "model": self.model,
             "seed": self.seed,
-            "revision": REVISION if self.model.startswith("core") else 1,
+            "revision": REVISIONS[self.model],
             **task.settings(),
             # What is not the default, so that a setting which comes later leaves the cells as they are.
             "config": {name: value for name, value in model.items() if value != plain[name]},
