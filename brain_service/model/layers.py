@@ -31,6 +31,7 @@ class Linear(nn.Module):  # type: ignore[misc]
     features: int
     use_bias: bool = True
     kernel_init: Callable[..., Array] = nn.initializers.lecun_normal()
+    bias_init: Callable[..., Array] = nn.initializers.zeros_init()
 
     @nn.compact  # type: ignore[untyped-decorator]
     def __call__(self, x: Float32[Array, "*B I"]) -> Float32[Array, "*B O"]:
@@ -39,5 +40,5 @@ class Linear(nn.Module):  # type: ignore[misc]
         dtype = product_dtype(self.config)
         y = jnp.matmul(x.astype(dtype), kernel.astype(dtype), preferred_element_type=jnp.float32)
         if self.use_bias:
-            y = y + self.param("bias", nn.initializers.zeros_init(), (self.features,), jnp.float32)
+            y = y + self.param("bias", self.bias_init, (self.features,), jnp.float32)
         return y

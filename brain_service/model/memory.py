@@ -15,7 +15,7 @@ a slot memory in the manner of Graves et al. (arXiv 1410.5401) run at the period
 System of Behrouz et al. (arXiv 2512.24695); it is not that paper's chain of MLPs trained at test time.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -28,6 +28,9 @@ from brain_service.model.layers import Linear
 
 __all__ = ["Memory", "MemoryRules", "MemoryState", "pack_memory", "unit", "unpack_memory"]
 
+# Initial bias of the write gates: closed but for 5 %. A memory that is written at every step keeps little, and its
+# slots go on changing places long after the longest episode of training.
+GATE_BIAS = -3.0
 SHARPNESS_MAX = 10.0  # exp(10) sums safely in float32, so no softmax here needs its maximum subtracted
 
 
@@ -86,6 +89,11 @@ def unit(vector: Float32[Array, "*B K"]) -> Float32[Array, "*B K"]:
     return vector / jnp.sqrt(jnp.sum(vector * vector, axis=-1, keepdims=True) + 1e-6)
 
 
+def _closed_gate(_rng: Array, shape: tuple[int, ...], dtype: Any) -> Float32[Array, "W"]:
+    # The last output of a writer is its gate.
+    return jnp.zeros(shape, dtype).at[-1].set(GATE_BIAS)
+
+
 class Memory(nn.Module):  # type: ignore[misc]
     """Reads and writes of all levels at once; a constant 0/1 matrix says which slot belongs to which level."""
 
@@ -101,7 +109,10 @@ class Memory(nn.Module):  # type: ignore[misc]
         self.avoidance = self.param("avoidance", constant(2.0), (config.levels,))
         self.null = self.param("null", constant(0.0), (config.levels,))
         width = config.d_k + config.d_v + 1
-        self.writers = [Linear(config, width, name=f"write_{level + 1}") for level in range(config.levels)]
+        self.writers = [
+            Linear(config, width, bias_init=_closed_gate, name=f"write_{level + 1}")
+            for level in range(config.levels)
+        ]
 
     def _spread(self, by_level: Float32[Array, "*B L"]) -> Float32[Array, "*B N"]:
         # Products with the 0/1 rows instead of a gather: accelerators without one compile them, and they fuse.

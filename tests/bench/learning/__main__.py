@@ -1,7 +1,8 @@
 """`make bench-learning`: train and judge every model on every task, then print the table.
 
 A cell (task, model, seed) is a process and a JSON file of its own: a rerun skips what was run with the same
-settings, so a long table may be stopped and taken up at any time. Nothing here passes or fails.
+settings, here or for the published table, so a long table may be stopped and taken up at any time. Nothing here
+passes or fails.
 """
 
 import argparse
@@ -9,12 +10,14 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from tests.bench.learning.cell import Cell, read_cell, run_cell
 from tests.bench.learning.models import MODELS
+from tests.bench.learning.published import PUBLISHED, publish, read_published
 from tests.bench.learning.report import write_report
 from tests.bench.learning.tasks import TASKS
 
@@ -40,6 +43,10 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=2, help="cells at once, each on one thread (default: 2)")
     parser.add_argument("--output", type=Path, help="(default: build/learning or build/learning-quick)")
     parser.add_argument("--report-only", action="store_true", help="run nothing, write the table of what is there")
+    parser.add_argument("--afresh", action="store_true", help="run what is published too")
+    parser.add_argument(
+        "--publish", action="store_true", help=f"write all cells that there are to {PUBLISHED.name}"
+    )
     parser.add_argument("--cell", nargs=4, metavar=("TASK", "MODEL", "SEED", "SCALE"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     folder: Path = options.output or Path("build") / ("learning-quick" if options.quick else "learning")
@@ -49,14 +56,24 @@ def main() -> int:
         run_cell(folder, Cell(task, model, int(seed), float(scale)))
         return 0
     cells = list(_quick() if options.quick else _full(options.tasks, options.models, options.seeds))
-    missing = [cell for cell in cells if read_cell(folder, cell) is None]
+    missing = [cell for cell in cells if cell not in _known(folder, cells, options.afresh)]
     failed = 0
     if not options.report_only:
         with ThreadPoolExecutor(options.jobs) as pool:
             failed = sum(pool.map(lambda cell: _in_process(folder, cell), missing))
-    results = {(cell.task, cell.model, cell.seed): found for cell in cells if (found := read_cell(folder, cell))}
+    known = _known(folder, cells, options.afresh)
+    results = {(cell.task, cell.model, cell.seed): document for cell, document in known.items()}
     print(write_report(folder, results, dict.fromkeys(cell.task for cell in cells)))
+    if options.publish:
+        publish(PUBLISHED, _known(folder, list(_full(list(TASKS), list(MODELS), list(FULL_SEEDS))), False))
     return int(failed > 0)
+
+
+def _known(folder: Path, cells: Iterable[Cell], afresh: bool) -> dict[Cell, dict[str, Any]]:
+    """Return the results that there are, in the order of the cells: the folder's own before published ones."""
+    published = {} if afresh else read_published(PUBLISHED, cells)
+    found = {cell: read_cell(folder, cell) or published.get(cell) for cell in cells}
+    return {cell: document for cell, document in found.items() if document}
 
 
 def _full(tasks: list[str], models: list[str], seeds: list[int]) -> Iterator[Cell]:

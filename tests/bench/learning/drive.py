@@ -8,7 +8,6 @@ import numpy as np
 from jaxtyping import Float32
 
 from brain_service.model.signals import StepInputs
-from tests.bench.learning.actions import choose
 from tests.bench.learning.fit import Fitted
 from tests.bench.learning.models import Policy
 from tests.bench.learning.tasks import Judge, Outcome, Task
@@ -40,7 +39,7 @@ def drive(task: Task, policy: Policy, fitted: Fitted, seed: int) -> list[float]:
                 jnp.full((judge.batch,), float(last is None), jnp.float32),
             )
             carry, outputs = step(fitted.params, carry, inputs)
-            past = choose(task, normaliser, outputs.action_mean[:, 0])
+            past = np.asarray(normaliser.raw_action(np.asarray(outputs.action_mean[:, 0])), np.float32)
             return past
 
         return act

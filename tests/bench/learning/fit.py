@@ -15,15 +15,16 @@ from jaxtyping import Float32, Key
 from brain_service.model.signals import StepInputs
 from brain_service.training.config import TrainConfig
 from brain_service.training.normalisation import Normaliser
-from brain_service.training.objective import Sequences
+from brain_service.training.objective import Sequences, losses
 from brain_service.training.step import disturb, make_optimiser
-from tests.bench.learning.actions import objective
 from tests.bench.learning.models import Params, Policy
 from tests.bench.learning.tasks import Demonstrations, Task
 
 __all__ = ["Fitted", "fit", "normaliser_of", "sequences_of"]
 
 CURVE_POINTS = 25
+LOOK_EVERY = 20  # optimiser steps
+HELD_OUT = 32  # demonstrations that are not learned from, for a task with a floor
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class Fitted:
     train_s: float
 
 
-def normaliser_of(demonstrations: Demonstrations) -> Normaliser:
+def normaliser_of(task: Task, demonstrations: Demonstrations) -> Normaliser:
     """Return the project's scales, from the real steps of the demonstrations."""
     real = demonstrations.mask > 0
     observation, action, reward = (
@@ -49,8 +50,8 @@ def normaliser_of(demonstrations: Demonstrations) -> Normaliser:
     return Normaliser(
         observation_mean=observation.mean(axis=0),
         observation_std=np.maximum(observation.std(axis=0), np.float32(1e-3)),
-        action_low=action.min(axis=0),
-        action_high=action.max(axis=0),
+        action_low=np.zeros_like(action[0]) if task.choices else action.min(axis=0),
+        action_high=np.full_like(action[0], task.choices - 1) if task.choices else action.max(axis=0),
         reward_mean=reward.mean(keepdims=True),
         reward_std=np.maximum(reward.std(keepdims=True), np.float32(1e-3)),
     )
@@ -88,47 +89,57 @@ def _before(values: Float32[np.ndarray, "N T *X"]) -> Float32[np.ndarray, "N T *
 
 
 def fit(task: Task, policy: Policy, demonstrations: Demonstrations, config: TrainConfig) -> Fitted:
-    """Train for `config.steps` on batches of whole episodes; the seed decides parameters, order and noise."""
-    normaliser = normaliser_of(demonstrations)
+    """Train on batches of whole episodes; the seed decides parameters, order and noise.
+
+    Training ends after `config.steps`, or where the task has a floor and the held-out loss is at it.
+
+    Raises:
+        FloatingPointError: the loss is not finite.
+    """
+    normaliser = normaliser_of(task, demonstrations)
     sequences = sequences_of(task, demonstrations, normaliser)
+    learned = len(sequences.mask) - (HELD_OUT if task.floor else 0)
     optimiser = make_optimiser(config)
-    train_step = _make_step(task, policy, config, optimiser)
+    train_step, look = _make_step(policy, config, optimiser), _make_look(policy)
     params = policy.init(jax.random.key(config.seed))
     opt_state = optimiser.init(params)
     order = np.random.default_rng(config.seed)
-    losses: list[Array] = []
+    curve: list[Array] = []
     begun_s, compile_s = time.monotonic(), 0.0
-    lengths = _lengths(task, config.steps)
-    for index in range(config.steps):
-        # Without replacement within a batch; every batch anew.
-        rows = np.sort(order.choice(len(sequences.mask), config.batch_size, replace=False))
-        batch = _batch(sequences, rows, lengths[index])
-        rng = jax.random.fold_in(jax.random.key(config.seed + 1), index)
-        params, opt_state, loss = train_step(params, opt_state, batch, rng)
-        losses.append(loss)
-        if (index + 1) % max(1, config.steps // CURVE_POINTS) == 0:
-            print(f"step {index + 1} of {config.steps}: loss {float(loss):.3f}", flush=True)
-        if index == 0:
-            jax.block_until_ready(params)
-            compile_s = time.monotonic() - begun_s
-    values = np.asarray(jax.device_get(losses), np.float64)
+    for length, until in _stages(task, config.steps):
+        for index in range(len(curve), until):
+            # Without replacement within a batch; every batch anew.
+            rows = np.sort(order.choice(learned, config.batch_size, replace=False))
+            rng = jax.random.fold_in(jax.random.key(config.seed + 1), index)
+            params, opt_state, loss = train_step(params, opt_state, _batch(sequences, rows, length), rng)
+            curve.append(loss)
+            if index == 0:
+                jax.block_until_ready(params)
+                compile_s = time.monotonic() - begun_s
+            if (index + 1) % LOOK_EVERY:
+                continue
+            print(f"step {index + 1} of {config.steps}: loss {float(loss):.4f}", flush=True)
+            if task.floor and look(params, _batch(sequences, slice(learned, None), length)) < task.floor:
+                break
+    values = np.asarray(jax.device_get(curve), np.float64)
     train_s = time.monotonic() - begun_s - compile_s
     if not np.isfinite(values).all():
         raise FloatingPointError(f"{task.name}, {policy.name}: the loss is not finite; lower learning_rate")
     parts = np.array_split(np.arange(len(values)), min(CURVE_POINTS, max(len(values), 1)))
-    curve = [(int(part[-1]) + 1, float(values[part].mean())) for part in parts if len(part)]
-    return Fitted(params, normaliser, curve, compile_s, train_s)
+    points = [(int(part[-1]) + 1, float(values[part].mean())) for part in parts if len(part)]
+    return Fitted(params, normaliser, points, compile_s, train_s)
 
 
-def _lengths(task: Task, steps: int) -> list[int | None]:
-    """Return how many first steps of its episodes each optimiser step sees."""
-    lengths: list[int | None] = []
-    for length, share in task.lengths:
-        lengths += [length] * round(share * steps)
-    return (lengths + [task.lengths[-1][0]] * steps)[:steps]
+def _stages(task: Task, steps: int) -> list[tuple[int | None, int]]:
+    """Return for each part of the curriculum how much of an episode it sees and the step it ends before."""
+    shares = np.cumsum([share for _, share in task.lengths])
+    return [
+        (length, round(steps * share))
+        for (length, _), share in zip(task.lengths, shares / shares[-1], strict=True)
+    ]
 
 
-def _batch(sequences: Sequences, rows: np.ndarray, length: int | None) -> Sequences:
+def _batch(sequences: Sequences, rows: np.ndarray | slice, length: int | None) -> Sequences:
     """Return the first `length` steps of some episodes."""
     batch: Sequences = jax.tree.map(lambda values: values[rows, :length], sequences)
     # What follows the last step is not in the sequence.
@@ -136,13 +147,13 @@ def _batch(sequences: Sequences, rows: np.ndarray, length: int | None) -> Sequen
 
 
 def _make_step(
-    task: Task, policy: Policy, config: TrainConfig, optimiser: optax.GradientTransformation
+    policy: Policy, config: TrainConfig, optimiser: optax.GradientTransformation
 ) -> Callable[[Params, Any, Sequences, Key[Array, ""]], tuple[Params, Any, Float32[Array, ""]]]:
     def loss_of(params: Params, sequences: Sequences, rng: Key[Array, ""]) -> Float32[Array, ""]:
         inputs = disturb(sequences.inputs, config, rng)
         carry = policy.init_carry(inputs.is_first.shape[0])
         _, outputs = policy.unroll(params, carry, inputs)
-        return objective(task, outputs, sequences)
+        return losses(outputs, sequences)["loss"]
 
     def train_step(
         params: Params, opt_state: Any, sequences: Sequences, rng: Key[Array, ""]
@@ -154,3 +165,11 @@ def _make_step(
         return optax.apply_updates(params, updates), opt_state, loss
 
     return jax.jit(train_step, donate_argnums=(0, 1))
+
+
+def _make_look(policy: Policy) -> Callable[[Params, Sequences], Float32[Array, ""]]:
+    def action_loss(params: Params, sequences: Sequences) -> Float32[Array, ""]:
+        carry = policy.init_carry(sequences.mask.shape[0])
+        return losses(policy.unroll(params, carry, sequences.inputs)[1], sequences)["action"]
+
+    return jax.jit(action_loss)

@@ -22,7 +22,7 @@ from brain_service.model.heads import Encoder, Heads
 from brain_service.model.signals import StepInputs, StepOutputs
 from brain_service.model.state import init_carry
 
-__all__ = ["MODELS", "SIZES", "Policy", "make_policy"]
+__all__ = ["MODELS", "REVISIONS", "SIZES", "Policy", "make_policy"]
 
 # Between `development` and a microcontroller: a cell of the table trains in minutes on one core.
 SIZES: dict[str, Any] = {
@@ -36,6 +36,10 @@ SIZES: dict[str, Any] = {
 }
 
 MODELS = ("core", "gru", "mlp", "core-no-cms", "core-no-wave")
+
+# Part of a cell's settings. Count up CoreModel's where its equations, initial values or defaults change what it
+# learns, and all of them where its number of parameters changes, which the baselines follow.
+REVISIONS = {"core": 2, "gru": 1, "mlp": 1, "core-no-cms": 2, "core-no-wave": 2}
 
 Params = Any
 Carry = Any

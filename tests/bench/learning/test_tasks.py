@@ -20,9 +20,10 @@ def collected() -> dict[str, Demonstrations]:
 def test_the_labels_of_the_card_games_are_the_cards_that_were_dealt(collected: dict[str, Demonstrations]) -> None:
     first, previous = collected["repeat-first"], collected["repeat-previous"]
     assert first.observation.shape == (2, 415, 4)
-    np.testing.assert_array_equal(first.action, np.broadcast_to(first.observation[:, :1], first.action.shape))
+    suits = first.observation.argmax(axis=2)[..., None]
+    np.testing.assert_array_equal(first.action, np.broadcast_to(suits[:, :1], first.action.shape))
     assert previous.observation.shape == (4, 103, 4)
-    np.testing.assert_array_equal(previous.action[:, 31:], previous.observation[:, :-31])
+    np.testing.assert_array_equal(previous.action[:, 31:, 0], previous.observation[:, :-31].argmax(axis=2))
     assert not previous.imitated[:, :31].any()
     # POPGym pays for these very answers.
     np.testing.assert_allclose(first.reward.sum(axis=1), 1.0, atol=1e-5)
@@ -66,7 +67,7 @@ def test_a_hidden_goal_is_gone_from_the_tenth_step_on(collected: dict[str, Demon
 @pytest.mark.parametrize("name", COUNTS)
 def test_a_step_never_sees_its_own_answer(name: str, collected: dict[str, Demonstrations]) -> None:
     task, demonstrations = TASKS[name], collected[name]
-    normaliser = normaliser_of(demonstrations)
+    normaliser = normaliser_of(task, demonstrations)
     sequences = sequences_of(task, demonstrations, normaliser)
     # Another action and reward at the last step changes nothing that the model is given.
     action, reward = demonstrations.action.copy(), demonstrations.reward.copy()

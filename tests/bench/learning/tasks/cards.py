@@ -26,11 +26,15 @@ def _one_hot(suits: Any) -> Float32[np.ndarray, "*B 4"]:
     return np.asarray(np.eye(SUITS, dtype=np.float32)[np.asarray(suits)])
 
 
+def _column(suits: Any) -> Float32[np.ndarray, "*B 1"]:
+    return np.asarray(suits, np.float32)[..., None]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Cards(Task):
     """A game of cards; `delay` is how many steps ago the wanted card was dealt, None for the first card."""
 
-    discrete: bool = True
+    choices: int = SUITS
     sees_past: bool = False
     training: Callable[[], Any]
     judging: Callable[[], Any]
@@ -47,7 +51,7 @@ class Cards(Task):
                 seen.append(following)
             seen.pop()
             wanted = [self._wanted(seen[: t + 1]) for t in range(len(seen))]
-            episodes.append((_one_hot(seen), _one_hot(wanted), np.asarray(reward, np.float32)))
+            episodes.append((_one_hot(seen), _column(wanted), np.asarray(reward, np.float32)))
         demonstrations = pack(episodes)
         if self.delay is None:
             return demonstrations
@@ -63,9 +67,9 @@ class Cards(Task):
         """Return games that were dealt to nobody yet."""
         return CardTable(self, seed, min(self.episodes, 32))
 
-    def random_action(self, rng: np.random.Generator, batch: int) -> Float32[np.ndarray, "B 4"]:
+    def random_action(self, rng: np.random.Generator, batch: int) -> Float32[np.ndarray, "B 1"]:
         """Guess."""
-        return _one_hot(rng.integers(0, SUITS, batch))
+        return _column(rng.integers(0, SUITS, batch))
 
 
 class CardTable:
@@ -85,9 +89,9 @@ class CardTable:
         self._scores = np.zeros(self.batch)
         return _one_hot([seen[-1] for seen in self._seen])
 
-    def step(self, action: Float32[np.ndarray, "B 4"]) -> Outcome:
+    def step(self, action: Float32[np.ndarray, "B 1"]) -> Outcome:
         """Say a suit in each game; all games are of one length."""
-        answers = [game.step(int(said)) for game, said in zip(self._games, action.argmax(axis=1), strict=True)]
+        answers = [game.step(round(float(said))) for game, said in zip(self._games, action[:, 0], strict=True)]
         for seen, answer in zip(self._seen, answers, strict=True):
             seen.append(answer[0])
         reward = np.asarray([answer[1] for answer in answers])
@@ -99,9 +103,9 @@ class CardTable:
         """Return the games' returns."""
         return self._scores.astype(np.float32)
 
-    def expert_action(self) -> Float32[np.ndarray, "B 4"]:
+    def expert_action(self) -> Float32[np.ndarray, "B 1"]:
         """Say the wanted suit."""
-        return _one_hot([self._task._wanted(seen) for seen in self._seen])
+        return _column([self._task._wanted(seen) for seen in self._seen])
 
 
 REPEAT_FIRST = Cards(
@@ -112,7 +116,8 @@ REPEAT_FIRST = Cards(
     episodes=64,
     # Short games first: what has to be remembered is the same, and there are more of them in an hour.
     lengths=((128, 0.7), (None, 0.3)),
-    train={"steps": 150, "batch_size": 32, "learning_rate": 4e-3, "observation_noise": 0.0},
+    floor=1e-3,
+    train={"steps": 400, "batch_size": 32, "learning_rate": 4e-3, "observation_noise": 0.0},
 )
 REPEAT_PREVIOUS = Cards(
     name="repeat-previous",
@@ -122,5 +127,6 @@ REPEAT_PREVIOUS = Cards(
     delay=31,
     demonstrations=2048,
     episodes=128,
-    train={"steps": 250, "batch_size": 32, "learning_rate": 4e-3, "observation_noise": 0.0},
+    floor=1e-3,
+    train={"steps": 600, "batch_size": 32, "learning_rate": 4e-3, "observation_noise": 0.0},
 )

@@ -18,7 +18,6 @@ JUDGED_FROM = 10_000_000
 MAX_TORQUE = 2.0  # N m
 INERTIA = 1.0 / 3.0  # kg m^2: a rod of 1 kg and 1 m
 GRAVITY_TORQUE = 5.0  # N m when level: m g l / 2
-NOISE = 0.5  # N m, sigma, added to the expert's torque while it demonstrates
 
 
 def expert_torque(cosine: float, sine: float, velocity: float) -> float:
@@ -37,16 +36,24 @@ def expert_torque(cosine: float, sine: float, velocity: float) -> float:
 class Pendulum(Task):
     """Two observations (cosine and sine), one torque."""
 
+    push: float = 1.0
+    """Standard deviation of what is added to the expert's torque while it demonstrates, in N m."""
+    push_kept: float = 0.9
+    """Share of a push that is left a step later. White noise undoes itself before it brings the rod anywhere."""
+
     def collect(self, seed: int, count: int) -> Demonstrations:
         """Let the expert swing up `count` times with a noisy motor."""
         rng = np.random.default_rng(seed)
         rods, episodes = Rods(1, seed * 1_000_000), []
         for _ in range(count):
             seen, action, reward = [rods.reset()[0]], [], []
+            push = np.zeros((1, 1), np.float32)
             for _ in range(rods.max_steps):
                 command = rods.expert_action()
                 action.append(command[0])
-                outcome = rods.step(command + np.float32(NOISE) * rng.standard_normal((1, 1), np.float32))
+                fresh = self.push * np.sqrt(1.0 - self.push_kept**2) * rng.standard_normal((1, 1))
+                push = (self.push_kept * push + fresh).astype(np.float32)
+                outcome = rods.step(command + push)
                 reward.append(outcome.reward[0])
                 seen.append(outcome.observation[0])
             episodes.append((np.stack(seen[:-1]), np.stack(action), np.asarray(reward)))
@@ -100,7 +107,7 @@ PENDULUM = Pendulum(
     name="pendulum",
     # Its own last torque is what a model is most tempted to repeat; position and memory are enough.
     sees_past=False,
-    demonstrations=200,
+    demonstrations=400,
     episodes=64,
-    train={"steps": 500, "batch_size": 16, "learning_rate": 4e-3, "observation_noise": 0.0},
+    train={"steps": 700, "batch_size": 16, "learning_rate": 4e-3, "observation_noise": 0.0},
 )

@@ -1,7 +1,7 @@
 """What a task gives: demonstrations to learn from and a judge to be driven against."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -50,13 +50,17 @@ class Judge(Protocol):
         """Return what the task's expert would do now; it sees the whole state."""
 
 
+# What is done with demonstrations once they are there.
+_LATER = ("name", "choices", "success", "sees_past", "episodes", "judging", "hidden_from", "lengths", "floor")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Task:
     """One task: its name, how it is scored and how it is trained on."""
 
     name: str
-    discrete: bool = False
-    """The action is a choice, one-hot."""
+    choices: int = 0
+    """The action is one of so many numbers, 0, 1, ...; 0: it is continuous."""
     success: bool = False
     """A score is 0 or 1; otherwise it is a return."""
     sees_past: bool = True
@@ -66,9 +70,21 @@ class Task:
     episodes: int = 50
     """Judged episodes of a seed."""
     lengths: tuple[tuple[int | None, float], ...] = ((None, 1.0),)
-    """Curriculum: so many first steps of each demonstration (None: all) for such a share of the training."""
+    """Curriculum: so many first steps of each demonstration (None: all), up to such a share of the training."""
+    floor: float = 0.0
+    """Action loss on held-out demonstrations at which a part of the curriculum is learned, and the last part ends
+    the training; 0 never ends it early."""
     train: Mapping[str, Any] = field(default_factory=dict)
     """Overrides of the training settings."""
+
+    def settings(self) -> dict[str, Any]:
+        """Return every field but those of the training, JSON-ready; a class of games by its name."""
+        values = {item.name: getattr(self, item.name) for item in fields(self) if item.name != "train"}
+        return {name: getattr(value, "__name__", value) for name, value in values.items()}
+
+    def recipe(self) -> dict[str, Any]:
+        """Return the settings that decide the demonstrations."""
+        return {name: value for name, value in self.settings().items() if name not in _LATER}
 
     def collect(self, seed: int, count: int) -> Demonstrations:
         """Return `count` expert episodes; the seed decides them."""
