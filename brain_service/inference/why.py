@@ -15,11 +15,12 @@ def explain(model: ServedModel, reply: InferReply) -> dict[str, Any]:
     """
     status = model.status()
     decisions = status["why"]
-    passed_over = [decision for decision in decisions if not decision["used"]]
+    used = next((place for place, decision in enumerate(decisions) if decision["used"]), len(decisions))
+    passed_over = decisions[:used]
     return {
         "model_id": reply.model_id,
         "backend": reply.backend,
-        "backend_reason": next((d["reason"] for d in decisions if d["used"]), None),
+        "backend_reason": decisions[used]["reason"] if used < len(decisions) else None,
         "fallback": passed_over[0] if passed_over else None,
         "decisions": decisions,
         "golden_parity": status["golden_parity"],
