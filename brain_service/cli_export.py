@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from brain_service import cli_hailo
+from brain_service.errors import BrainError
 from brain_service.terminal import say, say_json, size_text, table_lines
 
 if TYPE_CHECKING:
@@ -31,6 +33,8 @@ examples:
   brain export --checkpoint-dir ./checkpoints/run1 --output-dir ./models --quantization int8
   brain export --checkpoint-dir ./checkpoints/run1 --output-dir ./models --format jax --step 500
   brain export --checkpoint-dir ./checkpoints/run1 --output-dir ./models --format saved-model
+  brain export --checkpoint-dir ./checkpoints/run1 --output-dir ./models --format hailo \\
+               --calibration-dataset ./datasets
   brain export --checkpoint-dir ./checkpoints/run1 --output-dir ./models --json | jq .forms.jax.parity
 
 then:
@@ -109,14 +113,14 @@ def add_export_command(commands: "argparse._SubParsersAction[argparse.ArgumentPa
 
 
 def _export(options: argparse.Namespace, bar: Bar) -> int:
-    wanted = [name for name in FROM_BUNDLE if {name, "all"} & set(options.format or ())]
-    for name in wanted:
-        FROM_BUNDLE[name].require(options)
+    wanted = _wanted(options)
     from brain_service.export.bundle import Bundle
     from brain_service.export.forms import FORMS, default_forms
     from brain_service.export.jax_step import export_jax
 
     asked = options.format or default_forms()
+    # The form for a Hailo is compiled from the graph.
+    asked = {*asked, "onnx"} if "hailo" in wanted else asked
     forms = list(FORMS) if "all" in asked else [name for name in FORMS if name in asked]
     with bar("exporting") as report:
         path = export_jax(
@@ -143,6 +147,27 @@ def _export(options: argparse.Namespace, bar: Bar) -> int:
         if rows[name].path is not None:
             say(str(rows[name].path))
     return 0
+
+
+def _wanted(options: argparse.Namespace) -> list[str]:
+    """Return the formats to make from the bundle; `all` leaves out what lacks a tool or an argument, and says so.
+
+    Raises:
+        BrainError: one that was named lacks it.
+    """
+    asked, found = set(options.format or ()), []
+    for name, form in FROM_BUNDLE.items():
+        if not {name, "all"} & asked:
+            continue
+        try:
+            form.require(options)
+        except BrainError as error:
+            if name in asked:
+                raise
+            sys.stderr.write(f"brain export: without {name}: {error.detail}\n")
+        else:
+            found.append(name)
+    return found
 
 
 def _bundle_rows(manifest: "Manifest", files: Mapping[str, str]) -> dict[str, FormRow]:
@@ -216,7 +241,20 @@ def _make_saved_model(bundle: "Bundle", options: argparse.Namespace, progress: P
     return FormRow(size_bytes, Parity(**made["parity"]), None, made["step_us"], folder)
 
 
+def _make_hailo(bundle: "Bundle", options: argparse.Namespace, progress: Progress) -> FormRow:
+    from brain_service.export.bundle import HEF
+
+    progress(0, 1, "compiling for the Hailo")
+    made = cli_hailo.make(bundle, options)
+    progress(1, 1, "done")
+    cli_hailo.tell(made, options)
+    manifest = made.bundle.manifest
+    size_bytes = manifest.files[HEF].size_bytes if HEF in manifest.files else None
+    return FormRow(size_bytes, manifest.parity.get("hailo"), path=bundle.path / "hailo")
+
+
 FROM_BUNDLE: Mapping[str, FromBundle] = {
     "saved-model": FromBundle(_add_saved_model_arguments, _require_saved_model, _make_saved_model),
+    "hailo": FromBundle(cli_hailo.add_arguments, cli_hailo.require, _make_hailo),
 }
 """Formats beyond the bundle's own forms, by the name that `--format` takes."""

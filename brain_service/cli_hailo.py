@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from brain_service.export.bundle import Bundle
     from brain_service.export.hailo import HailoResult
 
-__all__ = ["add_arguments", "add_export_hailo_command", "make", "require"]
+__all__ = ["add_arguments", "add_export_hailo_command", "make", "require", "tell"]
 
 EXAMPLES = """\
 exit code: 0 compiled, 1 prepared but not compiled, 2 failed
@@ -74,9 +74,7 @@ def require(options: argparse.Namespace) -> None:
     """
     missing = [name for name in ("onnx", "onnxruntime", "xxhash") if importlib.util.find_spec(name) is None]
     if missing:
-        raise ConfigError(
-            f"the Hailo form needs {', '.join(missing)}; install continuon-brain[export,onnx] on this machine"
-        )
+        raise ConfigError(f"the Hailo form needs {', '.join(missing)}; pip install {' '.join(missing)}")
     if options.calibration_dataset is None and options.hef_source is None:
         raise InvalidError(
             "give --calibration-dataset DIR to compile or prepare, or --hef-source HEF of one compiled elsewhere",
@@ -102,22 +100,23 @@ def make(bundle: "Bundle", options: argparse.Namespace) -> "HailoResult":
     return export_hailo(bundle.path, wanted)
 
 
+def tell(result: "HailoResult", options: argparse.Namespace) -> None:
+    """Say on standard error what became of it and, where it was not compiled, the next steps."""
+    lines = [result.detail]
+    if not result.compiled:
+        lines += [
+            f"where the compiler is, in a copy of {result.bundle.path / 'hailo'}:",
+            *(f"  {each}" for each in result.commands),
+            f"then: brain export-hailo {result.bundle.path} --hailo-arch {options.hailo_arch} --hef-source ...",
+        ]
+    sys.stderr.write("\n".join([*lines, ""]))
+
+
 def _run(options: argparse.Namespace) -> int:
     require(options)
     from brain_service.export.bundle import Bundle
 
     result = make(Bundle.open(options.bundle), options)
     sys.stdout.write(f"{result.bundle.path}\n")
-    sys.stderr.write(f"{result.detail}\n")
-    if result.compiled:
-        return 0
-    folder = result.bundle.path / "hailo"
-    lines = [
-        "where the compiler is, in a copy of " + str(folder) + ":",
-        *(f"  {each}" for each in result.commands),
-    ]
-    lines.append(
-        f"then: brain export-hailo {result.bundle.path} --hailo-arch {options.hailo_arch} --hef-source ..."
-    )
-    sys.stderr.write("\n".join([*lines, ""]))
-    return 1
+    tell(result, options)
+    return 0 if result.compiled else 1

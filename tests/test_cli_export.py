@@ -77,6 +77,16 @@ def test_a_missing_tool_is_told_before_anything_is_made(
     assert not list(tmp_path.iterdir())
 
 
+def test_the_hailo_form_asks_for_its_dataset_before_anything_is_made(
+    run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    models = tmp_path / "models"
+    words = ["export", "--checkpoint-dir", str(run_dir), "--output-dir", str(models), "--format", "hailo"]
+    assert main(words) == 2
+    assert "--calibration-dataset" in capsys.readouterr().err
+    assert not models.exists()
+
+
 @pytest.mark.parametrize(
     ("flag", "value", "known"), [("--quantization", "int4", "int8"), ("--format", "tflite", "onnx")]
 )
