@@ -1,6 +1,8 @@
 """Meta-World's reach, push and drawer-open (Yu et al., arXiv 1910.10897) with its own scripted experts.
 
-The `-hidden` variants blank the goal from the tenth step on: what is not remembered by then is lost.
+The `-hidden` variants blank the goal from the tenth step on: what is not remembered by then is lost. No model sees
+its last action, nor the frame before that Meta-World repeats in each observation: an arm slows down near the
+goal, so its last motion tells where that is.
 """
 
 import warnings
@@ -17,7 +19,8 @@ from tests.bench.learning.tasks.task import Demonstrations, Outcome, Task, pack
 
 __all__ = ["ARM_TASKS"]
 
-GOAL = slice(36, 39)  # where in the observation the goal is
+BEFORE = slice(18, 36)  # where in the observation the frame before is
+GOAL = slice(36, 39)  # and the goal
 JUDGED_FROM = 1_000_003  # added to a seed: another draw of 50 goals
 MAX_STEPS = 200  # about twice what a disturbed expert needs
 
@@ -27,6 +30,7 @@ class Arm(Task):
     """39 observations (the gripper, the objects, the goal), 4 commands."""
 
     success: bool = True
+    sees_past: bool = False
     environment: str
     hidden_from: int | None = None
     noise: float = 0.3
@@ -103,6 +107,7 @@ class OneArm:
 
     def _seen(self) -> Float32[np.ndarray, "1 39"]:
         seen = np.asarray(self._raw, np.float32)[None].copy()
+        seen[:, BEFORE] = 0.0
         if self._hidden_from is not None and self._steps >= self._hidden_from:
             seen[:, GOAL] = 0.0
         return seen
