@@ -1,10 +1,9 @@
 """Meta-World's reach, push and drawer-open (Yu et al., arXiv 1910.10897) with its own scripted experts.
 
 The `-hidden` variants blank the goal from the tenth step on: what is not remembered by then is lost. No model sees
-its last action, nor the frame before that Meta-World repeats in each observation: an arm slows down near the
-goal, so its last motion tells where that is.
-The way to reach is a straight line from where the arm always begins, on which no memory is needed: once the goal is
-hidden (and in the plain variant too) the arm is pushed off it.
+its last action, nor the frame before that Meta-World repeats in each observation: an arm slows down near the goal,
+so its last motion tells where that is. The way to reach is a straight line from where the arm always begins, on which
+no memory is needed: once the goal is hidden (and in the plain variant too) the arm is pushed off it.
 """
 
 import warnings
