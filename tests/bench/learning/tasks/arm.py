@@ -2,8 +2,8 @@
 
 The `-hidden` variants blank the goal from the tenth step on: what is not remembered by then is lost. No model sees
 its last action, nor the frame before that Meta-World repeats in each observation: an arm slows down near the goal,
-so its last motion tells where that is. The way to reach is a straight line from where the arm always begins, on which
-no memory is needed: once the goal is hidden (and in the plain variant too) the arm is pushed off it.
+so its last motion tells where that is. The way to reach is a straight line from where the arm always begins, so
+that no memory is needed on it: once the goal is hidden (and in the plain variant too) the arm is pushed off it.
 """
 
 import warnings
