@@ -136,7 +136,7 @@ def _demonstrations(folder: Path, task: Task, seed: int) -> Demonstrations:
 
 def _references(folder: Path, task: Task, seed: int) -> Mapping[str, list[float]]:
     """Return the scores of the expert and of a random policy on the judged episodes, found once for all models."""
-    path = folder / "references" / f"{task.name.removesuffix('-hidden')}.{seed}.{task.episodes}.json"
+    path = folder / "references" / f"{_digest(task.recipe())}.{seed}.{task.episodes}.json"
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
         found = {"expert": drive_expert(task, seed), "random": drive_random(task, seed)}

@@ -59,6 +59,8 @@ def test_a_hidden_goal_is_gone_from_the_tenth_step_on(collected: dict[str, Demon
     assert not hidden.observation[:, 10:, 36:].any()
     assert plain.observation[:, 10:15, 36:].any()
     np.testing.assert_array_equal(hidden.observation[..., :36], plain.observation[..., :36])
+    # The frame before would tell where the arm is heading.
+    assert not plain.observation[..., 18:36].any()
     arm = TASKS["reach-hidden"].judge(0)
     seen = [arm.reset(), *(arm.step(np.zeros((1, 4), np.float32)).observation for _ in range(11))]
     assert [bool(row[0, 36:39].any()) for row in seen] == [True] * 10 + [False] * 2

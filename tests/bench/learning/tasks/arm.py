@@ -1,6 +1,9 @@
 """Meta-World's reach, push and drawer-open (Yu et al., arXiv 1910.10897) with its own scripted experts.
 
-The `-hidden` variants blank the goal from the tenth step on: what is not remembered by then is lost.
+The `-hidden` variants blank the goal from the tenth step on: what is not remembered by then is lost. No model sees
+its last action, nor the frame before that Meta-World repeats in each observation: an arm slows down near the goal,
+so its last motion tells where that is. The way to reach is a straight line from where the arm always begins, so
+that no memory is needed on it: once the goal is hidden (and in the plain variant too) the arm is pushed off it.
 """
 
 import warnings
@@ -17,7 +20,8 @@ from tests.bench.learning.tasks.task import Demonstrations, Outcome, Task, pack
 
 __all__ = ["ARM_TASKS"]
 
-GOAL = slice(36, 39)  # where in the observation the goal is
+BEFORE = slice(18, 36)  # where in the observation the frame before is
+GOAL = slice(36, 39)  # and the goal
 JUDGED_FROM = 1_000_003  # added to a seed: another draw of 50 goals
 MAX_STEPS = 200  # about twice what a disturbed expert needs
 
@@ -27,14 +31,18 @@ class Arm(Task):
     """39 observations (the gripper, the objects, the goal), 4 commands."""
 
     success: bool = True
+    sees_past: bool = False
     environment: str
     hidden_from: int | None = None
     noise: float = 0.3
     """Standard deviation of what is added to the expert's command while it demonstrates, in its own units."""
 
+    pushed: tuple[int, int] | None = None
+    """First step and the one after the last at which the arm moves in a random direction whatever is commanded."""
+
     def collect(self, seed: int, count: int) -> Demonstrations:
         """Let the expert succeed `count` times with disturbed actuators."""
-        arm, rng = OneArm(self.environment, seed, None), np.random.default_rng(seed)
+        arm, rng = OneArm(self.environment, seed, None, self.pushed), np.random.default_rng(seed)
         episodes: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
         while len(episodes) < count:
             seen, action, reward = [arm.reset()[0]], [], []
@@ -59,7 +67,7 @@ class Arm(Task):
 
     def judge(self, seed: int) -> "OneArm":
         """Return an arm with goals that no demonstration had."""
-        return OneArm(self.environment, JUDGED_FROM + seed, self.hidden_from)
+        return OneArm(self.environment, JUDGED_FROM + seed, self.hidden_from, self.pushed)
 
     def random_action(self, rng: np.random.Generator, batch: int) -> Float32[np.ndarray, "B 4"]:
         """Return a random command."""
@@ -72,22 +80,31 @@ class OneArm:
     batch = 1
     max_steps = MAX_STEPS
 
-    def __init__(self, environment: str, goals_seed: int, hidden_from: int | None) -> None:
+    def __init__(
+        self, environment: str, goals_seed: int, hidden_from: int | None, pushed: tuple[int, int] | None
+    ) -> None:
         warnings.filterwarnings("ignore", module="gymnasium")
         warnings.filterwarnings("ignore", module="metaworld")
         self._env: Any = gymnasium.make("Meta-World/MT1", env_name=environment, seed=goals_seed)
         self._expert = ENV_POLICY_MAP[environment]()
         self._hidden_from = hidden_from
+        self._pushed = range(*pushed) if pushed else range(0)
+        self._pushes = np.random.default_rng(goals_seed)
 
     def reset(self) -> Float32[np.ndarray, "1 39"]:
         """Go to the next goal."""
         self._raw, _ = self._env.reset()
         self._steps, self._success = 0, False
+        direction = self._pushes.standard_normal(3)
+        self._push = direction / np.linalg.norm(direction)
         return self._seen()
 
     def step(self, action: Float32[np.ndarray, "1 4"]) -> Outcome:
         """Apply a command, cut to [-1, 1]; a success ends the episode."""
-        self._raw, reward, _, _, info = self._env.step(np.clip(action[0], -1.0, 1.0))
+        command = np.clip(action[0], -1.0, 1.0)
+        if self._steps in self._pushed:
+            command = np.append(self._push, command[3]).astype(np.float32)
+        self._raw, reward, _, _, info = self._env.step(command)
         self._steps += 1
         self._success |= bool(info["success"])
         return Outcome(self._seen(), np.asarray([reward], np.float32), np.asarray([self._success]))
@@ -103,6 +120,7 @@ class OneArm:
 
     def _seen(self) -> Float32[np.ndarray, "1 39"]:
         seen = np.asarray(self._raw, np.float32)[None].copy()
+        seen[:, BEFORE] = 0.0
         if self._hidden_from is not None and self._steps >= self._hidden_from:
             seen[:, GOAL] = 0.0
         return seen
@@ -116,6 +134,7 @@ def _tasks() -> tuple[Arm, ...]:
             name=f"{name}{suffix}",
             environment=f"{name}-v3",
             hidden_from=hidden_from,
+            pushed=(10, 20) if name == "reach" else None,
             demonstrations=demonstrations,
             episodes=50,
             lengths=((128, 1.0),),
