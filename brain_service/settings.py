@@ -124,6 +124,8 @@ class InferenceSettings(_Frozen):
     """
 
     backends: tuple[Literal["hailo", "tpu", "gpu", "cpu"], ...] = ("hailo", "tpu", "gpu", "cpu")
+    # On the CPU the faster one as measured; JAX alone computes the steps of many sessions in batches.
+    cpu_runtime: Literal["measured", "jax", "onnx"] = "measured"
     deadline_ms: float = Field(default=100.0, gt=0, le=60_000)
     max_sessions: int = Field(default=64, gt=0, le=4096)
     session_idle_s: float = Field(default=300.0, gt=0)

@@ -20,7 +20,7 @@ MARGIN = 0.2
 
 @dataclass(frozen=True)
 class Choice:
-    """The chosen backend, and the median step of each in microseconds."""
+    """The chosen backend, and the median step of each in microseconds; none where the settings chose."""
 
     backend: str
     step_us: Mapping[str, float]
@@ -28,6 +28,8 @@ class Choice:
     @property
     def reason(self) -> str:
         """Both figures, for people."""
+        if not self.step_us:
+            return "set by inference.cpu_runtime"
         return " against ".join(f"{name} {us:.0f} us a step" for name, us in sorted(self.step_us.items()))
 
 

@@ -153,7 +153,10 @@ class Crew:
                 for entry in entries
             ]
         if all(engine.obstacle is None for engine in self._cpu()) and len(self._cpu()) > 1:
-            self._choice = self._choices.read()
+            runtime = self._settings.cpu_runtime
+            # Set by hand: nothing is measured, and what an earlier start measured stays on file.
+            self._recorded = runtime != "measured"
+            self._choice = Choice(f"{runtime}-cpu", {}) if self._recorded else self._choices.read()
             self._undecided = self._choice is None
             self._prefer()
 

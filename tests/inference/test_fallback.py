@@ -422,7 +422,14 @@ def test_the_faster_of_jax_and_onnx_runtime_serves_and_the_other_stands_by(toys:
             assert (await acting).backend == other
             return str(serves)
 
+    async def set_by_hand(runtime: str) -> None:
+        async with crewed(toys, cache, backends=("cpu",), cpu_runtime=runtime, standby=False) as router:
+            assert router.status()["backend"] == f"{runtime}-cpu"
+            assert "set by inference.cpu_runtime" in decision(router, f"{runtime}-cpu")["reason"]
+
     async def twice() -> None:
         await scenario(await scenario(None))
+        await set_by_hand("jax")
+        await set_by_hand("onnx")
 
     run(twice())
