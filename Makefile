@@ -29,7 +29,8 @@ quick: $(VENV)/.dev ## the tests that take seconds
 	$(BIN)/python -m pytest -n $(JOBS) -m "not long and not slow and not soak and not demo and not wheels"
 
 soak: $(VENV)/.dev ## hundreds of kills, power cuts and damaged bytes, and the demo (half an hour)
-	$(BIN)/python -m pytest -m "soak or demo"
+	$(BIN)/python -m pytest -n $(JOBS) -m soak
+	$(BIN)/python -m pytest -m demo
 
 crash-table: $(VENV)/.dev ## the same faults, counted: writes docs/crash-table.md
 	$(BIN)/python -m tests.faults
