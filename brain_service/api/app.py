@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from fastapi import FastAPI
+from fastapi import FastAPI, Request
 from starlette.types import Receive, Scope, Send
 
 import brain_service
@@ -12,7 +12,7 @@ from brain_service.api.capture import CaptureTransport
 from brain_service.api.infer_stream import serve_infer_stream
 from brain_service.api.openapi import state_parameters_plainly
 from brain_service.api.openpi import serve_openpi
-from brain_service.api.problems import install_problem_handlers, refuse_websocket
+from brain_service.api.problems import Answered, install_problem_handlers, refuse_websocket
 from brain_service.api.services import Services
 from brain_service.errors import NotFoundError
 
@@ -22,7 +22,7 @@ _WEBSOCKETS = {"/": serve_openpi, "/infer/stream": serve_infer_stream}
 
 
 class _App(FastAPI):
-    """FastAPI behind the guard and the hot path of capture.
+    """FastAPI behind the guard and the hot paths of capture and action.
 
     As FastAPI's own middleware they would stand behind its error handling and telemetry, which cost each step more
     than they do themselves.
@@ -38,6 +38,7 @@ class _App(FastAPI):
             redoc_url=None,
         )
         self.state.services = services
+        self._acting = Answered(self._act)
         self._front = Guard(CaptureTransport(self._route, services.store, services.settings.capture), tokens)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -53,8 +54,16 @@ class _App(FastAPI):
                 await refuse_websocket(error, receive, send)
             else:
                 await serve(self.state.services, scope, receive, send)
+        elif scope["path"] == "/infer" and scope["method"] == "POST":
+            await self._acting(scope, receive, send)
         else:
             await super().__call__(scope, receive, send)
+
+    async def _act(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer `POST /infer` by the function that the router documents, without the router's way to it."""
+        scope["app"] = self
+        response = await inference.infer(Request(scope, receive), self.state.services)
+        await response(scope, receive, send)
 
     def openapi(self) -> dict[str, Any]:
         """Return the OpenAPI document; it is made once."""

@@ -15,7 +15,14 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from brain_service.errors import BrainError
 
-__all__ = ["encode_problem", "install_problem_handlers", "problem_headers", "problem_response", "refuse_websocket"]
+__all__ = [
+    "Answered",
+    "encode_problem",
+    "install_problem_handlers",
+    "problem_headers",
+    "problem_response",
+    "refuse_websocket",
+]
 
 log = logging.getLogger(__name__)
 
@@ -126,8 +133,8 @@ async def _client_gone(_: Request, __: Exception) -> Response:
     return Response(status_code=400)
 
 
-class _Unexpected:
-    """ASGI middleware that answers an error nobody expected, so that the connection goes on.
+class Answered:
+    """ASGI middleware that answers what is raised, also an error nobody expected, so that the connection goes on.
 
     Starlette's own raises it once more after its answer, whereupon the server cuts the connection under a client
     that was told to keep it.
@@ -150,6 +157,13 @@ class _Unexpected:
         except Exception as error:
             if begun or scope["type"] != "http":
                 raise
+            request = Request(scope)
+            if isinstance(error, ClientDisconnect):
+                await (await _client_gone(request, error))(scope, receive, send)
+                return
+            if isinstance(error, BrainError):
+                await (await _brain_error(request, error))(scope, receive, send)
+                return
             log.error("unexpected error", exc_info=error, extra={"path": scope["path"]})
             problem = BrainError("unexpected error; the daemon's log has the details").problem()
             await problem_response(problem, scope["path"])(scope, receive, send)
@@ -161,4 +175,4 @@ def install_problem_handlers(app: FastAPI) -> None:
     app.add_exception_handler(RequestValidationError, _invalid_request)
     app.add_exception_handler(HTTPException, _http_exception)
     app.add_exception_handler(ClientDisconnect, _client_gone)
-    app.add_middleware(_Unexpected)
+    app.add_middleware(Answered)

@@ -102,7 +102,8 @@ async def _cancel(task: "asyncio.Task[None]") -> None:
         await task
 
 
-def _services(request: Request) -> Services:
+async def _services(request: Request) -> Services:
+    # Not a plain function: those FastAPI runs in a thread, at the price of two switches a request.
     services: Services = request.app.state.services
     return services
 

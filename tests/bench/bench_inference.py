@@ -94,7 +94,9 @@ def _export(folder: Path, preset: str, seed: str) -> dict[str, Any]:
     )
     spec = EpisodeSpec({"state": Feature("float32", (OBSERVATION,))}, {"command": Feature("float32", (ACTION,))})
     params = init_params(config, jax.random.key(int(seed)))
-    path = export_policy(PolicySource(config, params, normaliser, spec, None), folder / "models")
+    path = export_policy(
+        PolicySource(config, params, normaliser, spec, None), folder / "models", forms=("jax", "onnx")
+    )
     return {"model_id": path.name}
 
 

@@ -109,7 +109,7 @@ def _step(folder: str, backend: str) -> dict[str, float]:
     params = init_params(config, jax.random.key(0))
     if not models.exists():
         spec = EpisodeSpec({"state": Feature("float32", (OBSERVATION,))}, {"arm": Feature("float32", (ACTION,))})
-        export_policy(PolicySource(config, params, _normaliser(), spec, None), models)
+        export_policy(PolicySource(config, params, _normaliser(), spec, None), models, forms=("jax", "onnx"))
     bundle = Bundle.open(next(models.iterdir()))
     layout = Layout.of(bundle.manifest)
     begun = time.perf_counter()

@@ -127,7 +127,8 @@ def _beside_training(port: int) -> list[Row]:
 
 async def _batched(data_dir: Path, model_id: str) -> list[Row]:
     """Steps a second of one worker: one session after the other, and all at once."""
-    settings = InferenceSettings(backends=("cpu",))
+    # Of the two runtimes on the CPU the one that batches.
+    settings = InferenceSettings(backends=("cpu",), cpu_runtime="jax")
     model = await ServedModel.load(data_dir / "models" / model_id, settings, data_dir / "cache")
     rows = [model.take_row() for _ in range(SESSIONS)]
     slots = [0] * SESSIONS
