@@ -199,6 +199,8 @@ def _daemon(data_dir: Path) -> Iterator[int]:
     port = free_port()
     command = [sys.executable, "-m", "brain_service", "serve", "--data-dir", str(data_dir), "--port", str(port)]
     environment = {**os.environ, "BRAIN_CACHE_DIR": str(data_dir / "cache")}
+    # A robot's installation has its modules compiled.
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
     with subprocess.Popen(command, stderr=subprocess.DEVNULL, env=environment) as process:
         try:
             _wait_for_port(port)
