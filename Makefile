@@ -18,7 +18,7 @@ demo: $(VENV)/.demo ## a simulated robot records, learns through the daemon and 
 serve: $(VENV)/.runtime ## the daemon alone, on what `make demo` learned (or DATA=/your/dir)
 	$(BIN)/brain serve --data-dir $(DATA)
 
-test: $(VENV)/.dev ## every check, and every test but the longest (18 minutes on two cores)
+test: $(VENV)/.dev ## every check, and every test but the longest (about 20 minutes on two cores)
 	$(MAKE) check
 	$(BIN)/python -m pytest -n $(JOBS) -m "not slow and not soak and not demo and not wheels"
 
