@@ -6,7 +6,7 @@ import secrets
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -60,6 +60,29 @@ class ControlPeriod:
         )
 
 
+class Turn(asyncio.Lock):
+    """A lock that knows whether it is to be had at once: one just released to a waiter is not, though not held."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._waiting = 0
+
+    @property
+    def free(self) -> bool:
+        """Whether `acquire` would return without a pass of the event loop."""
+        return self._waiting == 0 and not self.locked()
+
+    async def acquire(self) -> Literal[True]:
+        """Take the lock, in the order of asking."""
+        if self.free:
+            return await super().acquire()
+        self._waiting += 1
+        try:
+            return await super().acquire()
+        finally:
+            self._waiting -= 1
+
+
 class Session:
     """One robot's state: a row of its model's arena, and where it stands.
 
@@ -72,7 +95,7 @@ class Session:
     def __init__(self, session_id: str, model: ServedModel, kept_steps: int = 0) -> None:
         self.session_id = session_id
         self.created_s = time.monotonic()
-        self.turn = asyncio.Lock()
+        self.turn = Turn()
         self.life = 0
         self.history: deque[Float32[np.ndarray, "R"]] = deque(maxlen=kept_steps)
         self.begin(model)
