@@ -18,6 +18,7 @@ from brain_service.datasets.manifest import Manifest, ShardEntry
 from brain_service.datasets.patience import results
 from brain_service.datasets.shards import Base, link_or_copy
 from brain_service.durable import publish_directory
+from brain_service.structs import prepared
 
 __all__ = ["archive_path", "write_archive"]
 
@@ -44,6 +45,7 @@ def archive_path(dataset: Path) -> Path:
     return dataset.with_name(f"{dataset.name}-archive")
 
 
+@prepared
 class _Label(msgspec.Struct, frozen=True):
     """`ARCHIVE.json`."""
 

@@ -15,10 +15,12 @@ import msgspec
 from brain_service.datasets.columns import Profile
 from brain_service.datasets.encoding import EncodedSource, encode_source
 from brain_service.errors import UnavailableError
+from brain_service.structs import prepared
 
 __all__ = ["Answer", "Failure", "main"]
 
 
+@prepared
 class Failure(msgspec.Struct, frozen=True, tag=True):
     """Why nothing can be converted now: the medium fails. `errno` is 0 where `detail` says it all."""
 
@@ -26,6 +28,7 @@ class Failure(msgspec.Struct, frozen=True, tag=True):
     detail: str
 
 
+@prepared
 class Answer(msgspec.Struct, frozen=True, tag=True):
     """What a file held."""
 

@@ -12,6 +12,7 @@ from brain_service.episodes.episode import Column
 from brain_service.errors import CorruptDataError, InvalidError, NotFoundError
 from brain_service.image_header import read_image_header
 from brain_service.spec import Dtype, Feature
+from brain_service.structs import prepared
 
 __all__ = [
     "LeRobotInfo",
@@ -35,6 +36,7 @@ _DTYPES: dict[str, Dtype] = {
 }
 
 
+@prepared
 class LeRobotInfo(msgspec.Struct, kw_only=True):
     """What of `info.json` an import needs."""
 

@@ -13,6 +13,7 @@ from brain_service.datasets.columns import Profile
 from brain_service.datasets.tfrecord import FRAME_BYTES
 from brain_service.errors import CorruptDataError
 from brain_service.spec import EpisodeSpec
+from brain_service.structs import prepared
 
 __all__ = [
     "LAYOUT",
@@ -96,6 +97,7 @@ class LeftOut(msgspec.Struct, frozen=True, omit_defaults=True):
     rival: Rival | None = None
 
 
+@prepared
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """The index of one dataset version. `control_period_s` is the median time between steps; 0 = unknown.
 

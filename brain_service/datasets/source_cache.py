@@ -12,6 +12,7 @@ from pathlib import Path
 import msgspec
 
 from brain_service.durable import write_atomic
+from brain_service.structs import prepared
 
 __all__ = ["SourceCache"]
 
@@ -29,6 +30,7 @@ class _Known(msgspec.Struct, frozen=True, array_like=True):
     sha256: str
 
 
+@prepared
 class _Document(msgspec.Struct):
     folder: str
     files: dict[str, _Known]

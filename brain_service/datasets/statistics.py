@@ -12,6 +12,7 @@ from jaxtyping import Float32, Float64, Shaped
 from brain_service.datasets.columns import Columns, Profile, action_name, valid_transitions
 from brain_service.errors import CorruptDataError
 from brain_service.spec import EpisodeSpec, FeatureSpec
+from brain_service.structs import prepared
 
 __all__ = [
     "STATISTICS_FILE",
@@ -51,6 +52,7 @@ class FeatureStatistics(msgspec.Struct, frozen=True):
     q99: list[float]
 
 
+@prepared
 class Statistics(msgspec.Struct, frozen=True):
     """Figures of a dataset's training split, by feature path; text and images have none."""
 

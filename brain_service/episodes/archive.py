@@ -32,6 +32,7 @@ from brain_service.durable import fsync_directory
 from brain_service.episodes.log_format import decode_line
 from brain_service.episodes.plain_log import open_regular
 from brain_service.errors import CorruptDataError
+from brain_service.structs import prepared
 
 __all__ = ["ARCHIVE_SUFFIX", "Archive", "compress_log"]
 
@@ -47,6 +48,7 @@ _MARK = b"BRNZSTIX"
 _MAX_FRAME_TEXT_BYTES = 1 << 30
 
 
+@prepared
 class _Index(msgspec.Struct, frozen=True):
     version: int
     sha256: str

@@ -22,6 +22,7 @@ from brain_service.episodes.log import io_problem
 from brain_service.episodes.log_format import decode_line, text_of
 from brain_service.episodes.plain_log import PlainLog
 from brain_service.errors import BrainError, CorruptDataError, InvalidError, NotFoundError
+from brain_service.structs import prepared
 
 __all__ = [
     "LOG_SUFFIX",
@@ -51,6 +52,7 @@ Summary = dict[str, Any]
 _Int64 = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 
 
+@prepared
 class _Shape(msgspec.Struct):
     """What a summary that a file gives must be, so that the index can hold it and JSON can tell it."""
 
@@ -68,6 +70,7 @@ class _StepNumber(msgspec.Struct):
     step_index: int | None = None
 
 
+@prepared
 class _StepHead(msgspec.Struct):
     """What tells which line of a log a record is; the rest of it is checked to be JSON and passed over."""
 

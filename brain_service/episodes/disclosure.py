@@ -17,6 +17,7 @@ import numpy as np
 import orjson
 
 from brain_service.errors import InvalidError
+from brain_service.structs import prepared
 
 __all__ = ["Safety", "Share", "plain_json", "read_record"]
 
@@ -46,6 +47,7 @@ class PiiAttestation(msgspec.Struct):
     consent: bool = False
 
 
+@prepared
 class Safety(msgspec.Struct):
     """The `safety` record; the defaults are the seed's: nothing attested, a review pending."""
 
@@ -58,6 +60,7 @@ class Safety(msgspec.Struct):
     pii_attestation: PiiAttestation | None = None
 
 
+@prepared
 class Share(msgspec.Struct):
     """The `share` record; an episode without one is private."""
 

@@ -16,6 +16,7 @@ from brain_service.episodes.disclosure import Safety, Share, plain_json, read_re
 from brain_service.episodes.log_format import SCHEMA_VERSION
 from brain_service.errors import InvalidError
 from brain_service.spec import EpisodeSpec
+from brain_service.structs import prepared
 
 __all__ = [
     "CONTROL_ROLES",
@@ -74,6 +75,7 @@ def parse_role(name: str, field: str) -> str:
     return role
 
 
+@prepared
 class _CreateBody(msgspec.Struct, forbid_unknown_fields=True):
     episode_id: str | None = None
     environment_id: _Name = "default"

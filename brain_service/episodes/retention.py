@@ -15,6 +15,7 @@ import msgspec
 
 from brain_service.episodes.index import EpisodeRow
 from brain_service.settings import RetentionSettings
+from brain_service.structs import prepared
 
 __all__ = ["Doomed", "HeldEpisodes", "RetentionPlan", "is_wanted", "plan_retention"]
 
@@ -144,6 +145,7 @@ class _Entry(msgspec.Struct):
     source: str
 
 
+@prepared
 class _Manifest(msgspec.Struct):
     sources: list[_Source]
     splits: dict[str, list[_Entry]]
