@@ -28,7 +28,7 @@ slow: $(VENV)/.dev ## the tests that compile or train for most of a minute
 quick: $(VENV)/.dev ## the tests that take seconds
 	$(BIN)/python -m pytest -n $(JOBS) -m "not long and not slow and not soak and not demo and not wheels"
 
-soak: $(VENV)/.dev ## hundreds of kills, power cuts and damaged bytes, and the demo (half an hour)
+soak: $(VENV)/.dev ## hundreds of kills, power cuts and damaged bytes, and the demo (a quarter of an hour)
 	$(BIN)/python -m pytest -n $(JOBS) -m soak
 	$(BIN)/python -m pytest -m demo
 
