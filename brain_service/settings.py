@@ -20,6 +20,7 @@ from brain_service.errors import ConfigError
 
 __all__ = [
     "CaptureSettings",
+    "CloudSettings",
     "GateSettings",
     "HttpSettings",
     "InferenceSettings",
@@ -174,6 +175,44 @@ class GateSettings(_Frozen):
     sysfs: Path = Path("/sys")
 
 
+class CloudSettings(_Frozen):
+    """The cloud half: where it lies, what it runs on, what it may cost, and when the network may be used.
+
+    Credentials are Google's own (Application Default Credentials), or `credentials_file`. `max_cost_usd` bounds one
+    run by the list price of its chips; a run without a heartbeat for `stall_timeout_s` is started again, at most
+    `max_attempts` times. `quiet_hours` ("22:00-06:00", local time) are those in which nothing is uploaded.
+    """
+
+    bucket: str | None = Field(default=None, pattern=r"^[a-z0-9][a-z0-9_.-]{1,220}[a-z0-9]$")
+    prefix: str = Field(default="continuon-brain", pattern=r"^[A-Za-z0-9_.-]+(/[A-Za-z0-9_.-]+)*$")
+    project: str | None = Field(default=None, pattern=r"^[a-z][a-z0-9.:-]{2,62}$")
+    region: str = Field(default="us-central1", pattern=r"^[a-z]+-[a-z]+[0-9]+$")
+    zone: str = Field(default="us-central1-a", pattern=r"^[a-z]+-[a-z]+[0-9]+-[a-z]$")
+    # What this robot's capacity is labelled with, so that its reaper touches nobody else's.
+    robot: str = Field(default="robot", pattern=r"^[a-z][a-z0-9-]{0,30}$")
+    topology: str = Field(default="v5e:2x2", pattern=r"^v[0-9]+[a-z]*:[0-9]+(x[0-9]+){1,2}$")
+    spot: bool = True
+    image: str | None = None
+    runtime_version: str = "v2-alpha-tpuv5-lite"
+    service_account: str | None = None
+    credentials_file: Path | None = None
+    max_cost_usd: float = Field(default=20.0, gt=0)
+    max_run_s: float = Field(default=21_600.0, gt=0)
+    max_wait_s: float = Field(default=86_400.0, gt=0)
+    stall_timeout_s: float = Field(default=1800.0, gt=0)
+    max_attempts: int = Field(default=10, gt=0)
+    poll_interval_s: float = Field(default=30.0, gt=0)
+    upload_bytes_per_s: float | None = Field(default=None, gt=0)
+    quiet_hours: str | None = Field(default=None, pattern=r"^[0-2][0-9]:[0-5][0-9]-[0-2][0-9]:[0-5][0-9]$")
+    chunk_bytes: int = Field(default=4 * 1024**2, ge=256 * 1024, multiple_of=256 * 1024)
+    # With a key, a downloaded bundle must carry a good signature before it activates by itself.
+    public_key: Path | None = None
+    # Other addresses of Google's services: an emulator, or a private endpoint.
+    storage_endpoint: str | None = None
+    vertex_endpoint: str | None = None
+    tpu_endpoint: str | None = None
+
+
 class Settings(_Frozen):
     """The daemon's settings. Paths become absolute; durations end in `_s`, sizes in `_bytes`."""
 
@@ -192,6 +231,7 @@ class Settings(_Frozen):
     inference: InferenceSettings = InferenceSettings()
     jobs: JobSettings = JobSettings()
     gates: GateSettings = GateSettings()
+    cloud: CloudSettings = CloudSettings()
 
     @field_validator("data_dir", "cache_dir", "uds", "tokens_file")
     @classmethod
