@@ -178,9 +178,9 @@ class GateSettings(_Frozen):
 class CloudSettings(_Frozen):
     """The cloud half: where it lies, what it runs on, what it may cost, and when the network may be used.
 
-    Credentials are Google's own (Application Default Credentials), or `credentials_file`. `max_cost_usd` bounds one
-    run by the list price of its chips; a run without a heartbeat for `stall_timeout_s` is started again, at most
-    `max_attempts` times. `quiet_hours` ("22:00-06:00", local time) are those in which nothing is uploaded.
+    Credentials are Google's own (Application Default Credentials), or `credentials_file`. `max_cost_usd` bounds
+    one run by the list price of its chips; a run without a heartbeat for `stall_timeout_s` is started again, at
+    most `max_attempts` times. `quiet_hours` ("22:00-06:00", local time) are those in which nothing is uploaded.
     """
 
     bucket: str | None = Field(default=None, pattern=r"^[a-z0-9][a-z0-9_.-]{1,220}[a-z0-9]$")
