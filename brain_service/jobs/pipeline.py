@@ -3,22 +3,30 @@
 import time
 from dataclasses import replace
 
-from brain_service.jobs.context import JobContext
+from brain_service.jobs.context import JobContext, ParkedJob
+from brain_service.jobs.job import Lane
 from brain_service.jobs.stages import STAGES, Stage
 
 __all__ = ["run_stages"]
 
 
-def run_stages(context: JobContext) -> None:
-    """Run every stage of the job that is not done yet; their results are in `context.result`.
+def run_stages(context: JobContext, lane: Lane = "work") -> None:
+    """Run the stages of the job that are not done yet; their results are in `context.result`.
+
+    At a stage of another lane than this worker's the job is parked, to go on there at once.
 
     Raises:
         CancelledJobError: the job was asked to stop.
+        ParkedJob: the job goes on later, or in another lane.
         BrainError: a stage failed; the stages before it keep their results.
     """
     for name, span in _spans(tuple(context.stages)).items():
-        context.check_stop()
         if context.stages[name].status not in ("done", "skipped"):
+            if STAGES[name].lane != lane:
+                raise ParkedJob(STAGES[name].lane, 0.0)
+            # A run in the cloud does not stop by stopping here: the network's stages look for themselves.
+            if lane == "work":
+                context.check_stop()
             _run_one(context, STAGES[name], span)
 
 

@@ -33,6 +33,11 @@ CREATE TABLE IF NOT EXISTS jobs (
     finished_ns INTEGER
 );
 CREATE INDEX IF NOT EXISTS jobs_by_state ON jobs (state, seq);
+CREATE TABLE IF NOT EXISTS waits (
+    job_id TEXT PRIMARY KEY,
+    lane TEXT NOT NULL,
+    wake_ns INTEGER NOT NULL
+);
 CREATE TABLE IF NOT EXISTS activations (
     activation_id INTEGER PRIMARY KEY AUTOINCREMENT,
     job_id TEXT NOT NULL,
@@ -127,6 +132,7 @@ def end(
     connection.execute(
         "UPDATE activations SET state = 'withdrawn' WHERE job_id = ? AND state = 'pending'", (job.job_id,)
     )
+    connection.execute("DELETE FROM waits WHERE job_id = ?", (job.job_id,))
     return fetch(connection, job.job_id)
 
 
@@ -137,3 +143,4 @@ def requeue_row(connection: sqlite3.Connection, job: Job) -> None:
         "UPDATE jobs SET state = 'queued', stages = ?, process = NULL WHERE job_id = ? AND state = 'running'",
         (dump(stages), job.job_id),
     )
+    connection.execute("DELETE FROM waits WHERE job_id = ?", (job.job_id,))
