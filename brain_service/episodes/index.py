@@ -196,6 +196,13 @@ class EpisodeIndex:
         rows = self._database.read("SELECT episode_id FROM episodes WHERE idempotency_key = ?", (key,))
         return str(rows[0][0]) if rows else None
 
+    def ended_since(self, time_ns: int) -> int:
+        """Return how many episodes ended after a time, in ns; one whose log does not tell did at its creation."""
+        rows = self._database.read(
+            "SELECT count(*) FROM episodes WHERE state != 'open' AND ifnull(ended_ns, created_ns) > ?", (time_ns,)
+        )
+        return int(rows[0][0])
+
     def ended(self) -> list[EpisodeRow]:
         """Return all ended episodes, oldest first."""
         return [_row(row) for row in self._database.read(f"{_SELECT} WHERE state != 'open' ORDER BY created_ns")]

@@ -41,6 +41,10 @@ class Params(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    priority: Literal["high", "normal", "low"] = Field(
+        default="normal", description="Which of the jobs that wait starts first; none is interrupted for another."
+    )
+
 
 class ConvertParams(Params):
     """Every ended episode that was recorded becomes an RLDS dataset of TFRecord shards."""
@@ -153,4 +157,7 @@ class PipelineParams(TrainParams):
     """The whole loop: health, inventory, convert, train, evaluate, export, canary, activate."""
 
     activate: bool = Field(default=True, description="Serve the model once it passed the canary.")
+    dry_run: bool = Field(
+        default=False, description="Look at health and recordings, and tell what the other stages would run."
+    )
     quantization: Quantization = "none"

@@ -9,7 +9,7 @@ from brain_service.datasets.versions import list_versions
 from brain_service.errors import NotFoundError
 from brain_service.settings import Settings
 
-__all__ = ["checkpoint_path", "dataset_identity", "dataset_path", "job_dataset"]
+__all__ = ["checkpoint_path", "dataset_folder", "dataset_identity", "dataset_path", "job_dataset"]
 
 
 def dataset_path(settings: Settings, reference: str | None) -> Path:
@@ -35,6 +35,11 @@ def dataset_path(settings: Settings, reference: str | None) -> Path:
     if not matching:
         raise NotFoundError(f"no dataset {reference!r}; there are {', '.join(found)}", field="dataset")
     return matching[-1]
+
+
+def dataset_folder(settings: Settings, result: Mapping[str, Any]) -> Path:
+    """Return where the dataset of a job's `convert` stage lies, or will."""
+    return settings.datasets_dir / str(result["dataset"]["name"]) / str(result["dataset"]["version"])
 
 
 def job_dataset(settings: Settings, result: Mapping[str, Any]) -> Path:

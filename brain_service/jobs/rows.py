@@ -10,7 +10,17 @@ import orjson
 from brain_service.errors import InvalidError, NotFoundError
 from brain_service.jobs.job import EndState, Job, StageReport, StageStatus
 
-__all__ = ["SCHEMA", "VERSION", "dump", "end", "fetch", "requeue_row", "same_request", "to_job"]
+__all__ = [
+    "BY_PRIORITY",
+    "SCHEMA",
+    "VERSION",
+    "dump",
+    "end",
+    "fetch",
+    "requeue_row",
+    "same_request",
+    "to_job",
+]
 
 VERSION = 1
 SCHEMA = """
@@ -46,6 +56,10 @@ CREATE TABLE IF NOT EXISTS activations (
     detail TEXT NOT NULL DEFAULT ''
 )
 """
+
+# Jobs of older versions have none, which is normal.
+BY_PRIORITY = "CASE json_extract(params, '$.priority') WHEN 'high' THEN 0 WHEN 'low' THEN 2 ELSE 1 END"
+"""What to order queued jobs by."""
 
 _STAGE_AT_END: Mapping[EndState, StageStatus] = {
     "succeeded": "done",

@@ -19,7 +19,17 @@ from brain_service.database import Database
 from brain_service.errors import BrainError, ConflictError, InvalidError, NotFoundError, UnavailableError
 from brain_service.jobs.job import STATES, Activation, EndState, Job, JobPage, Lane, StageReport
 from brain_service.jobs.kinds import KINDS, parse_params
-from brain_service.jobs.rows import SCHEMA, VERSION, dump, end, fetch, requeue_row, same_request, to_job
+from brain_service.jobs.rows import (
+    BY_PRIORITY,
+    SCHEMA,
+    VERSION,
+    dump,
+    end,
+    fetch,
+    requeue_row,
+    same_request,
+    to_job,
+)
 from brain_service.jobs.waits import park_row, wake
 
 __all__ = ["JobTable"]
@@ -115,19 +125,21 @@ class JobTable:
         return to_job(rows[0])
 
     def latest(self, kinds: Sequence[str]) -> Job | None:
-        """Return the job of these kinds that was created last, or None."""
+        """Return the job of these kinds that was created last, dry runs aside, or None."""
         marks = ", ".join("?" for _ in kinds)
         # Only question marks are put into the statement.
         rows = self._database.read(
-            f"SELECT * FROM jobs WHERE kind IN ({marks}) ORDER BY seq DESC LIMIT 1",
+            f"SELECT * FROM jobs WHERE kind IN ({marks}) AND NOT ifnull(json_extract(params, '$.dry_run'), 0)"
+            " ORDER BY seq DESC LIMIT 1",
             tuple(kinds),
         )
         return to_job(rows[0]) if rows else None
 
     def claim_next(self, lane: Lane = "work") -> Job | None:
-        """Take a lane's next job for this caller alone: a parked one that is due, else the oldest queued one.
+        """Take a lane's next job for this caller alone: a parked one that is due, else a queued one.
 
-        Only the start of a queued job counts as an attempt. None when none waits.
+        Of queued ones the highest priority goes first, then the oldest. Only the start of a queued job counts as
+        an attempt. None when none waits.
         """
         with self._database.transaction(durable=True) as connection:
             woken = wake(connection, lane)
@@ -135,11 +147,11 @@ class JobTable:
                 return woken
             kinds = [kind for kind, described in KINDS.items() if described.lane == lane]
             marks = ", ".join("?" for _ in kinds)
-            # Only question marks are put into the statement.
+            # Only question marks and a constant are put into the statement.
             row = connection.execute(
                 "UPDATE jobs SET state = 'running', attempt = attempt + 1, started_ns = ifnull(started_ns, ?)"
                 " WHERE seq = (SELECT seq FROM jobs WHERE state = 'queued'"
-                f" AND kind IN ({marks}) ORDER BY seq LIMIT 1) RETURNING *",
+                f" AND kind IN ({marks}) ORDER BY {BY_PRIORITY}, seq LIMIT 1) RETURNING *",
                 (time.time_ns(), *kinds),
             ).fetchone()
         return to_job(row) if row is not None else None

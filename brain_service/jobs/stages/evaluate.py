@@ -12,7 +12,13 @@ from brain_service.export.subject import bundle_subject
 from brain_service.jobs.context import JobContext
 from brain_service.jobs.folder import JobFolder
 from brain_service.jobs.params import EvaluateParams
-from brain_service.jobs.references import checkpoint_path, dataset_identity, dataset_path, job_dataset
+from brain_service.jobs.references import (
+    checkpoint_path,
+    dataset_folder,
+    dataset_identity,
+    dataset_path,
+    job_dataset,
+)
 from brain_service.jobs.stages import Outcome
 from brain_service.training.checkpointing import load_checkpoint
 from brain_service.training.evaluation import Promotion, Subject, evaluate_subject, judge_promotion, write_report
@@ -24,13 +30,14 @@ def command(context: JobContext) -> str | None:
     """Return the command line's evaluation of the same checkpoint; None for a bundle that came from elsewhere."""
     if "run" in context.result:
         return None
-    checkpoint, dataset, split = _inputs(context)
-    return shlex.join(
-        [
-            *("brain", "evaluate", "--checkpoint-dir", str(checkpoint)),
-            *("--data-path", str(dataset), "--split", split),
-        ]
-    )
+    settings = context.settings
+    if isinstance(context.params, EvaluateParams):
+        checkpoint, dataset, split = _inputs(context)
+    else:
+        checkpoint = settings.checkpoints_dir / context.result["train"]["checkpoint"]
+        dataset, split = dataset_folder(settings, context.result), "val"
+    words = ["brain", "evaluate", "--checkpoint-dir", str(checkpoint), "--data-path", str(dataset)]
+    return shlex.join([*words, "--split", split])
 
 
 def run(context: JobContext) -> Outcome:

@@ -14,7 +14,7 @@ from brain_service.datasets.dataset import open_dataset
 from brain_service.errors import BrainError, CancelledJobError, InvalidError
 from brain_service.jobs.context import JobContext
 from brain_service.jobs.params import TrainParams
-from brain_service.jobs.references import job_dataset
+from brain_service.jobs.references import dataset_folder, job_dataset
 from brain_service.jobs.stages import Outcome
 from brain_service.spec import vector_size
 
@@ -31,7 +31,7 @@ CHOICES = (
 
 def command(context: JobContext) -> str:
     """Return the run's own command line."""
-    return shlex.join(["python", "-m", "cloud_trainer", *_request(context).arguments])
+    return shlex.join(["python", "-m", "cloud_trainer", *_arguments(context)[0]])
 
 
 def run(context: JobContext) -> Outcome:
@@ -82,13 +82,13 @@ def _tell(context: JobContext, view: RunView) -> None:
         context.report(status.step / status.steps, **values)
 
 
-def _request(context: JobContext) -> RunRequest:
+def _arguments(context: JobContext) -> tuple[list[str], str]:
+    """Return what `python -m cloud_trainer` is told, and the output directory among it."""
     params, cloud = context.params, context.settings.cloud
     assert isinstance(params, TrainParams)
-    assert params.target != "local"
-    run_id = context.job.job_id.lower()
+    run_id = _run_id(context)
     if params.target == "process":
-        data_path = str(job_dataset(context.settings, context.result))
+        data_path = str(dataset_folder(context.settings, context.result))
         output_dir = str(context.settings.data_dir / "runs" / run_id)
     else:
         dataset = context.result["dataset"]
@@ -98,13 +98,25 @@ def _request(context: JobContext) -> RunRequest:
     for name, flag in CHOICES:
         if (value := getattr(params, name)) is not None:
             words += [flag, str(value)]
-    topology = params.topology or cloud.topology
     if params.target != "process":
-        words += ["--topology", topology]
-        if _planned(context, topology) is None:
-            words += ["--plan"]
+        words += ["--topology", params.topology or cloud.topology]
+    return words, output_dir
+
+
+def _run_id(context: JobContext) -> str:
+    return context.job.job_id.lower()
+
+
+def _request(context: JobContext) -> RunRequest:
+    params, cloud = context.params, context.settings.cloud
+    assert isinstance(params, TrainParams)
+    assert params.target != "local"
+    words, output_dir = _arguments(context)
+    topology = params.topology or cloud.topology
+    if params.target != "process" and _planned(context, topology) is None:
+        words += ["--plan"]
     return RunRequest(
-        run_id=run_id,
+        run_id=_run_id(context),
         target=params.target,
         arguments=tuple(words),
         output_dir=output_dir,

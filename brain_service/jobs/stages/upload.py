@@ -6,7 +6,7 @@ from pathlib import Path
 from brain_service.cloud.upload_queue import OfflineError, UploadQueue
 from brain_service.jobs.context import JobContext
 from brain_service.jobs.params import TrainParams, UploadParams
-from brain_service.jobs.references import dataset_path, job_dataset
+from brain_service.jobs.references import dataset_folder, dataset_path
 from brain_service.jobs.stages import Outcome
 
 __all__ = ["command", "run"]
@@ -60,4 +60,4 @@ def _stays_here(context: JobContext) -> bool:
 def _dataset(context: JobContext) -> Path:
     if isinstance(context.params, UploadParams):
         return dataset_path(context.settings, context.params.dataset)
-    return job_dataset(context.settings, context.result)
+    return dataset_folder(context.settings, context.result)
