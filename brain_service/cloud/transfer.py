@@ -179,7 +179,7 @@ class Transfer:
         self._sessions += 1
         if self._sessions == _MOST_SESSIONS:
             raise OfflineError(
-                f"{self.place}: {_MOST_SESSIONS} upload sessions were lost in a row; look at the bucket and the link",
+                f"{self.place}: {_MOST_SESSIONS} upload sessions were lost; look at the bucket and the link",
                 retry_after_s=_PARK_S,
             )
 

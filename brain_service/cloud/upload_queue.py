@@ -97,7 +97,7 @@ class UploadQueue:
         progress: Progress | None = None,
         should_stop: ShouldStop | None = None,
     ) -> str:
-        """Freeze a dataset version, queue it for `<destination>/<name>/<version>/<file>`, and return the upload's id.
+        """Freeze a dataset version and queue it for `<destination>/<name>/<version>/<file>`; return the id.
 
         Content and place decide the id: adding twice is one upload. Reads every byte.
 
