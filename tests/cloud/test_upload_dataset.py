@@ -81,15 +81,15 @@ def test_a_half_uploaded_version_is_a_clear_error_to_whoever_reads_it(
 ) -> None:
     with UploadQueue(tmp_path / "q.db", cloud, policy=QUICK) as queue:
         upload = queue.add_dataset(version, f"gs://{bucket}/data")
-        gcs.plan += [Fault("drop", "insert", skip=3), *[Fault("drop", "insert")] * 6]
+        gcs.plan += [Fault("drop", "insert", skip=1), *[Fault("drop", "insert")] * 6]
         with pytest.raises(OfflineError):
             queue.work(upload)
-        assert len(gcs.commits) == 3
+        assert len(gcs.commits) == 1
         with pytest.raises(CorruptDataError, match=r"1\.0\.0/manifest\.json does not exist"):
             open_dataset(f"gs://{bucket}/data")
     # Somebody else's copy, which put the manifest first.
     gcs.server.put(bucket, "data/arm/1.0.0/manifest.json", (version / "manifest.json").read_bytes())
-    with pytest.raises((CorruptDataError, NotFoundError)) as raised:
+    with pytest.raises(CorruptDataError, match="is missing") as raised:
         open_dataset(f"gs://{bucket}/data")
     assert f"gs://{bucket}/data/arm/1.0.0/" in raised.value.detail
 
