@@ -303,7 +303,7 @@ class Library:
                 raise error
             in_memory = self._followed(EpisodeIndex(None))
             with contextlib.suppress(BrainError):
-                in_memory.index.add_uploads(broken.index.uploads())
+                in_memory.index.add_uploads(broken.index.uploads(), broken.index.uploaded_logs())
             with self._lock:
                 self._follower = in_memory
                 self._say_in_memory(error)
