@@ -16,7 +16,7 @@ from brain_service.errors import ConflictError, UnavailableError
 from brain_service.jobs.events import EventLog
 from brain_service.jobs.folder import JobFolder
 from brain_service.jobs.job import Job
-from brain_service.jobs.processes import end_group, identify, stop_child
+from brain_service.processes import end_group, identify, stop_child
 from brain_service.jobs.table import JobTable
 from brain_service.settings import Settings, child_environment
 

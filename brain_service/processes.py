@@ -1,4 +1,4 @@
-"""Linux process facts that the runner stands on: background priority, dying with a parent, ending a group."""
+"""Linux process facts that whoever starts processes stands on: background priority, dying with a parent, ending a group."""
 
 import contextlib
 import ctypes
