@@ -10,6 +10,7 @@ https://cloud.google.com/tpu/docs/reference/rest/v2/projects.locations.queuedRes
 import shlex
 import uuid
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from brain_service.cloud.credentials import authorized_session
@@ -25,8 +26,14 @@ from brain_service.cloud.launchers.labels import (
 )
 from brain_service.cloud.machines import runtime_version, tpu_slice
 from brain_service.cloud.rest import RestClient, is_stockout
-from brain_service.cloud.run_status import EXIT_PREEMPTED
-from brain_service.errors import ConflictError, InvalidError, NotFoundError, TooManyError, UnavailableError
+from brain_service.errors import (
+    BrainError,
+    ConflictError,
+    InvalidError,
+    NotFoundError,
+    TooManyError,
+    UnavailableError,
+)
 from brain_service.settings import CloudSettings
 
 __all__ = ["QueuedResourceLauncher", "queued_resource", "startup_script"]
@@ -47,6 +54,7 @@ _PHASES: Mapping[str, CapacityPhase] = {
 # google.rpc.Code: INVALID_ARGUMENT, NOT_FOUND, PERMISSION_DENIED, FAILED_PRECONDITION, UNAUTHENTICATED.
 _IN_VAIN = (3, 5, 7, 9, 16)
 _RESOURCE_EXHAUSTED = 8
+_ATTRIBUTE = "continuon/exit"
 _NAMESPACE = uuid.UUID("1b0d3c1e-7a55-4bd8-9d0c-6d2b8f0f7a10")
 
 _SCRIPT = """#!/bin/bash
@@ -68,8 +76,10 @@ docker rm --force continuon-brain >/dev/null 2>&1
 docker run --name continuon-brain --privileged --net=host --shm-size=16g --stop-timeout=60 \\
 {environment}    --entrypoint python "$image" -m cloud_trainer {arguments}
 code=$?
-# What the run came to is in its status.json; a host that was told to go and did is not started again from here.
-log "cloud_trainer ended with $code ({preempted} = told to go)"
+# What the run came to is in its status.json; this only tells that nothing runs here any more.
+log "cloud_trainer ended with $code"
+curl --silent --retry 5 -X PUT -H "Metadata-Flavor: Google" --data "$code" \
+    http://metadata.google.internal/computeMetadata/v1/instance/guest-attributes/{attribute}
 exit "$code"
 """
 
@@ -86,7 +96,7 @@ def startup_script(settings: CloudSettings, request: RunRequest, attempt: int) -
         image=shlex.quote(image),
         environment="".join(f"    --env {shlex.quote(f'{k}={v}')} \\\n" for k, v in variables.items()),
         arguments=shlex.join(request.arguments),
-        preempted=EXIT_PREEMPTED,
+        attribute=_ATTRIBUTE,
     )
 
 
@@ -102,7 +112,11 @@ def queued_resource(settings: CloudSettings, request: RunRequest, attempt: int) 
     node: dict[str, Any] = {
         "acceleratorType": topology.accelerator_type,
         "runtimeVersion": runtime_version(topology, settings.runtime_version),
-        "metadata": {"startup-script": startup_script(settings, request, attempt)},
+        "metadata": {
+            "startup-script": startup_script(settings, request, attempt),
+            # Where the script leaves the exit code.
+            "enable-guest-attributes": "TRUE",
+        },
         "labels": labels(settings, request, attempt),
         "networkConfig": {"enableExternalIps": True},
     }
@@ -169,9 +183,26 @@ class QueuedResourceLauncher:
     def look(self, name: str) -> Capacity | None:
         """Return the named resource as it is, None where it is gone."""
         try:
-            return self._capacity(self._client.get(f"/v2/{name}"))
+            found = self._capacity(self._client.get(f"/v2/{name}"))
         except NotFoundError:
             return None
+        return replace(found, exit_code=self._exit_code(name)) if found.phase == "running" else found
+
+    def _exit_code(self, name: str) -> int | None:
+        """Return what a host's script told of its exit; the worst where several did, None where none or unasked."""
+        node = name.replace("/queuedResources/", "/nodes/")
+        try:
+            told = self._client.post(f"/v2/{node}:getGuestAttributes", {"queryPath": _ATTRIBUTE}, again=True)
+            codes = [
+                int(item["value"])
+                for host in told.get("guestAttributes", [])
+                for item in host["queryValue"]["items"]
+                if f"{item.get('namespace')}/{item.get('key')}" == _ATTRIBUTE
+            ]
+        except (BrainError, KeyError, TypeError, ValueError, AttributeError):
+            # A hint that spares waiting for the stall timeout, no more.
+            return None
+        return max(codes, default=None)
 
     def stop(self, name: str) -> None:
         """Delete the resource with its machines, in whatever state it is."""
