@@ -1,8 +1,8 @@
 """What a slice costs by the list: enough to stop a run in time, not a bill.
 
-Google's on-demand list prices of US regions, US dollars a chip and hour, as they stood at `PRICES_AS_OF`. Spot prices
-float; Google names discounts from 60 % on for most machines, so half the list price errs towards stopping early.
-Disks, storage and traffic are not counted. Source: https://cloud.google.com/tpu/pricing.
+Google's on-demand list prices of US regions, US dollars a chip and hour, as they stood at `PRICES_AS_OF`. Spot
+prices float; Google names discounts from 60 % on for most machines, so half the list price errs towards stopping
+early. Disks, storage and traffic are not counted. Source: https://cloud.google.com/tpu/pricing.
 """
 
 from collections.abc import Mapping

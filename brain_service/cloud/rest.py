@@ -42,7 +42,8 @@ _MAX_PAGES = 100
 _SKEW_S = 300.0
 _STOCKOUT = re.compile(
     r"no more capacity|stock.?out|insufficient (reserved )?capacity|resources? (are|is) insufficient|"
-    r"resource_availability|resource_pool_exhausted|does not have enough resources|resources are currently unavailable",
+    r"resource_availability|resource_pool_exhausted|does not have enough resources|"
+    r"resources are currently unavailable",
     re.IGNORECASE,
 )
 _RATE = re.compile(r"per minute|per 100 seconds|per second|rate limit", re.IGNORECASE)
@@ -149,7 +150,7 @@ class RestClient:
                 if attempt == last or is_stockout(error.detail):
                     raise
                 # Full jitter: many robots that lost the network together do not come back together.
-                wait_s = error.members.get("retry_after_s") or self._pause_s * 2**attempt * random.random()
+                wait_s = error.members.get("retry_after_s") or self._pause_s * 2**attempt * random.random()  # noqa: S311 - no secret
                 time.sleep(min(float(wait_s), 5.0))
         raise AssertionError("the loop returns or raises")
 
@@ -179,8 +180,8 @@ class RestClient:
         if 200 <= answer.status_code < 300:
             if document is None:
                 raise UnavailableError(
-                    f"{place}: {answer.status_code} with a body that is no JSON object ({_shown(content)}); does a "
-                    "proxy or a login page stand in between?"
+                    f"{place}: {answer.status_code} with a body that is no JSON object ({_shown(content)}); does "
+                    "a proxy or a login page stand in between?"
                 )
             return document
         if answer.status_code == 401 and (clock := self._clock_error(place)):
@@ -211,8 +212,8 @@ class RestClient:
             return None
         side = "behind" if self._ahead_s > 0 else "ahead of"
         return UnavailableError(
-            f"{place}: this machine's clock is {abs(self._ahead_s):.0f} s {side} Google's, which refuses its tokens; "
-            "set it ('timedatectl set-ntp true')"
+            f"{place}: this machine's clock is {abs(self._ahead_s):.0f} s {side} Google's, which refuses its "
+            "tokens; set it ('timedatectl set-ntp true')"
         )
 
     def _refusal(
@@ -287,8 +288,7 @@ class _Status:
         self.metadata: Mapping[str, Any] = {}
         self.fields: list[str] = []
         self.quota = ""
-        details = error.get("details")
-        for detail in details if isinstance(details, list) else []:
+        for detail in _list(error.get("details")):
             if isinstance(detail, dict):
                 self._read(str(detail.get("@type", "")), detail)
         if not self.quota:
@@ -305,7 +305,7 @@ class _Status:
         violations = [
             item
             for name in ("violations", "fieldViolations")
-            for item in (detail.get(name) if isinstance(detail.get(name), list) else [])
+            for item in _list(detail.get(name))
             if isinstance(item, dict)
         ]
         if kind.endswith("BadRequest"):
@@ -325,6 +325,10 @@ def _document(content: bytes) -> dict[str, Any] | None:
     except (ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) else None
+
+
+def _list(value: object) -> list[Any]:
+    return value if isinstance(value, list) else []
 
 
 def _shown(content: bytes) -> str:

@@ -57,7 +57,7 @@ class RunStatus:
 
     @staticmethod
     def from_json(data: bytes, place: str) -> "RunStatus":
-        """Parse a heartbeat; `place` stands for the file in errors. Keys that this version does not know are dropped.
+        """Parse a heartbeat; `place` stands for the file in errors. Keys that this version does not know go.
 
         Raises:
             CorruptDataError: it is no heartbeat of this schema.

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from brain_service.durable import write_atomic
 from brain_service.processes import become_background, identify
@@ -77,7 +77,7 @@ def _locked(lock: IO[bytes]) -> bool:
     return False
 
 
-def _run(folder: Path, order: dict[str, list[str]], lock: IO[bytes]) -> None:
+def _run(folder: Path, order: dict[str, Any], lock: IO[bytes]) -> None:
     os.setsid()
     # The group's SIGTERM is for the training. A handler, not SIG_IGN: that would be inherited.
     signal.signal(signal.SIGTERM, lambda *_: None)
@@ -95,7 +95,7 @@ def _run(folder: Path, order: dict[str, list[str]], lock: IO[bytes]) -> None:
                 stdout=log,
                 stderr=log,
                 pass_fds=[lock.fileno()],
-                env=child_environment(dict(order["environment"])),
+                env=child_environment(order["environment"]),
             )
             code = child.wait()
         except OSError as error:

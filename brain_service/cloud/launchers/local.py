@@ -1,7 +1,7 @@
 """Trainings on this machine: a process of its own that outlives whoever started it, at background priority.
 
-A folder an attempt, `<folder>/<run_id>/<attempt>/`, holds the order, the log, who runs it and how it ended; it is all
-that a later process needs to adopt the run.
+A folder an attempt, `<folder>/<run_id>/<attempt>/`, holds the order, the log, who runs it and how it ended; it is
+all that a later process needs to adopt the run.
 """
 
 import json

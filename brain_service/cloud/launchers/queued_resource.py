@@ -1,8 +1,8 @@
 """Cloud TPU queued resources: machines that are waited for in a queue, and that bill until they are deleted.
 
 The name derives from run and attempt, so asking twice gives one. ACTIVE means that the machines are there; how the
-training does is for its heartbeat alone to say. A suspended resource was taken back and never returns: it is deleted
-and asked for anew under the next attempt. Each host starts the container by its start-up script.
+training does is for its heartbeat alone to say. A suspended resource was taken back and never returns: it is
+deleted and asked for anew under the next attempt. Each host starts the container by its start-up script.
 Source: https://cloud.google.com/tpu/docs/queued-resources;
 https://cloud.google.com/tpu/docs/reference/rest/v2/projects.locations.queuedResources.
 """
@@ -49,11 +49,14 @@ _PHASES: Mapping[str, CapacityPhase] = {
     "SUSPENDING": "preempted",
     "SUSPENDED": "preempted",
     "FAILED": "failed",
-    "DELETING": "stopped",
+    # On its way out, and billing until it is gone.
+    "DELETING": "unknown",
 }
 # google.rpc.Code: INVALID_ARGUMENT, NOT_FOUND, PERMISSION_DENIED, FAILED_PRECONDITION, UNAUTHENTICATED.
 _IN_VAIN = (3, 5, 7, 9, 16)
 _RESOURCE_EXHAUSTED = 8
+# How long a robot has to delete the machines of a run that ended, before they try it themselves.
+_LEAVE_S = 1800.0
 _ATTRIBUTE = "continuon/exit"
 _NAMESPACE = uuid.UUID("1b0d3c1e-7a55-4bd8-9d0c-6d2b8f0f7a10")
 
@@ -72,6 +75,9 @@ for wait_s in 0 5 20 60; do
     log "cannot pull $image"
 done
 docker rm --force continuon-brain >/dev/null 2>&1
+# Ends by itself what nobody may be there to end.
+(sleep {max_run_s:.0f} && log "time is up" && docker stop --time=60 continuon-brain) &
+watchdog=$!
 # The accelerator and the host network for the slice's processes; SIGTERM reaches the trainer, which saves.
 docker run --name continuon-brain --privileged --net=host --shm-size=16g --stop-timeout=60 \\
 {environment}    --entrypoint python "$image" -m cloud_trainer {arguments}
@@ -80,7 +86,11 @@ code=$?
 log "cloud_trainer ended with $code"
 curl --silent --retry 5 -X PUT -H "Metadata-Flavor: Google" --data "$code" \
     http://metadata.google.internal/computeMetadata/v1/instance/guest-attributes/{attribute}
-exit "$code"
+kill "$watchdog" 2>/dev/null
+# The robot deletes this resource. One that does not come back must not pay for ever: the machine tries it itself.
+sleep {leave_s:.0f}
+gcloud compute tpus queued-resources delete {name} --project={project} --zone={zone} --force --async --quiet ||
+    log "cannot delete {name}: it bills until someone does"
 """
 
 
@@ -96,6 +106,11 @@ def startup_script(settings: CloudSettings, request: RunRequest, attempt: int) -
         image=shlex.quote(image),
         environment="".join(f"    --env {shlex.quote(f'{k}={v}')} \\\n" for k, v in variables.items()),
         arguments=shlex.join(request.arguments),
+        max_run_s=request.max_run_s,
+        leave_s=_LEAVE_S,
+        name=unique_name(settings, request.run_id, attempt),
+        project=settings.project,
+        zone=settings.zone,
         attribute=_ATTRIBUTE,
     )
 
@@ -151,6 +166,7 @@ class QueuedResourceLauncher:
         project = needed(settings.project, "project", "the Google Cloud project that pays")
         endpoint = settings.tpu_endpoint or f"https://{SERVICE}"
         self._settings = settings
+        self._since: dict[str, int] = {}
         self._parent = f"projects/{project}/locations/{settings.zone}/queuedResources"
         self._client = RestClient(
             authorized_session(settings, endpoint), endpoint, service=SERVICE, project=project
@@ -186,10 +202,25 @@ class QueuedResourceLauncher:
             found = self._capacity(self._client.get(f"/v2/{name}"))
         except NotFoundError:
             return None
-        return replace(found, exit_code=self._exit_code(name)) if found.phase == "running" else found
+        if found.phase != "running":
+            return found
+        return replace(found, exit_code=self._exit_code(name), running_since_ns=self._since_ns(name))
+
+    def _since_ns(self, name: str) -> int | None:
+        """Return when the machines came, which the resource itself does not tell."""
+        if name not in self._since:
+            try:
+                node = self._client.get(f"/v2/{name.replace('/queuedResources/', '/nodes/')}")
+            except BrainError:
+                return None
+            since_ns = self._client.local_ns(node.get("createTime"))
+            if since_ns is None:
+                return None
+            self._since[name] = since_ns
+        return self._since[name]
 
     def _exit_code(self, name: str) -> int | None:
-        """Return what a host's script told of its exit; the worst where several did, None where none or unasked."""
+        """Return what a host's script told of its exit; the worst where several did, None where none did."""
         node = name.replace("/queuedResources/", "/nodes/")
         try:
             told = self._client.post(f"/v2/{node}:getGuestAttributes", {"queryPath": _ATTRIBUTE}, again=True)
@@ -214,12 +245,12 @@ class QueuedResourceLauncher:
         except (ConflictError, InvalidError):
             # Refused where the deletion is under way already.
             found = self.look(name)
-            if found is not None and found.phase != "stopped":
+            if found is not None and not found.detail.startswith("DELETING"):
                 raise
 
     def owned(self) -> list[Capacity]:
-        """Return this robot's resources that are not being deleted: a failed one counts against the quota still."""
-        return [found for found in self._mine() if found.phase != "stopped"]
+        """Return this robot's resources that nobody deletes yet; a failed one still counts against the quota."""
+        return [found for found in self._mine() if not found.detail.startswith("DELETING")]
 
     def _mine(self) -> list[Capacity]:
         listed = self._client.pages(f"/v2/{self._parent}", "queuedResources", {"pageSize": "100"})

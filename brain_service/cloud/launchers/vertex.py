@@ -1,8 +1,8 @@
 """Vertex AI custom jobs: a container on a TPU slice that ends, and bills no more, when its process ends.
 
 The service has no key against doubled requests: a job is found by its labels before one is created. It restarts
-nothing by itself (`disableRetries`), so that each start of the container is an attempt that is counted and paid for
-knowingly. Spot is for slices of one host; Vertex offers no Spot pods.
+nothing by itself (`disableRetries`), so that each start of the container is an attempt that is counted and paid
+for knowingly. Spot is for slices of one host; Vertex offers no Spot pods.
 Source: https://cloud.google.com/vertex-ai/docs/reference/rest/v1/projects.locations.customJobs;
 https://cloud.google.com/vertex-ai/docs/training/understanding-training-service.
 """
@@ -30,7 +30,8 @@ _PHASES: Mapping[str, CapacityPhase] = {
     "JOB_STATE_RUNNING": "running",
     "JOB_STATE_SUCCEEDED": "succeeded",
     "JOB_STATE_FAILED": "failed",
-    "JOB_STATE_CANCELLING": "running",
+    # On its way out, and billing until it is gone.
+    "JOB_STATE_CANCELLING": "unknown",
     "JOB_STATE_CANCELLED": "stopped",
     "JOB_STATE_PAUSED": "waiting",
     "JOB_STATE_EXPIRED": "failed",

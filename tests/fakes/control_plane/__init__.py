@@ -2,13 +2,14 @@
 
     python -m tests.fakes.control_plane --port 0 --state-dir D [--run] [--script FILE]
 
-prints `{"url": "http://127.0.0.1:PORT"}` once it listens, and keeps its state in D: killed and started again on the
-same D (and port), it knows what it knew. Point `cloud.vertex_endpoint` and `cloud.tpu_endpoint` at the url. What is
-measured against it is simulated: no machines, no money, and Google's rules only as far as its documents tell them.
+prints `{"url": "http://127.0.0.1:PORT"}` once it listens, and keeps its state in D: killed and started again on
+the same D (and port), it knows what it knew. Point `cloud.vertex_endpoint` and `cloud.tpu_endpoint` at the url.
+What is measured against it is simulated: no machines, no money, and Google's rules only as far as its documents
+tell them.
 
-Without `--run` a job's life is what the script says. With it, the container's command runs here, with this server's
-environment plus the container's: `python -m cloud_trainer ...`, for queued resources by the real start-up script with
-a stand-in for docker. Only the first host of a slice runs. Logs are in `D/logs/`.
+Without `--run` a job's life is what the script says. With it, the container's command runs here, with this
+server's environment plus the container's: `python -m cloud_trainer ...`, for queued resources by the real start-up
+script with a stand-in for docker. Only the first host of a slice runs. Logs are in `D/logs/`.
 
 The script is JSON, given by file or `POST /_fake/script`; every key may be absent:
 
@@ -34,8 +35,8 @@ The script is JSON, given by file or `POST /_fake/script`; every key may be abse
            slow          answers after 5 s       invalid 400 with a field
 
 `POST /_fake/preempt` takes back what runs now (`?name=` one alone). `GET /_fake/report` tells
-`{"creations", "deletions", "cancellations", "live", "max_live", "billed_s", "requests", "resources": [...]}`; `live`
-counts what bills or will. `running_control_plane` starts one for a block.
+`{"creations", "deletions", "cancellations", "live", "max_live", "billed_s", "requests", "resources": [...]}`;
+`live` counts what bills or will. `running_control_plane` starts one for a block.
 """
 
 import contextlib

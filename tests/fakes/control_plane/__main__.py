@@ -71,11 +71,11 @@ class Handler(BaseHTTPRequestHandler):
         """Return the first fault of the script that fits, and use it up."""
         with self.plane.lock:
             for fault in self.plane.script.get("faults", []):
-                if fault.get("times", 1) > 0 and fault.get("method", self.command) == self.command:
-                    if fault.get("path", "") in path:
-                        fault["times"] = fault.get("times", 1) - 1
-                        self.plane.save()
-                        return str(fault["kind"])
+                fits = fault.get("method", self.command) == self.command and fault.get("path", "") in path
+                if fits and fault.get("times", 1) > 0:
+                    fault["times"] = fault.get("times", 1) - 1
+                    self.plane.save()
+                    return str(fault["kind"])
         return None
 
     def _misbehave(self, kind: str, path: str) -> bool:
@@ -128,7 +128,7 @@ class Handler(BaseHTTPRequestHandler):
 
     do_GET = do_POST = do_DELETE = do_PATCH = _serve  # noqa: N815 - the standard library's names
 
-    def do_HEAD(self) -> None:  # noqa: N802 - the standard library's name
+    def do_HEAD(self) -> None:
         """Answer 404, with a date."""
         self.send_response(404)
         self.send_header("Content-Length", "0")

@@ -199,7 +199,8 @@ class Plane:
         if self._processes is None:
             return int(one.life["exit_code"]) if ran_s >= one.life["run_s"] else None
         assert one.pid is not None
-        return self._processes.exit_code(self._key(one), one.pid)
+        told = self._processes.guest_attribute(self._key(one))
+        return int(told) if told is not None else self._processes.exit_code(self._key(one), one.pid)
 
     def _age_leaving(self, one: Resource, since_s: float) -> None:
         if self._processes and one.pid is not None and self._processes.alive(one.pid):

@@ -1,4 +1,5 @@
-"""What a TPU machine has and this one has not: docker, gcloud and a metadata server, as far as a start-up script asks.
+"""What a TPU machine has and this one has not: docker, gcloud and a metadata server, as far as a start-up script
+asks.
 
 `docker run` runs the image's program with this interpreter; nothing is pulled, everything else succeeds.
 """

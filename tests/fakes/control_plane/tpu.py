@@ -14,6 +14,7 @@ __all__ = ["handle_tpu"]
 _PARENT = r"/v2/(projects/[^/]+/locations/[^/]+)"
 _RESOURCES = re.compile(rf"{_PARENT}/queuedResources(?:/([^/:]+))?$")
 _OPERATION = re.compile(rf"{_PARENT}/operations/(create|delete)-([^/:]+)$")
+_MACHINE = re.compile(rf"{_PARENT}/nodes/([^/:]+)$")
 _NODE = re.compile(rf"{_PARENT}/nodes/([^/:]+):getGuestAttributes$")
 _TYPES = re.compile(r"(v5litepod|v6e|v5p|v4)-\d+$")
 _KIND = "type.googleapis.com/google.cloud.tpu.v2."
@@ -25,6 +26,8 @@ def handle_tpu(plane: Plane, method: str, path: str, query: Mapping[str, str], b
         return _operation(plane, *found.groups())
     if (found := _NODE.fullmatch(path)) and method == "POST":
         return _attributes(plane, found[2])
+    if (found := _MACHINE.fullmatch(path)) and method == "GET":
+        return _node(plane, *found.groups())
     found = _RESOURCES.fullmatch(path)
     if found is None:
         raise ApiError(404, f"Method not found: {method} {path}")
@@ -120,6 +123,19 @@ def _list(plane: Plane, parent: str, query: Mapping[str, str]) -> dict[str, Any]
     if len(found) > start + size:
         page["nextPageToken"] = str(start + size)
     return page
+
+
+def _node(plane: Plane, parent: str, name: str) -> dict[str, Any]:
+    resource = plane.resources.get(f"{parent}/queuedResources/{name}")
+    if resource is None or resource.started_s is None or resource.ended_s is not None:
+        raise ApiError(404, f"Resource '{parent}/nodes/{name}' was not found")
+    return {
+        **resource.body["tpu"]["nodeSpec"][0]["node"],
+        "name": f"{parent}/nodes/{name}",
+        "state": "READY",
+        "createTime": stamp(resource.started_s),
+        "queuedResource": resource.name,
+    }
 
 
 def _attributes(plane: Plane, node: str) -> dict[str, Any]:
