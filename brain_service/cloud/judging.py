@@ -7,7 +7,14 @@ from typing import Any, Literal
 from brain_service.cloud.launchers import Capacity
 from brain_service.cloud.run_status import EXIT_REFUSED, RunStatus
 from brain_service.cloud.run_table import RunRecord
-from brain_service.errors import BrainError, ConfigError, DeadlineExceededError, TooManyError, UnavailableError
+from brain_service.errors import (
+    BrainError,
+    ConfigError,
+    DeadlineExceededError,
+    InvalidError,
+    TooManyError,
+    UnavailableError,
+)
 from brain_service.settings import CloudSettings
 
 __all__ = ["Facts", "Verdict", "judge"]
@@ -19,7 +26,8 @@ _ENDED = ("succeeded", "failed", "preempted", "stopped")
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
-    """All that counts. `quiet_s` is since the heartbeat changed or the capacity began to run."""
+    """All that counts. `quiet_s` is since the heartbeat changed or the capacity began to run, `still_s` since
+    the run moved on: a thread writes the heartbeat, which goes on while a step hangs."""
 
     record: RunRecord
     capacity: Capacity
@@ -28,6 +36,7 @@ class Facts:
     cost_usd: float
     running_s: float
     quiet_s: float
+    still_s: float
     waited_s: float
 
 
@@ -54,6 +63,8 @@ def _finished(facts: Facts) -> Verdict | None:
     if own is not None and own.phase == "failed":
         error = own.error or BrainError("the run failed and did not say why; see its log").problem()
         return Verdict(kind="fail", detail=str(error.get("detail", "the run failed")), error=error)
+    if isinstance(facts.status_trouble, InvalidError):
+        return _fail(facts.status_trouble)
     if capacity.problem is not None:
         return Verdict(kind="fail", detail=str(capacity.problem.get("detail")), error=capacity.problem)
     if capacity.exit_code == EXIT_REFUSED and facts.status_trouble is None:
@@ -99,6 +110,8 @@ def _interrupted(facts: Facts, settings: CloudSettings) -> Verdict | None:
         return _again(
             facts, settings, f"no heartbeat for {facts.quiet_s:.0f} s while its machines run ({capacity.detail})"
         )
+    if runs and own is not None and own.phase == "training" and facts.still_s > settings.stall_timeout_s:
+        return _again(facts, settings, f"stuck at step {own.step} for {facts.still_s:.0f} s ({capacity.detail})")
     if not runs and _waits_too_long(facts):
         return _too_long(facts)
     return None
@@ -126,8 +139,8 @@ def _too_long(facts: Facts) -> Verdict:
     return _fail(
         UnavailableError(
             f"no machines for {request.topology} in {facts.waited_s:.0f} s (max_wait_s = "
-            f"{request.max_wait_s:.0f}, {facts.capacity.detail}); {tier}take another cloud.zone or cloud.region, a smaller cloud.topology, "
-            "or raise cloud.max_wait_s"
+            f"{request.max_wait_s:.0f}, {facts.capacity.detail}); {tier}take another cloud.zone or cloud.region, a "
+            "smaller cloud.topology, or raise cloud.max_wait_s"
         )
     )
 

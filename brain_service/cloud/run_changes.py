@@ -62,7 +62,16 @@ def beaten(old: RunRecord, status: RunStatus) -> RunRecord:
     """Store a heartbeat, and when it changed."""
     if status.updated_ns == old.beat_ns:
         return old
-    return replace(old, beat_ns=status.updated_ns, beat_at=moment(), status=asdict(status))
+    before = old.status or {}
+    moved = (before.get("phase"), before.get("step")) != (status.phase, status.step) or old.moved_at is None
+    mark = moment()
+    return replace(
+        old,
+        beat_ns=status.updated_ns,
+        beat_at=mark,
+        moved_at=mark if moved else old.moved_at,
+        status=asdict(status),
+    )
 
 
 def claimed(old: RunRecord, seen: RunRecord, mark: str) -> RunRecord:
@@ -101,6 +110,7 @@ def next_attempt(old: RunRecord, verdict: Verdict, names: tuple[str, ...]) -> Ru
         since_ns=None,
         seen_ns=None,
         beat_at=None,
+        moved_at=None,
         old_beat_ns=old.beat_ns,
         old_starts=int(old.status["attempt"]) if old.status else old.old_starts,
         release=(*old.release, *names),

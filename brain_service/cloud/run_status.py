@@ -57,7 +57,7 @@ class RunStatus:
 
     @staticmethod
     def from_json(data: bytes, place: str) -> "RunStatus":
-        """Parse a heartbeat; `place` stands for the file in errors. Keys that this version does not know go.
+        """Parse a heartbeat; `place` stands for the file in errors. Keys that are not known here are dropped.
 
         Raises:
             CorruptDataError: it is no heartbeat of this schema.

@@ -54,6 +54,8 @@ class RunRecord:
     beat_ns: int | None = None
     """`updated_ns` of the last heartbeat; and when it was seen to change."""
     beat_at: str | None = None
+    moved_at: str | None = None
+    """When phase or step were seen to change."""
     old_beat_ns: int | None = None
     """The last heartbeat of the attempts before, and how many starts of its own the run counted then."""
     old_starts: int = 0

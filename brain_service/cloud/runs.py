@@ -237,6 +237,7 @@ class CloudRuns:
             cost_usd=self._cost_usd(record.request, running_s(record)),
             running_s=running_s(record),
             quiet_s=elapsed_s(record.beat_at) if record.beat_at else 0.0,
+            still_s=elapsed_s(record.moved_at) if record.moved_at else 0.0,
             waited_s=elapsed_s(record.waiting_at) if record.waiting_at else 0.0,
         )
 
@@ -309,8 +310,13 @@ class CloudRuns:
             return None, None
         except BrainError as error:
             return None, error
-        # A folder that another run used before: its last word is not this run's.
-        return (status, None) if status.run_id == record.request.run_id else (None, None)
+        if status.run_id == record.request.run_id:
+            return status, None
+        return None, InvalidError(
+            f"{output_dir}/{STATUS_FILE} is of run {status.run_id!r}, not of {record.request.run_id!r}; give each run "
+            "an output directory of its own, and its id to the trainer",
+            field="output_dir",
+        )
 
     def _carry_out(self, record: RunRecord, capacity: Capacity | None, verdict: Verdict) -> RunRecord:
         if verdict.kind == "wait":

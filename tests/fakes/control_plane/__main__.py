@@ -28,6 +28,8 @@ class Handler(BaseHTTPRequestHandler):
     """One connection."""
 
     protocol_version = "HTTP/1.1"
+    # Head and body go out apart; the client must not wait 40 ms for the second.
+    disable_nagle_algorithm = True
     plane: Plane
 
     def _answer(self, code: int, body: bytes, kind: str = "application/json; charset=UTF-8", **more: str) -> None:
@@ -43,6 +45,9 @@ class Handler(BaseHTTPRequestHandler):
         parts = urlsplit(self.path)
         query = dict(parse_qsl(parts.query))
         data = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        if parts.path == "/token":
+            self._token()
+            return
         body = json.loads(data or b"{}")
         if parts.path.startswith("/_fake/"):
             self._fake(parts.path.removeprefix("/_fake/"), query, body)
@@ -55,6 +60,16 @@ class Handler(BaseHTTPRequestHandler):
             self._drop()
         else:
             self._answer(code, json.dumps(answer).encode())
+
+    def _token(self) -> None:
+        """Answer as Google's token service does."""
+        reason = self.plane.script.get("token")
+        if reason is None:
+            granted = {"access_token": "token", "expires_in": 3600, "token_type": "Bearer"}
+            self._answer(200, json.dumps(granted).encode())
+        else:
+            refused = {"error": "invalid_grant", "error_description": reason}
+            self._answer(400, json.dumps(refused).encode())
 
     def _do(self, path: str, query: dict[str, str], body: Any) -> tuple[int, Any]:
         for prefix, (handle, _) in _SERVICES.items():
@@ -105,7 +120,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def date_time_string(self, timestamp: float | None = None) -> str:
         """Return the Date header: a day ahead for a `skew` fault."""
-        return formatdate((timestamp or time.time()) + (86_400 if self._skewed else 0), usegmt=True)
+        ahead_s = 86_400 if self._skewed else self.plane.script.get("clock_ahead_s", 0)
+        return formatdate((timestamp or time.time()) + ahead_s, usegmt=True)
 
     def _drop(self) -> None:
         self.close_connection = True
@@ -133,6 +149,11 @@ class Handler(BaseHTTPRequestHandler):
         self.send_response(404)
         self.send_header("Content-Length", "0")
         self.end_headers()
+
+    def handle(self) -> None:
+        """Serve the connection; a client that breaks it is no news."""
+        with contextlib.suppress(ConnectionError):
+            super().handle()
 
     def log_message(self, format: str, *args: Any) -> None:
         """Say nothing."""

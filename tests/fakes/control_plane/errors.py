@@ -63,9 +63,7 @@ def refusal(kind: str, service: str, project: str) -> ApiError:
     if kind == "project":
         return ApiError(403, f"Permission denied on resource project {project}.", _info("CONSUMER_INVALID"))
     if kind == "billing":
-        return ApiError(
-            403, f"This API method requires billing to be enabled on {project}.", _info("BILLING_DISABLED")
-        )
+        return ApiError(403, f"This API method requires billing on {project}.", _info("BILLING_DISABLED"))
     if kind == "quota":
         failure = {
             "@type": "type.googleapis.com/google.rpc.QuotaFailure",

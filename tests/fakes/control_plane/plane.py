@@ -1,7 +1,6 @@
 """Everything that the server knows, how it gets older by the clock, and the file that it survives in."""
 
 import json
-import os
 import signal
 import threading
 import time
@@ -53,7 +52,7 @@ class Plane:
         state = {"book": self.book, "resources": [one.to_json() for one in self.resources.values()]}
         temporary = self._file.with_suffix(".tmp")
         temporary.write_text(json.dumps(state))
-        os.replace(temporary, self._file)
+        temporary.replace(self._file)
 
     def add(self, resource: Resource) -> None:
         """Take a new resource up; its life is the next of the script's."""
