@@ -17,8 +17,8 @@ from brain_service.errors import ConflictError, UnavailableError
 from brain_service.jobs.events import EventLog
 from brain_service.jobs.folder import JobFolder
 from brain_service.jobs.job import LANES, Job, Lane
-from brain_service.jobs.processes import end_group, identify, stop_child
 from brain_service.jobs.table import JobTable
+from brain_service.processes import end_group, identify, stop_child
 from brain_service.settings import Settings, child_environment
 
 __all__ = ["NUMERICS", "RunnerLoop"]
