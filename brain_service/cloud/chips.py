@@ -12,7 +12,7 @@ from brain_service.errors import InvalidError
 
 __all__ = ["CHIPS", "PRICES_AS_OF", "Chip", "Slice", "parse_topology"]
 
-PRICES_AS_OF = "2025-12"
+PRICES_AS_OF = "2025-11"
 """When the list prices were copied from Google's price page (us-central1 and us-east; other regions cost more)."""
 
 GIB = 1024**3
