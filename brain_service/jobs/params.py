@@ -68,7 +68,7 @@ class TrainParams(Params):
     What is left out takes the trainer's own default.
     """
 
-    preset: Literal["development", "pi5_optimized", "tpu_optimized"] = Field(
+    preset: Literal["development", "pi5_optimized", "tpu_optimized", "tpu_large"] = Field(
         default="development", description="Size of the model."
     )
     steps: int | None = Field(
@@ -125,7 +125,7 @@ class UploadParams(Params):
 class SanityCheckParams(Params):
     """A minute's look at whether this machine trains: on a dataset, or on numbers made up for it."""
 
-    preset: Literal["development", "pi5_optimized", "tpu_optimized"] = Field(
+    preset: Literal["development", "pi5_optimized", "tpu_optimized", "tpu_large"] = Field(
         default="development", description="Size of the model."
     )
     dataset: DatasetRef | None = Field(
