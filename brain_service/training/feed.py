@@ -59,7 +59,8 @@ class Feed:
         """
         batch = self._loader.batch(step)
         self._require_finite(batch, step)
-        return place(normalise_batch(batch, self._normaliser), self._where)
+        placed: Sequences = place(normalise_batch(batch, self._normaliser), self._where)
+        return placed
 
     def batches(self, start: int) -> BatchIterator[Sequences]:
         """Return the batches from step `start` on, two of them made ahead by a thread. Close it."""

@@ -18,6 +18,7 @@ from brain_service.training.checkpointing import Checkpoints
 from brain_service.training.config import TrainConfig
 from brain_service.training.feed import Feed
 from brain_service.training.held_out import HeldOutLoss, Standing
+from brain_service.training.hosts import agree
 from brain_service.training.normalisation import Normaliser
 from brain_service.training.sharding import place
 from brain_service.training.step import TrainState, abstract_state, init_state, state_sharding
@@ -94,7 +95,9 @@ class Run:
                 checkpoints.pass_over(step)
                 continue
             self._require_same_run(meta, step)
+            agree(f"going on from step {step}")
             return self._restore(checkpoints, step), Standing.from_json(meta.get("held_out")), step
+        agree("beginning anew")
         return init_state(self.model, self.config, self.mesh), Standing(), None
 
     def _restore(self, checkpoints: Checkpoints, step: int) -> TrainState:
