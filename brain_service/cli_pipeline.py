@@ -30,6 +30,7 @@ examples:
 Without any of the flags that name steps, all are taken. A step that fails ends the pipeline (exit code 2); the
 same command again goes on from there.
 """
+Status = Literal["pending", "done", "failed", "skipped"]
 STEPS = ("health", "convert_tfrecord", "train_local", "evaluate", "export")
 _TRAINING = ("preset", "steps", "batch_size", "sequence_length", "learning_rate", "seed")
 _FOLLOW_S = 0.5
@@ -40,7 +41,7 @@ class StepReport:
     """What became of one step; `command` does the same by hand, `details` is a sentence or the step's result."""
 
     name: str
-    status: Literal["pending", "done", "failed", "skipped"]
+    status: Status
     details: str = ""
     duration_s: float = 0.0
     command: str | None = None
@@ -198,8 +199,9 @@ def _by_daemon(options: argparse.Namespace) -> Iterator[StepReport]:
         raise UnavailableError(
             f"no daemon answers at {options.url}: {error}; start one with 'brain serve'"
         ) from error
+    statuses: dict[str, Status] = {"done": "done", "failed": "failed", "skipped": "skipped"}
     for stage in job["stages"]:
-        status = stage["status"] if stage["status"] in ("done", "failed", "skipped") else "pending"
+        status = statuses.get(stage["status"], "pending")
         yield StepReport(stage["name"], status, stage["details"], stage["duration_s"] or 0.0, stage["command"])
     if job["state"] != "succeeded":
         problem = job["error"] or {}

@@ -19,9 +19,9 @@ from brain_service.jobs.events import EventLog
 from brain_service.jobs.folder import JobFolder
 from brain_service.jobs.job import LANES, Lane
 from brain_service.jobs.pipeline import run_stages
-from brain_service.processes import become_background, die_with_parent
 from brain_service.jobs.table import JobTable
 from brain_service.logs import setup_logging
+from brain_service.processes import become_background, die_with_parent
 from brain_service.settings import Settings, load_settings
 
 __all__ = ["EXIT_STOPPED", "main", "problem_of"]

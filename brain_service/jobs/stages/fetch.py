@@ -1,7 +1,7 @@
 """Stage: the bundle that a run away from here made comes down, checked file by file."""
 
 from brain_service.cloud.download import download_bundle
-from brain_service.errors import UnavailableError
+from brain_service.cloud.patience import OfflineError
 from brain_service.export.bundle import read_manifest
 from brain_service.jobs.context import JobContext
 from brain_service.jobs.stages import Outcome
@@ -33,11 +33,11 @@ def run(context: JobContext) -> Outcome:
             f"{trained['output_dir']}/models/{trained['model_id']}",
             settings.models_dir,
             settings.cloud,
-            progress=lambda done, total: context.report(done / max(total, 1)),
+            progress=lambda done, total, _: context.report(done / max(total, 1)),
             should_stop=context.should_stop,
         )
-    except UnavailableError as error:
-        raise context.parked(settings.cloud.poll_interval_s, error.detail) from error
+    except OfflineError as error:
+        raise context.parked(error.retry_after_s, error.detail) from error
     context.check_stop()
     size_bytes = sum(entry.size_bytes for entry in read_manifest(settings.models_dir / model_id).files.values())
     return Outcome(f"model {model_id}, {size_bytes / 1e6:.1f} MB", {"model_id": model_id})

@@ -4,6 +4,7 @@ Each turn of this stage looks once and acts at most once, then the job is parked
 the run goes on, and the next turn takes it up as it finds it.
 """
 
+import contextlib
 import shlex
 from typing import Any
 
@@ -11,11 +12,12 @@ from brain_service.cloud.launchers import RunRequest
 from brain_service.cloud.plans import estimate, look_up
 from brain_service.cloud.runs import CloudRuns, RunView
 from brain_service.datasets.dataset import open_dataset
-from brain_service.errors import BrainError, CancelledJobError, InvalidError
+from brain_service.errors import BrainError, CancelledJobError, InvalidError, NotFoundError
 from brain_service.jobs.context import JobContext
 from brain_service.jobs.params import TrainParams
 from brain_service.jobs.references import dataset_folder, job_dataset
 from brain_service.jobs.stages import Outcome
+from brain_service.jobs.stages.upload import FOLDER
 from brain_service.spec import vector_size
 
 __all__ = ["command", "run"]
@@ -44,16 +46,15 @@ def run(context: JobContext) -> Outcome:
         BrainError: the run failed; its own error where it left one.
     """
     settings, request = context.settings, _request(context)
-    runs = CloudRuns(settings.database, settings.cloud)
-    if context.should_stop():
-        view = runs.stop(request.run_id)
-        if view is None or view.state in ("done", "failed", "stopped"):
-            raise CancelledJobError(f"job {context.job.job_id} was asked to stop")
-        raise context.parked(settings.cloud.poll_interval_s, f"stopping: {view.detail}")
-    if runs.view(request.run_id) is None:
-        _require_affordable(context, request)
-        runs.begin(request)
-    view = runs.advance(request.run_id)
+    with contextlib.closing(CloudRuns(settings.database, settings.cloud)) as runs:
+        if context.should_stop():
+            raise _stopped(context, runs, request.run_id)
+        if _view(runs, request.run_id) is None:
+            _require_affordable(context, request)
+            runs.begin(request)
+        view = runs.advance(request.run_id)
+    if view.bills and view.state in ("done", "failed", "stopped"):
+        raise context.parked(settings.cloud.poll_interval_s, f"{view.state}; what bills is being stopped")
     if view.state == "done" and view.status is not None:
         result = {
             "run_id": request.run_id,
@@ -71,6 +72,25 @@ def run(context: JobContext) -> Outcome:
         raise BrainError(str(problem.get("detail") or view.detail), run_id=request.run_id)
     _tell(context, view)
     raise context.parked(settings.cloud.poll_interval_s, view.detail)
+
+
+def _view(runs: CloudRuns, run_id: str) -> RunView | None:
+    try:
+        return runs.view(run_id)
+    except NotFoundError:
+        return None
+
+
+def _stopped(context: JobContext, runs: CloudRuns, run_id: str) -> Exception:
+    """Stop the run, and return what ends this turn: the job's end once nothing bills, else a wait."""
+    view = _view(runs, run_id)
+    if view is not None:
+        view = runs.stop(run_id)
+        if view.bills:
+            view = runs.advance(run_id)
+        if view.bills:
+            return context.parked(context.settings.cloud.poll_interval_s, f"stopping: {view.detail}")
+    return CancelledJobError(f"job {context.job.job_id} was asked to stop")
 
 
 def _tell(context: JobContext, view: RunView) -> None:
@@ -92,7 +112,7 @@ def _arguments(context: JobContext) -> tuple[list[str], str]:
         output_dir = str(context.settings.data_dir / "runs" / run_id)
     else:
         dataset = context.result["dataset"]
-        data_path = f"gs://{cloud.bucket}/{cloud.prefix}/datasets/{dataset['name']}/{dataset['version']}"
+        data_path = f"gs://{cloud.bucket}/{cloud.prefix}/{FOLDER}/{dataset['name']}/{dataset['version']}"
         output_dir = f"gs://{cloud.bucket}/{cloud.prefix}/runs/{run_id}"
     words = ["--data-path", data_path, "--output-dir", output_dir, "--run-id", run_id, "--preset", params.preset]
     for name, flag in CHOICES:
@@ -154,7 +174,7 @@ def _require_affordable(context: JobContext, request: RunRequest) -> None:
             "batch_size or a larger topology (`cloud-trainer plan` compares them)",
             field="topology",
         )
-    cost_usd = estimate(plan, params.steps or STEPS, request.spot).cost_usd
+    cost_usd = estimate(plan, params.steps or STEPS, spot=request.spot).usd
     if cost_usd > cloud.max_cost_usd:
         raise InvalidError(
             f"the run would cost about {cost_usd:.2f} USD, more than cloud.max_cost_usd {cloud.max_cost_usd:g}; "

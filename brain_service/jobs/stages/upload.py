@@ -39,18 +39,19 @@ def run(context: JobContext) -> Outcome:
     if _stays_here(context):
         return Outcome("the run reads the dataset where it is", skipped=True)
     settings, folder = context.settings, _dataset(context)
-    queue = UploadQueue(settings.database, settings.cloud)
-    upload_id = queue.add_dataset(folder, f"gs://{settings.cloud.bucket}/{settings.cloud.prefix}/{FOLDER}")
     try:
-        report = queue.work(
-            upload_id,
-            progress=lambda done, total: context.report(done / max(total, 1)),
-            should_stop=context.should_stop,
-        )
+        with UploadQueue(settings.database, settings.cloud) as queue:
+            upload_id = queue.add_dataset(folder, f"gs://{settings.cloud.bucket}/{settings.cloud.prefix}/{FOLDER}")
+            report = queue.work(
+                upload_id,
+                progress=lambda done, total, _: context.report(done / max(total, 1)),
+                should_stop=context.should_stop,
+            )
     except OfflineError as error:
         raise context.parked(error.retry_after_s, error.detail) from error
     context.check_stop()
-    return Outcome(str(report), {"upload": {"place": report.place, "size_bytes": report.size_bytes}})
+    details = f"{report.sent} files, {report.sent_bytes / 1e6:.1f} MB sent, {report.skipped} there already"
+    return Outcome(f"{report.location}: {details}", {"upload": report.to_json()})
 
 
 def _stays_here(context: JobContext) -> bool:
