@@ -121,6 +121,8 @@ class CloudRuns:
         """
         record = self._table.get(run_id)
         try:
+            if record.state == "stopped" and record.asked_at:
+                return self.stop(run_id)
             if record.release:
                 record = self._let_go(record)
             elif record.state not in ENDED:
@@ -164,6 +166,7 @@ class CloudRuns:
             for found in launcher.find(run_id):
                 if found.phase not in GONE:
                     launcher.stop(found.name)
+            record = self._change(record, lambda old: replace(old, asked_at=None))
         except BrainError as error:
             log.warning("capacity of run %s is not stopped yet: %s", run_id, error.detail)
         return self._view(record)
@@ -372,5 +375,6 @@ class CloudRuns:
             cost_usd=self._cost_usd(record.request, running_s(record)),
             capacity=record.capacity,
             error=record.error,
-            bills=bool(record.release) or (record.state not in ENDED and record.capacity is not None),
+            bills=bool(record.release or record.asked_at)
+            or (record.state not in ENDED and record.capacity is not None),
         )

@@ -85,6 +85,8 @@ def _stopped(context: JobContext, runs: CloudRuns, run_id: str) -> Exception:
     """Stop the run, and return what ends this turn: the job's end once nothing bills, else a wait."""
     view = _view(runs, run_id)
     if view is not None:
+        # First: where the service does not answer, the next calls take their time.
+        context.tell(f"stopping: {view.capacity or 'what may have been asked for'}")
         view = runs.stop(run_id)
         if view.bills:
             view = runs.advance(run_id)
