@@ -313,8 +313,8 @@ class CloudRuns:
         if status.run_id == record.request.run_id:
             return status, None
         return None, InvalidError(
-            f"{output_dir}/{STATUS_FILE} is of run {status.run_id!r}, not of {record.request.run_id!r}; give each run "
-            "an output directory of its own, and its id to the trainer",
+            f"{output_dir}/{STATUS_FILE} is of run {status.run_id!r}, not of {record.request.run_id!r}; give each "
+            "run an output directory of its own, and its id to the trainer",
             field="output_dir",
         )
 

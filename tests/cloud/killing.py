@@ -1,10 +1,11 @@
 """A robot's process that kills itself at the k-th step of what it does for a run: `python -m tests.cloud.killing`.
 
-A step is each transaction, each request to the services, each start of a process on this machine, counted once before
-and once after. One interpreter forks a process for each k, so that hundreds of kills cost seconds.
+A step is each transaction, each request to the services, each start of a process on this machine, counted once
+before and once after. One interpreter forks a process for each k, so that hundreds of kills cost seconds.
 """
 
 import argparse
+import itertools
 import json
 import os
 import signal
@@ -12,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -120,29 +122,33 @@ def main() -> None:
     parser.add_argument("--scenario", choices=["begin", "retry"], required=True)
     parser.add_argument("--url", required=True)
     parser.add_argument("--folder", type=Path, required=True)
+    parser.add_argument("--every", type=int, default=1, help="kill at each n-th step only")
     options = parser.parse_args()
     plane = ControlPlane(options.folder)
     plane.url = options.url
-    point = 0
-    while True:
-        point += 1
+    runs = 0
+    for point in itertools.count(1, options.every):
+        runs += 1
         run_id = f"{options.scenario}-{point}"
         scene = Scene(options.target, options.url, options.folder / run_id, run_id, settle_s=0.2)
         wanted = 1
         if options.scenario == "retry":
             wanted = 2
-            assert forked(lambda scene=scene: scene.go_on(lambda view: view.state == "running"))
+            assert forked(partial(scene.go_on, _runs_as(1)))
             _interrupt(scene, plane)
-        ready = lambda view, wanted=wanted: view.state == "running" and view.attempt == wanted  # noqa: E731
-        whole = forked(lambda scene=scene, ready=ready, at=point: scene.go_on(ready, killed_at=at))
-        assert forked(lambda scene=scene, ready=ready: scene.go_on(ready))
+        whole = forked(partial(scene.go_on, _runs_as(wanted), killed_at=point))
+        assert forked(partial(scene.go_on, _runs_as(wanted)))
         _expect(scene, plane, created=wanted)
         assert forked(scene.finish)
         assert forked(scene.reap)
         _expect(scene, plane, created=wanted)
         if whole:
             break
-    print(json.dumps({"points": point - 1}))
+    print(json.dumps({"points": runs}))
+
+
+def _runs_as(attempt: int) -> Callable[[RunView], bool]:
+    return lambda view: view.state == "running" and view.attempt == attempt
 
 
 def _interrupt(scene: Scene, plane: ControlPlane) -> None:

@@ -1,4 +1,4 @@
-"""What the tests of launchers and runs share: settings that point at the fake control plane, requests, heartbeats."""
+"""What the tests of launchers and runs share: settings for the fake control plane, requests, heartbeats."""
 
 import time
 from pathlib import Path

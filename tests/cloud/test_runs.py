@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import pytest
 
+from brain_service.cloud.launchers import Launcher
 from brain_service.cloud.launchers.queued_resource import QueuedResourceLauncher
 from brain_service.cloud.launchers.vertex import VertexLauncher
 from brain_service.cloud.prices import PriceList
@@ -42,7 +43,7 @@ class Robot:
     def runs(self) -> CloudRuns:
         if self._runs is None:
             settings = cloud_settings(self.plane.url, **self.more)
-            launchers = {
+            launchers: dict[str, Launcher] = {
                 "vertex": VertexLauncher(settings, settle_s=0.3),
                 "queued_resource": QueuedResourceLauncher(settings),
             }
