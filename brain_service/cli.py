@@ -22,6 +22,7 @@ from brain_service.cli_export import add_export_command
 from brain_service.cli_formats import add_format_commands
 from brain_service.cli_hailo import add_export_hailo_command
 from brain_service.cli_hardware import add_hardware_command
+from brain_service.cli_pipeline import add_pipeline_command
 from brain_service.cli_replay import add_replay_command
 from brain_service.cli_train import (
     SANITY_EXAMPLES,
@@ -46,6 +47,7 @@ examples:
   brain train    --data-path ./datasets --checkpoint-dir ./checkpoints/run1 --steps 1000
   brain evaluate --data-path ./datasets --checkpoint-dir ./checkpoints/run1
   brain export   --checkpoint-dir ./checkpoints/run1 --output-dir ./models
+  brain pipeline --data-dir ./brain --steps 500
   brain datasets report ./datasets
   brain episodes ls --data-dir ./brain
   brain hardware
@@ -129,6 +131,7 @@ def _parser() -> argparse.ArgumentParser:
     add_evaluate_command(commands)
     add_datasets_command(commands)
     add_episodes_command(commands)
+    add_pipeline_command(commands)
     add_replay_command(commands)
     add_format_commands(commands)
     add_hardware_command(commands)

@@ -33,7 +33,7 @@ _SHOWN = 300
 # Google refuses a token request that is dated more than 5 minutes off.
 _SKEW_S = 300.0
 _SKEW_SIGNS = re.compile(r"invalid jwt|\biat\b|reasonable timeframe|used too early", re.IGNORECASE)
-_RATE = ("rateLimitExceeded", "userRateLimitExceeded", "backendError")
+_RATE = ("rateLimitExceeded", "userRateLimitExceeded")
 _QUOTA = ("quotaExceeded", "dailyLimitExceeded", "limitExceeded")
 _LOGIN = "run 'gcloud auth application-default login' or renew the key in cloud.credentials_file"
 _CLOCK = "set this machine's clock ('timedatectl set-ntp true'), then try again"
@@ -48,16 +48,18 @@ def reaching(place: str) -> Iterator[None]:
         UnavailableError: no connection, or it broke.
     """
     import requests
-    from google.auth.exceptions import GoogleAuthError, RefreshError
+    from google.auth.exceptions import GoogleAuthError, RefreshError, TimeoutError, TransportError
     from urllib3.exceptions import HTTPError
 
     try:
         yield
-    except RefreshError as error:
-        if error.retryable:
+    except (TransportError, TimeoutError) as error:
+        raise UnavailableError(f"{place}: no token: {_first(error)}; check the network") from error
+    except GoogleAuthError as error:
+        if isinstance(error, RefreshError) and error.retryable:
             raise UnavailableError(f"{place}: Google gives no token now: {_first(error)}") from error
         raise _refused(place, _first(error)) from error
-    except (requests.RequestException, HTTPError, GoogleAuthError, OSError) as error:
+    except (requests.RequestException, HTTPError, OSError) as error:
         raise UnavailableError(f"{place}: {type(error).__name__}: {error}; check the network") from error
 
 
@@ -78,7 +80,7 @@ def answer_error(answer: Any, place: str) -> BrainError:
     """
     code, (message, reason) = int(answer.status_code), _said(answer)
     said = f"{place}: {code} {message}".rstrip()
-    if code in (408, 429) or code >= 500 or reason in _RATE:
+    if code in (408, 429) or code >= 500 or (code == 403 and reason in _RATE):
         wait_s = retry_after_s(answer)
         return UnavailableError(said) if wait_s is None else UnavailableError(said, retry_after_s=wait_s)
     if code == 401:

@@ -104,8 +104,10 @@ def authorized_session(settings: CloudSettings, endpoint: str) -> "requests.Sess
     """
     from google.auth.transport.requests import AuthorizedSession
 
-    session = AuthorizedSession(credentials(settings, endpoint))
-    if is_emulator(endpoint):
-        # A proxy for the world outside must not be asked for this machine.
-        session.trust_env = False
+    if not is_emulator(endpoint):
+        return AuthorizedSession(credentials(settings, endpoint))
+    # Nobody's token cannot be renewed, whatever the answer is.
+    session = AuthorizedSession(credentials(settings, endpoint), refresh_status_codes=())
+    # A proxy for the world outside must not be asked for this machine.
+    session.trust_env = False
     return session

@@ -62,6 +62,8 @@ class RunView:
     """By list price, so far."""
     capacity: str | None
     error: Mapping[str, Any] | None
+    bills: bool = False
+    """Whether something is still to be stopped that may bill, also of a run that has ended."""
 
 
 class CloudRuns:
@@ -370,4 +372,5 @@ class CloudRuns:
             cost_usd=self._cost_usd(record.request, running_s(record)),
             capacity=record.capacity,
             error=record.error,
+            bills=bool(record.release) or (record.state not in ENDED and record.capacity is not None),
         )

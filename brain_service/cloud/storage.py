@@ -285,8 +285,10 @@ def _check_crc(answer: Any, data: bytearray, place: str) -> None:
         raise UnavailableError(f"{place}: what arrived does not fit its checksum; it was damaged on the way")
 
 
-def open_place(text: str | Path, settings: CloudSettings) -> Place:
+def open_place(text: str | Path, settings: CloudSettings, policy: RetryPolicy = _POLICY) -> Place:
     """Return the place at `gs://bucket/path` or a local path; it need not exist, and nothing is asked yet.
+
+    `policy` says how often a call that gets no answer is repeated.
 
     Raises:
         InvalidError: the text has another scheme, or names no bucket.
@@ -295,4 +297,4 @@ def open_place(text: str | Path, settings: CloudSettings) -> Place:
     if split is None:
         return LocalPlace(Path(text).expanduser().absolute())
     bucket, path = split
-    return GcsPlace(Bucket(settings, bucket), path)
+    return GcsPlace(Bucket(settings, bucket), path, policy)

@@ -3,12 +3,28 @@
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, NamedTuple, get_args
 
-__all__ = ["ENDED", "STATES", "Activation", "EndState", "Job", "JobPage", "JobState", "StageReport", "StageStatus"]
+__all__ = [
+    "ENDED",
+    "LANES",
+    "STATES",
+    "Activation",
+    "EndState",
+    "Job",
+    "JobPage",
+    "JobState",
+    "Lane",
+    "StageReport",
+    "StageStatus",
+]
 
 JobState = Literal["queued", "running", "succeeded", "failed", "cancelled"]
 EndState = Literal["succeeded", "failed", "cancelled"]
 StageStatus = Literal["pending", "running", "done", "skipped", "failed", "cancelled"]
 
+Lane = Literal["work", "network"]
+"""What a stage needs: this machine (one at a time), or the network, for which hours may pass."""
+
+LANES: tuple[Lane, ...] = get_args(Lane)
 STATES: tuple[str, ...] = get_args(JobState)
 ENDED: tuple[str, ...] = get_args(EndState)
 
