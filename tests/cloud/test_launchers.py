@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from brain_service.cloud.launchers.table import TARGETS, launcher_for
 from brain_service.cloud.machines import runtime_version, tpu_slice
 from brain_service.cloud.moments import elapsed_s, moment
-from brain_service.cloud.prices import LIST_PRICES_USD, PRICES_AS_OF, PriceList
+from brain_service.cloud.prices import PriceList
 from brain_service.errors import ConfigError, InvalidError
 from tests.cloud.launching import cloud_settings
 
@@ -88,9 +88,10 @@ def test_cost_grows_with_time_and_chips_and_spot_is_cheaper(topology: str, runni
 
 
 def test_the_list_is_dated_and_may_be_another() -> None:
-    assert PriceList().as_of == PRICES_AS_OF
-    hour_usd = PriceList().cost_usd(tpu_slice("v5e:2x2"), 3600, spot=False)
-    assert hour_usd == pytest.approx(4 * LIST_PRICES_USD["v5e"])
+    assert len(PriceList().as_of) == len("2025-11")
+    assert PriceList().cost_usd(tpu_slice("v5e:2x2"), 3600, spot=False) == pytest.approx(4 * 1.20)
+    assert PriceList().cost_usd(tpu_slice("v6e:2x2"), 3600, spot=False) == pytest.approx(4 * 2.70)
+    assert PriceList().cost_usd(tpu_slice("v5p:2x2x1"), 3600, spot=False) == pytest.approx(4 * 4.20)
     cheaper = PriceList(usd_per_chip_hour={"v5e": 0.5}, as_of="ours")
     assert cheaper.cost_usd(tpu_slice("v5e:2x2"), 3600, spot=False) == pytest.approx(2.0)
     with pytest.raises(InvalidError, match="no list price for v6e"):

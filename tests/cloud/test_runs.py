@@ -325,11 +325,14 @@ def test_spot_for_several_hosts_on_vertex_fails_before_anything_is_paid(robot: R
     assert robot.mine == []
 
 
-@both
-@pytest.mark.parametrize("kind", ["unavailable", "html", "garbage", "redirect", "drop_before", "skew", "rate"])
+@pytest.mark.parametrize(
+    ("target", "kind"),
+    [
+        *(("vertex", kind) for kind in ("unavailable", "html", "drop_before", "skew")),
+        *(("queued_resource", kind) for kind in ("garbage", "redirect", "rate", "skew")),
+    ],
+)
 def test_trouble_that_may_pass_changes_nothing(robot: Robot, target: Target, kind: str) -> None:
-    if kind in ("skew", "rate") and target == "vertex":
-        pytest.skip("one target is enough for the slow ones")
     robot.begin(target)
     running = robot.is_("running")
     if kind == "skew":
@@ -469,6 +472,20 @@ def test_the_reaper_ends_what_no_run_wants_and_touches_nobody_elses(robot: Robot
     assert robot.runs.advance(robot.run_id).state == "running"
     robot.runs.stop(robot.run_id)
     other.stop(theirs.name)
+
+
+@both
+def test_a_run_that_is_stopped_before_its_lost_answer_was_found_leaves_nothing(
+    robot: Robot, target: Target
+) -> None:
+    lost = {"kind": "drop_after", "method": "POST", "path": "projects", "times": 9}
+    robot.plane.script(faults=[lost], list_lag_s=0.2, life={"run_s": 60})
+    robot.begin(target)
+    robot.until(lambda _: robot.mine, "the creation")
+    assert robot.runs.stop(robot.run_id).state == "stopped"
+    robot.until(lambda view: not view.bills, "the capacity to be found and stopped")
+    robot.ends()
+    assert len(robot.mine) == 1
 
 
 def test_the_reaper_leaves_a_service_that_is_away_for_the_next_time(robot: Robot) -> None:
