@@ -139,8 +139,8 @@ def _too_long(facts: Facts) -> Verdict:
     return _fail(
         UnavailableError(
             f"no machines for {request.topology} in {facts.waited_s:.0f} s (max_wait_s = "
-            f"{request.max_wait_s:.0f}, {facts.capacity.detail}); {tier}take another cloud.zone or cloud.region, a "
-            "smaller cloud.topology, or raise cloud.max_wait_s"
+            f"{request.max_wait_s:.0f}, {facts.capacity.detail}); {tier}take another cloud.zone or cloud.region, "
+            "a smaller cloud.topology, or raise cloud.max_wait_s"
         )
     )
 

@@ -1,28 +1,30 @@
 """What a slice costs by the list: enough to stop a run in time, not a bill.
 
-Google's on-demand list prices of US regions, US dollars a chip and hour, as they stood at `PRICES_AS_OF`. Spot
-prices float; Google names discounts from 60 % on for most machines, so half the list price errs towards stopping
-early. Disks, storage and traffic are not counted. Source: https://cloud.google.com/tpu/pricing.
+The list is the one of `chips`: Google's list prices of US regions, US dollars a chip and hour, on demand and the
+half of that for Spot, whose real price moves daily and is hardly ever above it. Disks, storage and traffic are not
+counted.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from brain_service.cloud.chips import CHIPS, PRICES_AS_OF
 from brain_service.cloud.machines import TpuSlice
 from brain_service.errors import InvalidError
 
-__all__ = ["LIST_PRICES_USD", "PRICES_AS_OF", "PriceList"]
-
-PRICES_AS_OF = "2025-11"
-LIST_PRICES_USD: Mapping[str, float] = {"v5e": 1.20, "v6e": 2.70, "v5p": 4.20}
+__all__ = ["PriceList"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class PriceList:
-    """US dollars a chip and hour by TPU generation, and the share of that which Spot costs (0 to 1)."""
+    """US dollars a chip and hour by TPU generation, on demand and for Spot; another one for another contract."""
 
-    usd_per_chip_hour: Mapping[str, float] = field(default_factory=lambda: dict(LIST_PRICES_USD))
-    spot_share: float = 0.5
+    usd_per_chip_hour: Mapping[str, float] = field(
+        default_factory=lambda: {name: chip.usd_per_hour for name, chip in CHIPS.items()}
+    )
+    spot_usd_per_chip_hour: Mapping[str, float] = field(
+        default_factory=lambda: {name: chip.spot_usd_per_hour for name, chip in CHIPS.items()}
+    )
     as_of: str = PRICES_AS_OF
 
     def cost_usd(self, topology: TpuSlice, running_s: float, *, spot: bool) -> float:
@@ -31,10 +33,9 @@ class PriceList:
         Raises:
             InvalidError: the list has no price for the generation.
         """
-        price = self.usd_per_chip_hour.get(topology.generation)
-        if price is None:
+        prices = self.spot_usd_per_chip_hour if spot else self.usd_per_chip_hour
+        if topology.generation not in prices:
             raise InvalidError(
-                f"no list price for {topology.generation}; known are {', '.join(self.usd_per_chip_hour)}",
-                field="topology",
+                f"no list price for {topology.generation}; known are {', '.join(prices)}", field="topology"
             )
-        return running_s / 3600 * topology.chips * price * (self.spot_share if spot else 1.0)
+        return running_s / 3600 * topology.chips * prices[topology.generation]

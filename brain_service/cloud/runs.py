@@ -85,7 +85,7 @@ class CloudRuns:
         """
         self._settings = settings
         self._table = RunTable(database)
-        self._folder = database.parent / "runs"
+        self._folder = database.parent / "launches"
         self._launchers: dict[str, Launcher] = dict(launchers or {})
         self._targets = tuple(launchers or TARGETS)
         self._prices = prices or PriceList()
@@ -121,9 +121,7 @@ class CloudRuns:
         """
         record = self._table.get(run_id)
         try:
-            if record.state == "stopped" and record.asked_at:
-                return self.stop(run_id)
-            if record.release:
+            if record.release or (record.state in ENDED and record.asked_at):
                 record = self._let_go(record)
             elif record.state not in ENDED:
                 record = self._step(record, self._launcher(record.request.target))
@@ -141,6 +139,14 @@ class CloudRuns:
             UnavailableError: the database fails.
         """
         return self._view(self._table.get(run_id))
+
+    def unfinished(self) -> tuple[str, ...]:
+        """Return the ids of the runs that have not ended.
+
+        Raises:
+            UnavailableError: the database fails.
+        """
+        return self._table.unfinished()
 
     def stop(self, run_id: str) -> RunView:
         """End a run for good, and what bills for it. One that has ended stays as it ended.
@@ -160,13 +166,7 @@ class CloudRuns:
 
         record = self._table.change(run_id, stopped)
         try:
-            launcher = self._launcher(record.request.target)
             record = self._let_go(record)
-            # An asking whose answer never came has no name here.
-            for found in launcher.find(run_id):
-                if found.phase not in GONE:
-                    launcher.stop(found.name)
-            record = self._change(record, lambda old: replace(old, asked_at=None))
         except BrainError as error:
             log.warning("capacity of run %s is not stopped yet: %s", run_id, error.detail)
         return self._view(record)
@@ -218,6 +218,12 @@ class CloudRuns:
                 if left is not None and left.phase not in GONE:
                     return self._tell(record, f"{record.detail}; {name} is on its way out ({left.detail})")
             record = self._change(record, partial(released, name=name))
+        if record.state in ENDED and record.asked_at and elapsed_s(record.asked_at) >= launcher.settle_s:
+            # An asking whose answer never came has no name here.
+            for found in launcher.find(record.request.run_id):
+                if found.phase not in GONE:
+                    launcher.stop(found.name)
+            record = self._change(record, lambda old: replace(old, asked_at=None))
         return record
 
     def _step(self, record: RunRecord, launcher: Launcher) -> RunRecord:
@@ -284,6 +290,7 @@ class CloudRuns:
                 raise
             return self._change(mine, lambda old: paused(old, error.detail))
         except BrainError as error:
+            mine = self._change(mine, lambda old: replace(old, asked_at=None))
             verdict = Verdict(kind="fail", detail=error.detail, error=error.problem())
             return self._carry_out(mine, None, verdict)
         return self._change(mine, lambda old: replace(noted(old, capacity), detail=capacity.detail))
@@ -318,8 +325,8 @@ class CloudRuns:
         if status.run_id == record.request.run_id:
             return status, None
         return None, InvalidError(
-            f"{output_dir}/{STATUS_FILE} is of run {status.run_id!r}, not of {record.request.run_id!r}; give each run "
-            "an output directory of its own, and its id to the trainer",
+            f"{output_dir}/{STATUS_FILE} is of run {status.run_id!r}, not of {record.request.run_id!r}; give each "
+            "run an output directory of its own, and its id to the trainer",
             field="output_dir",
         )
 

@@ -34,6 +34,7 @@ NUMERICS: Mapping[str, str] = {
 """Environment of processes that train."""
 
 
+REAP_EVERY_S = 3600.0
 NETWORK_GRACE_S = 120.0
 """How long a worker may take to tell the cloud that a job was cancelled; then it is woken again for it."""
 
@@ -67,6 +68,8 @@ class RunnerLoop:
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._table = JobTable(settings.database)
         self._running: dict[Lane, _Running] = {}
+        self._reaper: subprocess.Popen[bytes] | None = None
+        self._reap_at_s = 0.0
 
     def run(self) -> None:
         """Work until SIGTERM, SIGINT or the end of the lifeline. Call it in the main thread.
@@ -85,6 +88,7 @@ class RunnerLoop:
             self._recover()
             try:
                 while not self._stopping:
+                    self._reap_now_and_then()
                     self._fill_lanes()
                     self._wait(self._jobs.poll_interval_s, *(running.pidfd for running in self._running.values()))
                     self._look_after_lanes()
@@ -148,6 +152,17 @@ class RunnerLoop:
             ending = {running.job.job_id for running in self._running.values()}
             if (job := self._table.claim_next(lane, ending)) is not None:
                 self._start(lane, job)
+
+    def _reap_now_and_then(self) -> None:
+        """Have it looked whether something bills in the cloud for which no job is there any more."""
+        if self._reaper is not None and self._reaper.poll() is not None:
+            self._reaper = None
+        if self._settings.cloud.project is None or time.monotonic() < self._reap_at_s:
+            return
+        self._reap_at_s = time.monotonic() + REAP_EVERY_S
+        words = [sys.executable, "-m", "brain_service.jobs.reaper", "--data-dir", str(self._settings.data_dir)]
+        # It ends by itself within minutes, also without this process.
+        self._reaper = subprocess.Popen(words, stdin=subprocess.DEVNULL, start_new_session=True)
 
     def _look_after_lanes(self) -> None:
         for running in list(self._running.values()):

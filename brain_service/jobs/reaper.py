@@ -11,21 +11,18 @@ import os
 import sys
 from pathlib import Path
 
-from brain_service.cloud.run_table import ENDED as RUN_ENDED
 from brain_service.cloud.runs import CloudRuns
-from brain_service.errors import BrainError, NotFoundError
-from brain_service.jobs.job import ENDED
+from brain_service.errors import BrainError
+from brain_service.jobs.references import run_id_of
 from brain_service.jobs.table import JobTable
 from brain_service.logs import setup_logging
 from brain_service.settings import Settings, load_settings
 
-__all__ = ["REAP_EVERY_S", "main", "reap"]
+__all__ = ["main", "reap"]
 
 # By name: run with -m, this module is __main__.
 log = logging.getLogger("brain_service.jobs.reaper")
 
-REAP_EVERY_S = 3600.0
-"""The runner starts it when it begins itself, and then this often."""
 NICE = 10
 
 
@@ -38,20 +35,13 @@ def reap(settings: Settings) -> list[str]:
         UnavailableError: the database fails.
     """
     with contextlib.closing(JobTable(settings.database)) as table:
-        with contextlib.closing(CloudRuns(settings.database, settings.cloud)) as runs:
-            for view in runs.list():
-                if (view.state not in RUN_ENDED or view.bills) and _is_over(table, view.run_id):
-                    log.warning("run %s goes on without its job; it is stopped", view.run_id)
-                    runs.stop(view.run_id)
-            return runs.reap()
-
-
-def _is_over(table: JobTable, run_id: str) -> bool:
-    try:
-        # Ids of jobs have capital letters, which names in the cloud may not have.
-        return table.get(run_id.upper().replace(run_id[16:].upper(), run_id[16:])).state in ENDED
-    except NotFoundError:
-        return True
+        going_on = table.unfinished()
+    with contextlib.closing(CloudRuns(settings.database, settings.cloud)) as runs:
+        for run_id in runs.unfinished():
+            if run_id not in {run_id_of(job_id) for job_id in going_on}:
+                log.warning("run %s goes on without its job; it is stopped", run_id)
+                runs.stop(run_id)
+        return runs.reap()
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -168,6 +168,11 @@ class JobTable:
                 raise ConflictError(f"job {job_id} is {job.state}, not running")
             park_row(connection, job, lane, wait_s)
 
+    def unfinished(self) -> frozenset[str]:
+        """Return the ids of the jobs that wait or run, parked ones too."""
+        rows = self._database.read("SELECT job_id FROM jobs WHERE state IN ('queued', 'running')")
+        return frozenset(row["job_id"] for row in rows)
+
     def is_parked(self, job_id: str) -> bool:
         """Tell whether a job waits to be woken."""
         return bool(self._database.read("SELECT 1 FROM waits WHERE job_id = ?", (job_id,)))

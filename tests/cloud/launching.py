@@ -1,4 +1,4 @@
-"""What the tests of launchers and runs share: settings that point at the fake control plane, requests, heartbeats."""
+"""What the tests of launchers and runs share: settings for the fake control plane, requests, heartbeats."""
 
 import time
 from pathlib import Path
@@ -36,7 +36,7 @@ def heartbeat(output_dir: Path, run_id: str = "run-1", **more: Any) -> RunStatus
     return status
 
 
-def wait_for(found: Any, what: str, timeout_s: float = 10.0) -> Any:
+def wait_for(found: Any, what: str, timeout_s: float = 30.0) -> Any:
     """Return the first true value of a callable."""
     give_up = time.monotonic() + timeout_s
     while time.monotonic() < give_up:

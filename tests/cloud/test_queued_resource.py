@@ -187,7 +187,7 @@ def test_an_end_is_told_from_another(plane: ControlPlane, life: dict[str, Any], 
     )
     assert (found.phase, found.problem is not None) == (phase, problem)
     launcher.stop(name)
-    assert launcher.look(name) is None
+    wait_for(lambda: launcher.look(name) is None, "the deletion")
 
 
 def test_a_program_that_ends_leaves_machines_that_bill_and_says_so(plane: ControlPlane) -> None:

@@ -71,7 +71,8 @@ def signed(plane: ControlPlane, key: str) -> AuthorizedSession:
         "token_uri": f"{plane.url}/token",
     }
     scopes = ["https://www.googleapis.com/auth/cloud-platform"]
-    return AuthorizedSession(service_account.Credentials.from_service_account_info(info, scopes=scopes))
+    found = service_account.Credentials.from_service_account_info(info, scopes=scopes)  # type: ignore[no-untyped-call]
+    return AuthorizedSession(found)
 
 
 @pytest.mark.parametrize(
@@ -153,7 +154,7 @@ def test_nobody_listens() -> None:
 def test_a_service_that_does_not_answer_in_time(plane: ControlPlane) -> None:
     plane.script(faults=[{"kind": "slow"}])
     start_s = time.monotonic()
-    with pytest.raises(UnavailableError, match="[Tt]imed? ?out"):
+    with pytest.raises(UnavailableError, match=r"[Tt]imed? ?out"):
         client(plane.url, timeout_s=0.3, tries=1).get(JOBS)
     assert time.monotonic() - start_s < 3
 
@@ -183,7 +184,7 @@ def test_a_time_of_the_service_is_read_by_this_machines_clock(plane: ControlPlan
 
 def test_a_key_that_was_revoked(plane: ControlPlane, key: str) -> None:
     plane.script(token="Invalid grant: account not found")
-    with pytest.raises(UnauthorizedError, match="account not found.*gcloud auth application-default login"):
+    with pytest.raises(UnauthorizedError, match=r"account not found.*gcloud auth application-default login"):
         client(plane.url, signed(plane, key)).get(JOBS)
 
 
@@ -192,7 +193,7 @@ def test_a_clock_that_is_off_is_not_blamed_on_the_key(plane: ControlPlane, key: 
         token="Invalid JWT: Token must be a short-lived token (60 minutes) and in a reasonable timeframe.",
         clock_ahead_s=86_400,
     )
-    with pytest.raises(UnavailableError, match="s behind Google's.*timedatectl"):
+    with pytest.raises(UnavailableError, match=r"s behind Google's.*timedatectl"):
         client(plane.url, signed(plane, key)).get(JOBS)
 
 

@@ -94,7 +94,7 @@ def test_a_topology_becomes_machines_on_demand(topology: str, machine: str, host
 
 
 def test_spot_for_several_hosts_is_refused_before_anything_is_asked() -> None:
-    with pytest.raises(ConfigError, match="one host only: set cloud.spot to false"):
+    with pytest.raises(ConfigError, match=r"one host only: set cloud\.spot to false"):
         custom_job(cloud_settings("http://127.0.0.1:1"), request(topology="v5e:4x4"), 1)
 
 
@@ -212,7 +212,7 @@ def test_a_preempted_job_that_the_service_brings_back_is_waited_for(plane: Contr
     plane.script(life={"preempt_after_s": 0.1, "preempt_as": "PENDING", "provision_s": 0.3, "run_s": 0.2})
     launcher = VertexLauncher(cloud_settings(plane.url))
     name = launcher.create(request(run_id="back"), 1).name
-    phases = []
+    phases: list[str] = []
 
     def ended() -> bool:
         found = launcher.look(name)
@@ -245,10 +245,21 @@ def test_lists_are_read_to_their_end_and_show_nothing_of_others(plane: ControlPl
     assert [one.name for one in other.owned()] == [theirs]
 
 
-def test_settings_file_lives_elsewhere(plane: ControlPlane, tmp_path: Path) -> None:
-    """Without credentials for Google itself, nothing is sent and the error says how to get them."""
+def test_without_credentials_nothing_is_sent(plane: ControlPlane, tmp_path: Path) -> None:
     settings = cloud_settings(plane.url, credentials_file=tmp_path / "absent.json").model_copy(
         update={"vertex_endpoint": None}
     )
     with pytest.raises(ConfigError, match="gcloud auth application-default login"):
         VertexLauncher(settings)
+
+
+def test_the_container_really_runs_where_the_service_is_told_to_run_it(tmp_path: Path) -> None:
+    with running_control_plane(tmp_path / "plane", run=True) as plane:
+        launcher = VertexLauncher(cloud_settings(plane.url))
+        name = launcher.create(request(run_id="real", arguments=("--no-such-option",)), 1).name
+        found = wait_for(
+            lambda: (now := launcher.look(name)) and now.exit_code is not None and now, "the exit", 60
+        )
+        assert (found.phase, found.exit_code) == ("failed", 2), "argparse's"
+        (log,) = (tmp_path / "plane" / "logs").iterdir()
+        assert "usage: cloud-trainer" in log.read_text()

@@ -143,3 +143,17 @@ def test_a_job_outlives_a_network_that_is_away(
             wait_capacity(plane, 1)
             table.cancel(job_id)
             assert wait_ended(table, job_id).state == "cancelled"
+
+
+def test_what_bills_for_no_job_any_more_is_found_and_stopped(
+    tmp_path: Path, gcs: FakeGcs, plane: ControlPlane, table: JobTable
+) -> None:
+    plane.script(life={"queue_s": 0, "run_s": 3600})
+    with runner(tmp_path, gcs, plane):
+        job_id = table.create("train", RUN | {"target": "queued_resource"}).job_id
+        wait_until(lambda: plane.report()["live"] == 1, "capacity")
+        wait_until(lambda: table.is_parked(job_id), "the job to wait")
+    table.finish(job_id, "failed")
+    with runner(tmp_path, gcs, plane):
+        wait_until(lambda: plane.report()["live"] == 0, "the reaper")
+    assert creations(plane) == 1

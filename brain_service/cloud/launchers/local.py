@@ -19,12 +19,13 @@ from brain_service.cloud.launchers.labels import job_environment
 from brain_service.cloud.run_status import EXIT_PREEMPTED
 from brain_service.durable import make_directory, write_atomic
 from brain_service.errors import InvalidError, UnavailableError
-from brain_service.processes import end_group, signal_group
+from brain_service.processes import signal_group
 
 __all__ = ["LocalLauncher"]
 
 _SCHEME = "process:"
 _START_TIMEOUT_S = 60.0
+_KILL_TIMEOUT_S = 5.0
 
 
 class LocalLauncher:
@@ -87,7 +88,11 @@ class LocalLauncher:
         return self._capacity(self._place(name))
 
     def stop(self, name: str) -> None:
-        """Tell the training to go, and kill what is left of it after the time it has to save."""
+        """Tell the training to go, and kill what is left of it after the time it has to save.
+
+        Raises:
+            UnavailableError: it is just being started, or hangs in the kernel.
+        """
         place = self._place(name)
         who = _read(place / IDENTITY)
         if not is_held(place):
@@ -95,11 +100,16 @@ class LocalLauncher:
         identity = str(who.get("identity", ""))
         if not identity:
             raise UnavailableError(f"{name} is just being started; trying again")
-        signal_group(identity, signal.SIGTERM)
-        give_up = time.monotonic() + self._grace_s
-        while is_held(place) and time.monotonic() < give_up:
-            time.sleep(0.05)
-        end_group(identity)
+        for number, patience_s in ((signal.SIGTERM, self._grace_s), (signal.SIGKILL, _KILL_TIMEOUT_S)):
+            signal_group(identity, number)
+            give_up = time.monotonic() + patience_s
+            while is_held(place):
+                if time.monotonic() >= give_up:
+                    break
+                time.sleep(0.05)
+            else:
+                return
+        raise UnavailableError(f"{name} does not go, even by SIGKILL; its disk or its network drive hangs")
 
     def owned(self) -> list[Capacity]:
         """Return the attempts that run."""

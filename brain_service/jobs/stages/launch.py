@@ -15,7 +15,7 @@ from brain_service.datasets.dataset import open_dataset
 from brain_service.errors import BrainError, CancelledJobError, InvalidError, NotFoundError
 from brain_service.jobs.context import JobContext
 from brain_service.jobs.params import TrainParams
-from brain_service.jobs.references import dataset_folder, job_dataset
+from brain_service.jobs.references import dataset_folder, job_dataset, run_id_of
 from brain_service.jobs.stages import Outcome
 from brain_service.jobs.stages.upload import FOLDER
 from brain_service.spec import vector_size
@@ -108,7 +108,7 @@ def _arguments(context: JobContext) -> tuple[list[str], str]:
     """Return what `python -m cloud_trainer` is told, and the output directory among it."""
     params, cloud = context.params, context.settings.cloud
     assert isinstance(params, TrainParams)
-    run_id = _run_id(context)
+    run_id = run_id_of(context.job.job_id)
     if params.target == "process":
         data_path = str(dataset_folder(context.settings, context.result))
         output_dir = str(context.settings.data_dir / "runs" / run_id)
@@ -125,10 +125,6 @@ def _arguments(context: JobContext) -> tuple[list[str], str]:
     return words, output_dir
 
 
-def _run_id(context: JobContext) -> str:
-    return context.job.job_id.lower()
-
-
 def _request(context: JobContext) -> RunRequest:
     params, cloud = context.params, context.settings.cloud
     assert isinstance(params, TrainParams)
@@ -138,7 +134,7 @@ def _request(context: JobContext) -> RunRequest:
     if params.target != "process" and _planned(context, topology) is None:
         words += ["--plan"]
     return RunRequest(
-        run_id=_run_id(context),
+        run_id=run_id_of(context.job.job_id),
         target=params.target,
         arguments=tuple(words),
         output_dir=output_dir,

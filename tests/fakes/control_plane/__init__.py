@@ -34,7 +34,7 @@ The script is JSON, given by file or `POST /_fake/script`; every key may be abse
            unauthorized  401     expired         401, date of the answer in order      skew   401, date a day ahead
            permission, disabled, project, billing   403 as Google words it
            quota         429 of a quota          rate    429 of a rate      stockout     429 without machines
-           slow          answers after 5 s       invalid 400 with a field
+           slow          after "s": 5 seconds      invalid 400 with a field
 
 `POST /_fake/preempt` takes back what runs now (`?name=` one alone). `GET /_fake/report` tells
 `{"creations", "deletions", "cancellations", "live", "max_live", "billed_s", "requests", "resources": [...]}`;

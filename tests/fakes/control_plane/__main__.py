@@ -52,7 +52,10 @@ class Handler(BaseHTTPRequestHandler):
         if parts.path.startswith("/_fake/"):
             self._fake(parts.path.removeprefix("/_fake/"), query, body)
             return
-        fault = self._fault(parts.path)
+        scripted = self._fault(parts.path)
+        fault = scripted and str(scripted["kind"])
+        if fault == "slow":
+            time.sleep(scripted.get("s", 5.0))
         if fault and not self._misbehave(fault, parts.path):
             return
         code, answer = self._do(parts.path, query, body)
@@ -82,7 +85,7 @@ class Handler(BaseHTTPRequestHandler):
                     return error.code, error.body
         return 404, {"error": {"code": 404, "message": f"no such path {path}", "status": "NOT_FOUND"}}
 
-    def _fault(self, path: str) -> str | None:
+    def _fault(self, path: str) -> dict[str, Any]:
         """Return the first fault of the script that fits, and use it up."""
         with self.plane.lock:
             for fault in self.plane.script.get("faults", []):
@@ -90,15 +93,12 @@ class Handler(BaseHTTPRequestHandler):
                 if fits and fault.get("times", 1) > 0:
                     fault["times"] = fault.get("times", 1) - 1
                     self.plane.save()
-                    return str(fault["kind"])
-        return None
+                    return dict(fault)
+        return {}
 
     def _misbehave(self, kind: str, path: str) -> bool:
         """Answer as the fault wants it; True where the request is done all the same."""
-        if kind == "drop_after":
-            return True
-        if kind == "slow":
-            time.sleep(5)
+        if kind in ("drop_after", "slow"):
             return True
         if kind == "drop_before":
             self._drop()

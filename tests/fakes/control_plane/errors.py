@@ -50,8 +50,8 @@ def refusal(kind: str, service: str, project: str) -> ApiError:
     if kind == "permission":
         return ApiError(
             403,
-            f"Permission 'aiplatform.customJobs.create' denied on resource '//{service}/projects/{project}' (or it "
-            "may not exist).",
+            f"Permission 'aiplatform.customJobs.create' denied on resource '//{service}/projects/{project}' (or "
+            "it may not exist).",
             _info("IAM_PERMISSION_DENIED", permission="aiplatform.customJobs.create"),
         )
     if kind == "disabled":
