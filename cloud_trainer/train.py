@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -11,6 +10,7 @@ from typing import Any, get_args
 
 from brain_service.datasets.loader import Mode
 from brain_service.errors import InvalidError
+from brain_service.logs import setup_logging
 
 __all__ = ["main"]
 
@@ -160,11 +160,13 @@ def _prepare_libraries() -> None:
     """Set what the libraries below read from the environment and from their own settings; the user's word wins."""
     # Where TensorFlow is installed too, etils would use its client of the bucket, which no setting redirects.
     os.environ.setdefault("EPATH_USE_TF", "false")
+    # Else gcsfs asks a control service for each bucket's kind: a permission more, and a minute where none answers.
+    os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
     # Other processes write to the same folders: what gcsfs remembers of a listing is wrong a moment later.
     import fsspec.config
 
     fsspec.config.conf.setdefault("gcs", {}).setdefault("use_listings_cache", False)
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    setup_logging("warning", "text")
 
 
 def _say(line: str) -> None:
