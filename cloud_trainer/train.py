@@ -57,6 +57,7 @@ def main(arguments: list[str]) -> int:
             process_id=given.process_id,
         ),
         before_training=plan_first(config, given.topology, given.fsdp) if given.plan else lambda *_: None,
+        bundle=not given.no_bundle,
         sign_key=given.sign_key,
         compile_cache=given.compile_cache,
         heartbeat_s=given.heartbeat_s,
@@ -113,6 +114,7 @@ def _add_cloud(group: Any) -> None:
     add("--process-id", type=int, help="which of them this is, from 0")
     add("--devices", type=int, help="CPU devices to simulate in this process, for a try without accelerators")
     add("--plan", action="store_true", help="plan for --topology first, and refuse what does not fit")
+    add("--no-bundle", action="store_true", help="train and evaluate only, as for a trial of a search")
     add("--sign-key", type=Path, help="private key to sign the bundle with")
     add("--compile-cache", help="where compiled programs are kept, local or gs:// (default: <output-dir>/cache)")
     add("--heartbeat-s", type=float, default=10.0, help="seconds between two heartbeats (default: %(default)s)")

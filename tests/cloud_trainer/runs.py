@@ -12,8 +12,8 @@ from typing import Any
 from brain_service.cloud.run_status import RunStatus
 from tests.training.tasks import TINY
 
-MODEL = TINY | {"d_e": 32, "d_h": 32}
-"""Large enough that fsdp has something to spread."""
+MODEL = TINY | {"d_e": 32, "d_h": 32, "cms_sizes": (2,), "cms_periods": (1,), "cms_decays": (0.1,)}
+"""Large enough that fsdp has something to spread, small enough to compile soon."""
 
 
 def arguments(data: str | Path, output: str | Path, *more: str, **settings: Any) -> list[str]:

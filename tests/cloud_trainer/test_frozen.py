@@ -1,4 +1,4 @@
-"""The data of a run is the data that was frozen: held against the manifest once, then against the storage's word."""
+"""The data of a run is the data that was frozen: held against the manifest once, later against the storage."""
 
 import shutil
 from collections.abc import Iterator

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 from cloud_trainer.exits import exit_code
-from cloud_trainer.preemption import SIGNALS, PreemptedError, leave_at_once, stop_point
+from cloud_trainer.preemption import SIGNALS, PreemptedError, SignalAction, leave_at_once, stop_point
 
 
 @pytest.fixture(autouse=True)
@@ -24,6 +24,17 @@ def test_with_nothing_to_save_a_signal_ends_what_runs(number: signal.Signals) ->
         os.kill(os.getpid(), number)
         signal.pause()
     assert exit_code(caught.value) == 75
+
+
+def test_a_handler_that_python_does_not_see_can_be_put_back() -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    before = SignalAction()
+    leave_at_once()
+    with pytest.raises(PreemptedError):
+        os.kill(os.getpid(), signal.SIGTERM)
+        signal.pause()
+    before.put_back()
+    os.kill(os.getpid(), signal.SIGTERM)  # ignored again, or this test does not come back
 
 
 def test_without_a_service_there_is_no_point_to_stop_at() -> None:
