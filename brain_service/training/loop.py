@@ -260,7 +260,7 @@ class _Loop:
                 self._between(curves)
 
     def _meet_compiled(self, train_step: Any, sequences: Sequences) -> None:
-        """Have all hosts compile before any of them runs the first step: a collective waits for half a minute only.
+        """Have all hosts compile before any of them runs the first step: a collective waits half a minute only.
 
         The call that follows finds what was compiled here.
         """
