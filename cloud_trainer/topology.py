@@ -39,7 +39,9 @@ __all__ = ["HEADROOM", "compile_for_slice", "plan_step"]
 HEADROOM = 0.05
 """Share of a chip's memory that a plan leaves free: batches made ahead, and the compiler's next version."""
 UNITS = {"": 1, "K": 1024, "M": 1024**2, "G": 1024**3, "T": 1024**4}
-OUT_OF_MEMORY = re.compile(r"Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm")
+# Two ways in which the compiler says it: of everything, and of temporaries alone.
+OUT_OF_MEMORY = re.compile(r"Used ([\d.]+)([KMGT]?) of [\d.]+[KMGT]? hbm")
+OUT_OF_TEMPORARIES = re.compile(r"required for HLO temporaries \(([\d.]+)([KMGT]?)\) exceeds available HBM")
 
 
 def compile_for_slice(request: StepRequest) -> Plan:
@@ -72,8 +74,8 @@ def _devices(slice_: Slice) -> list[Any]:
         found = topologies.get_topology_desc(platform="tpu", topology_name=slice_.topology, **options)
     except (JaxRuntimeError, RuntimeError, NotImplementedError, ValueError, OSError) as error:
         raise UnavailableError(
-            f"no TPU compiler for {slice_.topology} here: {str(error).splitlines()[0]}; install continuon-brain[tpu] "
-            "on an x86 machine"
+            f"no TPU compiler for {slice_.topology} here: {str(error).splitlines()[0]}; install "
+            "continuon-brain[tpu] on an x86 machine"
         ) from error
     return list(found.devices)
 
@@ -119,12 +121,19 @@ def plan_step(config: TrainConfig, mesh: Mesh, slice_: Slice, obs_dim: int, acti
     try:
         compiled = traced.lower().compile()
     except JaxRuntimeError as error:
-        needed = OUT_OF_MEMORY.search(str(error))
+        needed = _needed_bytes(str(error), plan.argument_bytes)
         if needed is None:
             raise UnavailableError(f"the TPU's compiler failed: {str(error).splitlines()[0]}") from error
-        used, unit = needed.group(1, 2)
-        return replace(plan, hbm_bytes=int(float(used) * UNITS[unit]), compile_s=time.monotonic() - begun_s)
+        return replace(plan, hbm_bytes=needed, compile_s=time.monotonic() - begun_s)
     return _measured(plan, compiled, slice_, mesh, time.monotonic() - begun_s)
+
+
+def _needed_bytes(message: str, argument_bytes: int) -> int | None:
+    for pattern, beside in ((OUT_OF_MEMORY, 0), (OUT_OF_TEMPORARIES, argument_bytes)):
+        if found := pattern.search(message):
+            size, unit = found.group(1, 2)
+            return int(float(size) * UNITS[unit]) + beside
+    return None
 
 
 def _measured(plan: Plan, compiled: Any, slice_: Slice, mesh: Mesh, compile_s: float) -> Plan:
@@ -179,7 +188,7 @@ def _flops(jaxpr: Jaxpr, times: int = 1) -> float:
     total = 0.0
     for equation in jaxpr.eqns:
         if equation.primitive.name == "dot_general":
-            left, right = (atom.aval.shape for atom in equation.invars)
+            left, right = (atom.aval.shape for atom in equation.invars)  # type: ignore[attr-defined]
             (contracted, _), (batched, _) = equation.params["dimension_numbers"]
             shared = prod(left[axis] for axis in (*contracted, *batched))
             total += 2.0 * times * prod(left) * prod(right) / shared

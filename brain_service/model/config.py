@@ -188,7 +188,7 @@ class CoreModelConfig:
 
     @classmethod
     def tpu_large(cls, **overrides: Any) -> "CoreModelConfig":
-        """Return the model for slices of many chips: about 118 million parameters.
+        """Return the model for slices of many chips: about 114 million parameters.
 
         Parameters and moments take 1.4 GB; `--fsdp` spreads them.
 
