@@ -1,13 +1,13 @@
 """Which plan to run: how many chips share a copy of the parameters, and what would fit where a run does not."""
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from math import ceil
 
 from brain_service.cloud.chips import CHIPS, Slice, parse_topology
 from brain_service.cloud.plans import Plan
-from brain_service.errors import DeadlineExceededError, InvalidError
+from brain_service.errors import DeadlineExceededError, InvalidError, UnavailableError
 from cloud_trainer.compiler import StepRequest
 
 __all__ = ["Choice", "choose", "fsdp_candidates", "recommended", "require_fit", "what_would_fit"]
@@ -24,6 +24,8 @@ class Choice:
 
     plans: tuple[Plan, ...]
     best: Plan
+    failed: Mapping[int, str] = field(default_factory=dict)
+    """Chips a copy -> why the compiler could not make that one."""
 
 
 def fsdp_candidates(chips: int) -> list[int]:
@@ -79,10 +81,17 @@ def choose(
     if fsdp is not None:
         candidates = sorted({fsdp, *(candidates if compare else ())})
     if compare or fsdp is not None:
+        failed: dict[int, str] = {}
         for ways in candidates:
-            compiled(ways)
+            try:
+                compiled(ways)
+            except UnavailableError as error:
+                # The compiler itself fails on some combinations; one that was only looked at spoils no plan.
+                if ways in (fsdp, candidates[-1]) and not (made and fsdp is None):
+                    raise
+                failed[ways] = error.detail
         wanted = tuple(plan for plan in made if fsdp in (None, plan.fsdp))
-        return Choice(tuple(made), recommended(wanted))
+        return Choice(tuple(made), recommended(wanted), failed)
     first = compiled(candidates[0])
     if not first.fits:
         for ways in candidates[1:]:

@@ -191,8 +191,8 @@ def _print(choice: Choice, given: argparse.Namespace) -> None:
         _tell(json.dumps({"plan": best, "compared": [plan.to_json() for plan in choice.plans]}, indent=1))
         return
     _tell(plan_text(choice.best, cost, given.num_steps))
-    if len(choice.plans) > 1:
-        _tell("\n" + comparison_text(choice.plans, choice.best))
+    if len(choice.plans) > 1 or choice.failed:
+        _tell("\n" + comparison_text(choice.plans, choice.best, choice.failed))
 
 
 def _tell(text: str) -> None:

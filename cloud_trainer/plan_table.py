@@ -18,18 +18,16 @@ __all__ = ["requests", "versions", "write_table"]
 
 # Slices and sizes that a robot's owner is likely to ask for; 128 observations and 32 actions bound most robots.
 GRID: Mapping[str, tuple[tuple[str, tuple[int, ...], tuple[int, ...]], ...]] = {
-    "development": (("v5e:2x2", (256,), (64, 128)), ("v5e:4x4", (256,), (64,))),
-    "pi5_optimized": (("v5e:2x2", (256,), (64, 128)), ("v5e:4x4", (256,), (64,))),
+    "development": (("v5e:2x2", (256,), (64,)),),
+    "pi5_optimized": (("v5e:2x2", (256,), (64,)),),
     "tpu_optimized": (
-        ("v5e:2x2", (64, 256), (64,)),
-        ("v5e:2x4", (256,), (64,)),
-        ("v5e:4x4", (256, 1024), (64,)),
-        ("v5e:4x4", (256,), (128,)),
-        ("v5e:16x16", (256, 2048), (64,)),
+        ("v5e:2x2", (256,), (64,)),
+        ("v5e:4x4", (256,), (64,)),
+        ("v5e:16x16", (256,), (64,)),
         ("v6e:2x2", (256,), (64,)),
         ("v6e:4x4", (256,), (64,)),
     ),
-    "tpu_large": (("v5e:4x4", (256,), (64,)), ("v6e:4x4", (256,), (64,))),
+    "tpu_large": (("v5e:4x4", (256,), (64,)),),
 }
 LIMIT_S = 900.0
 

@@ -1,6 +1,6 @@
 """A plan as people read it."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from brain_service.cloud.chips import parse_topology
 from brain_service.cloud.plans import PLANNING_FACTOR, Estimate, Plan
@@ -45,8 +45,8 @@ def plan_text(plan: Plan, cost: Estimate, steps: int) -> str:
     return "\n".join(lines)
 
 
-def comparison_text(plans: Iterable[Plan], best: Plan) -> str:
-    """Return a table of plans by the chips that share a copy; the recommended one is marked."""
+def comparison_text(plans: Iterable[Plan], best: Plan, failed: Mapping[int, str]) -> str:
+    """Return a table of plans by the chips that share a copy; the recommended one is marked, failures come last."""
     lines = [
         f"{'fsdp':>6}{'GiB a chip':>12}{'state GiB':>11}{'compute ms':>12}{'memory ms':>11}{'links ms':>10}"
         f"{'bound ms':>10}"
@@ -59,4 +59,5 @@ def comparison_text(plans: Iterable[Plan], best: Plan) -> str:
             f"{plan.fsdp:6d}{plan.hbm_bytes / GIB:12.3f}{plan.state_bytes / GIB:11.3f}"
             f"{figures if plan.fits else '':43}{mark}"
         )
+    lines += [f"{ways:6d}  {reason}" for ways, reason in failed.items()]
     return "\n".join(lines)

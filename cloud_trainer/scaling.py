@@ -5,7 +5,7 @@ bound: links at their peak, in full overlap with the rest.
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,10 +17,14 @@ from cloud_trainer.compiler import Compiler, StepRequest
 
 __all__ = ["Point", "scaling_table", "write_scaling"]
 
-PRESETS = ("tpu_optimized", "tpu_large")
-TOPOLOGIES = ("v5e:1x1", "v5e:2x2", "v5e:4x4", "v5e:8x8", "v5e:16x16")
-ROWS, STEPS = 32, 16
-"""Sequences a chip and steps a sequence: 512 time steps a chip, as a batch of 2,048 x 64 has on 256 chips."""
+# The large model takes minutes to compile, so it gets fewer slices.
+SLICES: Mapping[str, tuple[str, ...]] = {
+    "tpu_optimized": ("v5e:1x1", "v5e:2x2", "v5e:4x4", "v5e:8x8", "v5e:16x16"),
+    "tpu_large": ("v5e:1x1", "v5e:4x4", "v5e:16x16"),
+}
+COLOURS = {"tpu_optimized": "tab:blue", "tpu_large": "tab:orange"}
+ROWS, STEPS = 8, 64
+"""Sequences a chip and steps a sequence: a batch of 2,048 on 256 chips."""
 SHARED = 16
 """Chips that share a copy in the fsdp rows, or all where there are fewer."""
 LIMIT_S = 900.0
@@ -63,7 +67,7 @@ def write_scaling(folder: Path, report: Callable[[str], None]) -> str:
     return scaling_table(points)
 
 
-def measure(report: Callable[[str], None], topologies: tuple[str, ...] = TOPOLOGIES) -> list[Point]:
+def measure(report: Callable[[str], None], slices: Mapping[str, tuple[str, ...]] = SLICES) -> list[Point]:
     """Compile the points; one that the compiler cannot make is reported and left out.
 
     Raises:
@@ -71,7 +75,7 @@ def measure(report: Callable[[str], None], topologies: tuple[str, ...] = TOPOLOG
     """
     points: list[Point] = []
     with Compiler() as compiler:
-        for preset in PRESETS:
+        for preset, topologies in slices.items():
             for topology in topologies:
                 chips = parse_topology(topology).chips
                 for way, fsdp in (("data", 1), ("fsdp", min(chips, SHARED))):
@@ -132,7 +136,7 @@ def _plot(points: list[Point], path: Path) -> None:
         style = {
             "marker": "o" if way == "data" else "s",
             "linestyle": "-" if way == "data" else "--",
-            "color": "tab:blue" if preset == PRESETS[0] else "tab:orange",
+            "color": COLOURS[preset],
             "label": f"{preset}, {'a copy a chip' if way == 'data' else f'up to {SHARED} share a copy'}",
         }
         chips = [point.chips for point in mine]

@@ -6,8 +6,10 @@ Source: https://docs.jax.dev/en/latest/aot.html.
 
 import json
 import os
+import queue
 import re
 import sys
+import threading
 import time
 from dataclasses import replace
 from math import prod
@@ -200,19 +202,29 @@ def _flops(jaxpr: Jaxpr, times: int = 1) -> float:
     return total
 
 
-def main() -> int:
-    """Answer requests until the input ends."""
+def _read(lines: "queue.SimpleQueue[str]") -> None:
+    for line in sys.stdin:
+        lines.put(line)
+    # Whoever asked is gone, and nobody waits for what is being compiled.
+    os._exit(0)
+
+
+def main() -> None:
+    """Answer requests until the input ends; then end at once, in the midst of a compilation too."""
     # What libtpu prints must not mix with the answers.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    for line in sys.stdin:
+    lines: queue.SimpleQueue[str] = queue.SimpleQueue()
+    threading.Thread(target=_read, args=(lines,), daemon=True).start()
+    while True:
+        line = lines.get()
         try:
             answer = compile_for_slice(StepRequest(**json.loads(line))).to_json()
         except (InvalidError, UnavailableError) as error:
             answer = {"error": error.detail, "kind": error.slug, "field": error.field}
-        print(json.dumps(answer), file=answers, flush=True)
-    return 0
+        answers.write(json.dumps(answer) + "\n")
+        answers.flush()
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
