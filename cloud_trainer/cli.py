@@ -1,88 +1,61 @@
-"""`cloud-trainer`: train the CoreModel on a dataset and leave checkpoints and a bundle in the output directory."""
+"""`cloud-trainer`: train, or with a command plan, tune, convert and merge what a training needs.
 
-import argparse
-import sys
-from pathlib import Path
-from typing import get_args
+Without a command it trains; for example
 
-from brain_service.datasets.loader import Mode
-from brain_service.errors import BrainError, InvalidError
-from cloud_trainer.job import JobOptions, run_job
-
-__all__ = ["main"]
-
-EXAMPLES = """\
-example:
-  python -m cloud_trainer --data-path ./datasets --output-dir ./run1 \\
-      --batch-size 256 --num-steps 10000 --learning-rate 1e-4 --fsdp 4
-
-A second call with the same --output-dir takes the run up where it stood.
+  python -m cloud_trainer --data-path gs://bucket/datasets --output-dir gs://bucket/runs/1 \\
+      --batch-size 256 --num-steps 10000 --learning-rate 1e-4
 """
 
+import importlib
+import sys
+from collections.abc import Callable
 
-def local_path(text: str) -> Path:
-    """Turn an argument into a path.
+from brain_service.cloud.run_status import EXIT_REFUSED
+from brain_service.errors import BrainError, ConfigError, InvalidError, NotFoundError
 
-    Raises:
-        InvalidError: it is a `gs://` address, which this version does not read; copy the data first.
-    """
-    if "://" in text:
-        raise InvalidError(
-            f"{text}: only local paths are read here; copy the data first (gcloud storage cp -r {text} .)"
-        )
-    return Path(text)
+__all__ = ["COMMANDS", "main"]
+
+COMMANDS = {
+    "train": "train on a dataset and leave checkpoints and a bundle in the output directory (the default)",
+    "plan": "compile the train step for a TPU topology and tell memory, time and cost",
+    "tune": "search for good settings",
+    "convert": "convert recorded episodes at fleet scale",
+    "merge": "make one dataset of several robots' datasets",
+    "pipeline": "write the Vertex pipeline of upload, train, evaluate and register",
+}
+"""Each command is `main(arguments) -> exit code` of the module of its name, which is loaded only then."""
+
+REFUSED = (InvalidError, NotFoundError, ConfigError)
+"""What is wrong now will be wrong again."""
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the job and return its exit code: 0 done, 2 failed with one line that tells why."""
-    parser = argparse.ArgumentParser(
-        prog="cloud-trainer",
-        description=__doc__,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--data-path", required=True, help="dataset directory in TFDS layout")
-    parser.add_argument("--output-dir", required=True, help="where checkpoints/ and models/ go")
-    parser.add_argument("--preset", default="tpu_optimized", help="size of the model (default: %(default)s)")
-    parser.add_argument("--batch-size", type=int, default=256, help="sequences a step (default: %(default)s)")
-    parser.add_argument("--num-steps", type=int, default=10_000, help="optimiser steps (default: %(default)s)")
-    parser.add_argument("--learning-rate", type=float, default=1e-4, help="peak rate (default: %(default)s)")
-    parser.add_argument(
-        "--seed", type=int, default=0, help="of parameters, order and noise (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--mode",
-        choices=get_args(Mode),
-        default="windows",
-        help="what a row is: a random window, several short ones, a whole episode, or a stream with its state "
-        "carried over (default: %(default)s)",
-    )
-    parser.add_argument("--sequence-length", type=int, help="steps a row (default: 64; whole episodes: any)")
-    parser.add_argument(
-        "--checkpoint-every", type=int, default=500, help="steps between two checkpoints (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--fsdp", type=int, default=1, help="devices that share one copy of the parameters (default: %(default)s)"
-    )
-    options = parser.parse_args(arguments)
-    open_ended = options.mode == "episodes" and options.sequence_length is None
+    """Run a command and return its exit code: 0 done, 78 refused as it is, 75 preempted, 2 failed.
+
+    An error is one line on standard error.
+    """
+    given = sys.argv[1:] if arguments is None else arguments
+    if given in (["-h"], ["--help"]):
+        print(f"{__doc__.strip()}\n\n" + "\n".join(f"  {name:<10}{what}" for name, what in COMMANDS.items()))
+        print("\nEach of them has its own --help.")
+        return 0
+    named = bool(given) and given[0] in COMMANDS
     try:
-        job = JobOptions(
-            data_path=local_path(options.data_path),
-            output_dir=local_path(options.output_dir),
-            preset=options.preset,
-            batch_size=options.batch_size,
-            num_steps=options.num_steps,
-            learning_rate=options.learning_rate,
-            seed=options.seed,
-            mode=options.mode,
-            sequence_length=None if open_ended else options.sequence_length or 64,
-            checkpoint_every=options.checkpoint_every,
-            fsdp=options.fsdp,
-        )
-        bundle = run_job(job, report=lambda line: print(line, flush=True))
+        command = _command(given[0] if named else "train")
+        return command(given[1:] if named else given)
     except BrainError as error:
         print(f"cloud-trainer: {error.detail}", file=sys.stderr)
-        return 2
-    print(bundle)
-    return 0
+        return EXIT_REFUSED if isinstance(error, REFUSED) else 2
+
+
+def _command(name: str) -> Callable[[list[str]], int]:
+    module = f"cloud_trainer.{name}"
+    try:
+        found: Callable[[list[str]], int] = importlib.import_module(module).main
+    except ModuleNotFoundError as error:
+        if error.name != module:
+            raise ConfigError(
+                f"{name}: the package {error.name} is missing: pip install 'continuon-brain[cloud]'"
+            ) from error
+        raise ConfigError(f"{name} is not part of this installation") from error
+    return found
