@@ -5,14 +5,14 @@ bound: links at their peak, in full overlap with the rest.
 """
 
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from brain_service.cloud.chips import parse_topology
-from brain_service.cloud.plans import Plan
+from brain_service.cloud.plans import Plan, code_digest
 from brain_service.durable import write_atomic
-from brain_service.errors import UnavailableError
+from brain_service.errors import BrainError, UnavailableError
 from cloud_trainer.compiler import Compiler, StepRequest
 
 __all__ = ["Point", "scaling_table", "write_scaling"]
@@ -20,7 +20,7 @@ __all__ = ["Point", "scaling_table", "write_scaling"]
 # The large model takes minutes to compile, so it gets fewer slices.
 SLICES: Mapping[str, tuple[str, ...]] = {
     "tpu_optimized": ("v5e:1x1", "v5e:2x2", "v5e:4x4", "v5e:8x8", "v5e:16x16"),
-    "tpu_large": ("v5e:1x1", "v5e:4x4", "v5e:16x16"),
+    "tpu_large": ("v5e:4x4", "v5e:16x16"),
 }
 COLOURS = {"tpu_optimized": "tab:blue", "tpu_large": "tab:orange"}
 ROWS, STEPS = 8, 64
@@ -51,53 +51,73 @@ class Point:
 
 
 def write_scaling(folder: Path, report: Callable[[str], None]) -> str:
-    """Compile all points, write `scaling.json` and `scaling.png` into the folder and return the table as text.
+    """Compile all points, write `scaling.json` and `scaling.png` into the folder, return the table as text.
+
+    Points are kept one by one: a second call goes on where the first was stopped, unless the model has changed.
 
     Raises:
-        UnavailableError: libtpu is missing.
+        UnavailableError: the compiler could make no point; libtpu may be missing.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    points = measure(report)
-    document = [
-        {"way": point.way, "chips": point.chips, "efficiency": point.efficiency, **point.plan.to_json()}
-        for point in points
-    ]
-    write_atomic(folder / "scaling.json", json.dumps(document, indent=1).encode() + b"\n")
+    path = folder / "scaling.json"
+    points = _held(path)
+    with Compiler() as compiler:
+        for way, request in wanted():
+            name = f"{request.preset} {request.topology} {way}"
+            if any(_answers(point, way, request) for point in points):
+                report(f"{name}: there already")
+                continue
+            try:
+                points.append(Point(way, compiler.compile(request, LIMIT_S)))
+            except UnavailableError as error:
+                report(f"{name}: {error.detail}")
+                continue
+            write_atomic(path, _document(points))
+            report(f"{name}: {points[-1].plan.compile_s:.0f} s")
+    if not points:
+        raise UnavailableError("no point could be compiled; the messages above say why")
+    order = {topology: place for topologies in SLICES.values() for place, topology in enumerate(topologies)}
+    points.sort(key=lambda point: (list(SLICES).index(point.plan.preset), point.way, order[point.plan.topology]))
     _plot(points, folder / "scaling.png")
     return scaling_table(points)
 
 
-def measure(report: Callable[[str], None], slices: Mapping[str, tuple[str, ...]] = SLICES) -> list[Point]:
-    """Compile the points; one that the compiler cannot make is reported and left out.
+def wanted() -> Iterator[tuple[str, StepRequest]]:
+    """Yield the points to compile: how the copies lie, and the step."""
+    for preset, topologies in SLICES.items():
+        for topology in topologies:
+            chips = parse_topology(topology).chips
+            request = StepRequest(topology=topology, preset=preset, batch_size=ROWS * chips, sequence_length=STEPS)
+            yield "data", request
+            if chips > 1:
+                yield "fsdp", replace(request, fsdp=min(chips, SHARED))
 
-    Raises:
-        UnavailableError: the compiler could make none.
-    """
-    points: list[Point] = []
-    with Compiler() as compiler:
-        for preset, topologies in slices.items():
-            for topology in topologies:
-                chips = parse_topology(topology).chips
-                for way, fsdp in (("data", 1), ("fsdp", min(chips, SHARED))):
-                    request = StepRequest(
-                        topology=topology,
-                        preset=preset,
-                        batch_size=ROWS * chips,
-                        sequence_length=STEPS,
-                        fsdp=fsdp,
-                    )
-                    if way == "fsdp" and fsdp == 1:
-                        points.append(Point(way, points[-1].plan))
-                        continue
-                    try:
-                        points.append(Point(way, compiler.compile(request, LIMIT_S)))
-                    except UnavailableError as error:
-                        report(f"{preset} {topology} {way}: {error.detail}")
-                        continue
-                    report(f"{preset} {topology} {way}: {points[-1].plan.compile_s:.0f} s")
-    if not points:
-        raise UnavailableError("no point could be compiled; the messages above say why")
-    return points
+
+def _answers(point: Point, way: str, request: StepRequest) -> bool:
+    plan = point.plan
+    ours = point.way, plan.preset, plan.topology, plan.batch_size, plan.sequence_length, plan.fsdp
+    return ours == (
+        *(way, request.preset, request.topology),
+        *(request.batch_size, request.sequence_length, request.fsdp),
+    )
+
+
+def _document(points: list[Point]) -> bytes:
+    rows = [
+        {"way": point.way, "chips": point.chips, "efficiency": point.efficiency, "plan": point.plan.to_json()}
+        for point in points
+    ]
+    return json.dumps({"code": code_digest(), "points": rows}, indent=1).encode() + b"\n"
+
+
+def _held(path: Path) -> list[Point]:
+    try:
+        document = json.loads(path.read_bytes())
+        if document["code"] != code_digest():
+            return []
+        return [Point(row["way"], Plan.from_json(row["plan"], str(path))) for row in document["points"]]
+    except (FileNotFoundError, ValueError, KeyError, TypeError, BrainError):
+        return []  # not ours, or damaged: it is made anew
 
 
 def scaling_table(points: list[Point]) -> str:
