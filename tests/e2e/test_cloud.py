@@ -104,7 +104,7 @@ def test_a_model_comes_back_from_the_cloud_whatever_is_killed(cloud: Cloud, targ
         answer = httpx.post(f"{daemon.url}/train", json=TRAIN | {"target": target}, timeout=30).raise_for_status()
         job_id = answer.json()["job_id"]
         preempted = False
-        give_up = time.monotonic() + 300
+        give_up = time.monotonic() + 500
         while (job := table.get(job_id)).state not in ENDED:
             assert time.monotonic() < give_up, job
             stage = running_stage(job)
