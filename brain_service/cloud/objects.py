@@ -79,13 +79,15 @@ class Bucket:
         except NotFoundError:
             return None
 
-    def walk(self, prefix: str) -> Iterator[Stored]:
-        """Yield every object whose name begins so, in the order of names; pages of a thousand."""
+    def walk(self, prefix: str, page_size: int = 1000) -> Iterator[Stored]:
+        """Yield every object whose name begins so, in the order of names; a request a page."""
         where = f"{self._endpoint}/storage/v1/b/{quote(self.name, safe='')}/o"
         fields = "nextPageToken,items(name,size,crc32c,generation)"
         page: str | None = None
         while True:
-            asked = {"prefix": prefix, "fields": fields} | ({"pageToken": page} if page else {})
+            asked = {"prefix": prefix, "fields": fields, "maxResults": str(page_size)} | (
+                {"pageToken": page} if page else {}
+            )
             answer = self._call("GET", where, self.place(prefix), params=asked)
             document = _json(answer, self.place(prefix))
             yield from (_parsed(item, self.place(prefix)) for item in document.get("items", ()))

@@ -248,7 +248,7 @@ class _Handler(BaseHTTPRequestHandler):
                     )
             else:
                 self._body()
-            if session.done is None and session.have == int(total):
+            if session.done is None and total != "*" and session.have == int(total):
                 status, data = self._commit(session)
                 return status, {}, data
             if session.done is not None:
@@ -288,7 +288,7 @@ class _Handler(BaseHTTPRequestHandler):
         session.file.seek(0)
         content = session.file.read(session.have)
         crc32c = base64.b64encode(google_crc32c.value(content).to_bytes(4, "big")).decode()
-        if session.wanted.get("crc32c", crc32c) != crc32c:
+        if session.wanted.get("crc32c") not in (None, "", crc32c):
             return 400, _error(400, f"Provided CRC32C does not match calculated CRC32C {crc32c}.", "invalid")
         condition = "&ifGenerationMatch=0" if session.if_absent else ""
         where = f"/upload/storage/v1/b/{session.bucket}/o?uploadType=multipart&name={quote(session.name, safe='')}"
