@@ -168,6 +168,21 @@ class Bucket:
             raise UnavailableError(f"{self.place(name)}: the service began no upload session")
         return session
 
+    def copy(self, source: str, target: str) -> Stored:
+        """Have the service copy an object of this bucket to a name that must be free; no byte of it travels.
+
+        Raises:
+            NotFoundError: there is no such source.
+            ConflictError: the name is taken.
+        """
+        asked = {"ifGenerationMatch": "0"}
+        where = f"{self._object(source)}/rewriteTo/b/{quote(self.name, safe='')}/o/{quote(target, safe='')}"
+        while True:
+            document = _json(self._call("POST", where, self.place(target), params=asked), self.place(target))
+            if document.get("done", True):
+                return _parsed(document.get("resource"), self.place(target))
+            asked["rewriteToken"] = str(document.get("rewriteToken", ""))
+
     def offset(self, session: str, name: str, size_bytes: int) -> int | Stored:
         """Return how many bytes a session has, or the object that it became.
 

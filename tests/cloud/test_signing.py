@@ -67,7 +67,7 @@ def test_a_file_that_is_no_such_key_is_named(tmp_path: Path, keys: tuple[Path, P
     )
     for name, data in (("text", b"hello"), ("empty", b""), ("curve", curve)):
         (tmp_path / name).write_bytes(data)
-        with pytest.raises(ConfigError, match=f"{tmp_path / name} is no Ed25519 private key.*brain keys --output-dir"):
+        with pytest.raises(ConfigError, match=f"{tmp_path / name} is no Ed25519 private key.*brain keys --out"):
             sign_bundle(b"m", tmp_path / name)
         with pytest.raises(ConfigError, match="is no Ed25519 public key"):
             verify_signature(b"m", b"", tmp_path / name)

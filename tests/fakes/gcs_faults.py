@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import IO, Any, Literal
-from urllib.parse import parse_qs, quote, urlsplit
+from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 import google_crc32c
 
@@ -311,6 +311,13 @@ class _Handler(BaseHTTPRequestHandler):
     def _pass_on(self, kind: Kind, query: dict[str, str]) -> tuple[int, dict[str, str], bytes]:
         body = self._body()
         self.faults.body_bytes += len(body)
+        _, _, copied = urlsplit(self.path).path.partition("/rewriteTo/b/")
+        if copied:
+            bucket, _, name = unquote(copied).partition("/o/")
+            # The server behind ignores the condition.
+            if query.get("ifGenerationMatch") == "0" and self._exists(bucket, name):
+                return 412, {}, _error(412, "At least one of the pre-conditions did not hold.", "conditionNotMet")
+            self.faults.commits.append(name)
         kept = ("Content-Type", "Range")
         headers = {name: self.headers[name] for name in kept if name in self.headers}
         status, answered, data = self._forward(self.command, self.path, body, headers)
