@@ -192,6 +192,7 @@ _faults = st.lists(
 )
 
 
+@pytest.mark.long
 @settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(plan=_faults, number=st.integers(0, 2**40))
 def test_law_whatever_befalls_it_the_same_objects_are_there_in_the_end(
