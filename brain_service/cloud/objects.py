@@ -79,13 +79,15 @@ class Bucket:
         except NotFoundError:
             return None
 
-    def walk(self, prefix: str) -> Iterator[Stored]:
-        """Yield every object whose name begins so, in the order of names; pages of a thousand."""
+    def walk(self, prefix: str, page_size: int = 1000) -> Iterator[Stored]:
+        """Yield every object whose name begins so, in the order of names; a request a page."""
         where = f"{self._endpoint}/storage/v1/b/{quote(self.name, safe='')}/o"
         fields = "nextPageToken,items(name,size,crc32c,generation)"
         page: str | None = None
         while True:
-            asked = {"prefix": prefix, "fields": fields} | ({"pageToken": page} if page else {})
+            asked = {"prefix": prefix, "fields": fields, "maxResults": str(page_size)} | (
+                {"pageToken": page} if page else {}
+            )
             answer = self._call("GET", where, self.place(prefix), params=asked)
             document = _json(answer, self.place(prefix))
             yield from (_parsed(item, self.place(prefix)) for item in document.get("items", ()))
@@ -165,6 +167,21 @@ class Bucket:
         if not session:
             raise UnavailableError(f"{self.place(name)}: the service began no upload session")
         return session
+
+    def copy(self, source: str, target: str) -> Stored:
+        """Have the service copy an object of this bucket to a name that must be free; no byte of it travels.
+
+        Raises:
+            NotFoundError: there is no such source.
+            ConflictError: the name is taken.
+        """
+        asked = {"ifGenerationMatch": "0"}
+        where = f"{self._object(source)}/rewriteTo/b/{quote(self.name, safe='')}/o/{quote(target, safe='')}"
+        while True:
+            document = _json(self._call("POST", where, self.place(target), params=asked), self.place(target))
+            if document.get("done", True):
+                return _parsed(document.get("resource"), self.place(target))
+            asked["rewriteToken"] = str(document.get("rewriteToken", ""))
 
     def offset(self, session: str, name: str, size_bytes: int) -> int | Stored:
         """Return how many bytes a session has, or the object that it became.

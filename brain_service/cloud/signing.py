@@ -102,7 +102,7 @@ def verify_signature(
     assert isinstance(key, Ed25519PublicKey)
     if signature is None:
         raise ForbiddenError(
-            f"{place} has no {SIGNATURE_FILE}, and cloud.public_key wants one; make it with 'brain keys sign'"
+            f"{place} has no {SIGNATURE_FILE}, and cloud.public_key wants one; make it with 'brain keys --sign'"
         )
     try:
         key.verify(signature, _PURPOSE + manifest)
@@ -130,6 +130,6 @@ def _load(path: Path, *, private: bool) -> object:
         raise ConfigError(f"cannot read the {kind} key {path}: {error.strerror}") from error
     except (ValueError, TypeError) as error:
         raise ConfigError(
-            f"{path} is no Ed25519 {kind} key in PEM: {error}; make a pair with 'brain keys make'"
+            f"{path} is no Ed25519 {kind} key in PEM: {error}; make a pair with 'brain keys --output-dir'"
         ) from error
     return key

@@ -35,7 +35,10 @@ _POLL_S = 0.2
 
 @dataclass(frozen=True, slots=True)
 class UploadReport:
-    """What one call of `work` did: `sent` files went over the wire, `skipped` ones were there already."""
+    """What one call of `work` did: `sent` files went over the wire, `skipped` ones did not.
+
+    They were there already, or the service copied those of another version.
+    """
 
     upload_id: str
     location: str
@@ -208,6 +211,7 @@ class UploadQueue:
                 if queued.done:
                     skipped += 1
                 else:
+                    twin = self._table.twin(queued.frozen, bucket.name)
                     transfer = Transfer(
                         bucket,
                         f"{prefix}/{name}".lstrip("/"),
@@ -218,6 +222,7 @@ class UploadQueue:
                         gate,
                         self._settings.chunk_bytes,
                         self._bandwidth,
+                        twin and twin.removeprefix(f"gs://{bucket.name}/"),
                     )
                     went = transfer.run(queued)
                     self._table.set_file_done(view.upload_id, name)

@@ -170,6 +170,15 @@ class UploadTable:
         )
         return [QueuedFile(FrozenFile(*row[:4]), row[4], row[5], bool(row[6])) for row in rows]
 
+    def twin(self, frozen: FrozenFile, bucket: str) -> str | None:
+        """Return the place of an object of the same content that was made in the same bucket, if there is one."""
+        rows = self._database.read(
+            "SELECT u.location || '/' || f.file FROM upload_files AS f JOIN uploads AS u USING (upload_id)"
+            " WHERE f.done AND f.sha256 = ? AND f.size_bytes = ? AND u.location || '/' LIKE ? LIMIT 1",
+            (frozen.sha256, frozen.size_bytes, f"gs://{bucket}/%"),
+        )
+        return str(rows[0][0]) if rows else None
+
     def logs(self, upload_id: str) -> list[str]:
         """Return the digests of the capture logs that an upload's dataset holds."""
         rows = self._database.read("SELECT logs FROM uploads WHERE upload_id = ?", (upload_id,))

@@ -2,11 +2,15 @@
 
 import itertools
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from brain_service.cloud.upload_queue import UploadQueue
 from brain_service.settings import CloudSettings
 from tests.fakes.gcs_faults import GcsFaults, faulty_gcs
+
+from .uploads import FILES, QUICK, write
 
 _NUMBERS = itertools.count()
 
@@ -37,3 +41,16 @@ def bucket(gcs: GcsFaults) -> str:
 def cloud(gcs: GcsFaults) -> CloudSettings:
     """Settings that lead to the proxy, with the smallest chunks there are."""
     return CloudSettings(storage_endpoint=gcs.url, chunk_bytes=256 * 1024)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder with small and large files and a manifest."""
+    return write(tmp_path / "files", FILES)
+
+
+@pytest.fixture
+def queue(tmp_path: Path, cloud: CloudSettings) -> Iterator[UploadQueue]:
+    """A queue that does not wait long."""
+    with UploadQueue(tmp_path / "brain.db", cloud, policy=QUICK) as opened:
+        yield opened

@@ -54,7 +54,7 @@ def test_the_signature_of_a_folder_is_that_of_its_manifest(tmp_path: Path, keys:
 
 def test_a_missing_short_or_foreign_signature_is_refused(tmp_path: Path, keys: tuple[Path, Path]) -> None:
     other, _ = make_keys(tmp_path)
-    with pytest.raises(ForbiddenError, match=r"models/x has no manifest\.sig.*brain keys sign"):
+    with pytest.raises(ForbiddenError, match=r"models/x has no manifest\.sig.*brain keys --sign"):
         verify_signature(b"m", None, keys[1], "models/x")
     for signature in (b"", b"x" * 64, sign_bundle(b"m", other), sign_bundle(b"m", keys[0])[:-1]):
         with pytest.raises(ForbiddenError, match="another key's"):
@@ -67,7 +67,7 @@ def test_a_file_that_is_no_such_key_is_named(tmp_path: Path, keys: tuple[Path, P
     )
     for name, data in (("text", b"hello"), ("empty", b""), ("curve", curve)):
         (tmp_path / name).write_bytes(data)
-        with pytest.raises(ConfigError, match=f"{tmp_path / name} is no Ed25519 private key.*brain keys make"):
+        with pytest.raises(ConfigError, match=f"{tmp_path / name} is no Ed25519 private key.*brain keys --out"):
             sign_bundle(b"m", tmp_path / name)
         with pytest.raises(ConfigError, match="is no Ed25519 public key"):
             verify_signature(b"m", b"", tmp_path / name)

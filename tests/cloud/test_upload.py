@@ -1,74 +1,24 @@
-"""The upload queue over real HTTP. Simulated: fake-gcs-server, and a proxy that has the network's bad days."""
+"""The upload queue over real HTTP. Simulated: fake-gcs-server behind the proxy."""
 
-import contextlib
 import hashlib
 import json
-from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
-from brain_service.cloud.patience import RetryPolicy
 from brain_service.cloud.upload_queue import OfflineError, UploadQueue
 from brain_service.errors import (
-    BrainError,
     CancelledJobError,
     ConflictError,
     CorruptDataError,
-    ForbiddenError,
     InvalidError,
     NotFoundError,
-    TooManyError,
-    UnauthorizedError,
 )
 from brain_service.settings import CloudSettings
-from tests.fakes.gcs_faults import Action, Fault, GcsFaults
+from tests.fakes.gcs_faults import Fault, GcsFaults
 
-CHUNK = 256 * 1024
-QUICK = RetryPolicy(tries=6, base_s=0.001, cap_s=0.01)
-LARGE = bytes(range(256)) * 3000  # 768,000 bytes: two chunks and a rest
-
-
-def write(folder: Path, files: dict[str, bytes]) -> Path:
-    """Write files by name and return their folder."""
-    for name, data in files.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(data)
-    return folder
-
-
-FILES = {
-    "manifest.json": b'{"shards": 2}',
-    "a/shard-0": LARGE,
-    "shard-1": LARGE[::-1],
-    "small": b"x",
-    "empty": b"",
-}
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """A folder with small and large files and a manifest."""
-    return write(tmp_path / "files", FILES)
-
-
-@pytest.fixture
-def queue(tmp_path: Path, cloud: CloudSettings) -> Iterator[UploadQueue]:
-    """A queue that does not wait long."""
-    with UploadQueue(tmp_path / "brain.db", cloud, policy=QUICK) as opened:
-        yield opened
-
-
-def finish(queue: UploadQueue, upload_id: str) -> int:
-    """Work until it is done and return how often it had to be taken up again."""
-    for again in range(50):
-        with contextlib.suppress(OfflineError):
-            queue.work(upload_id)
-            return again
-    raise AssertionError("never done")
+from .uploads import CHUNK, FILES, LARGE, QUICK, write
 
 
 def test_every_file_is_there_with_its_bytes_and_the_manifest_came_last(
@@ -141,151 +91,6 @@ def test_another_content_under_the_name_is_a_conflict_and_stays(
     assert queue.view(upload).error is None
 
 
-@pytest.mark.parametrize("kind", ["begin", "send", "insert"])
-@pytest.mark.parametrize(
-    "fault",
-    [
-        Fault("status", code=503),
-        Fault("status", code=429, reason="rateLimitExceeded"),
-        Fault("status", code=403, reason="userRateLimitExceeded"),
-        Fault("status", code=502, message="<html>bad gateway</html>"),
-        Fault("drop"),
-        Fault("lose"),
-        Fault("tear", bytes_in=100_000),
-        Fault("garble"),
-    ],
-    ids=lambda fault: f"{fault.action}-{fault.code}",
-)
-def test_one_fault_costs_a_retry_and_nothing_else(
-    gcs: GcsFaults, bucket: str, tmp_path: Path, queue: UploadQueue, kind: str, fault: Fault
-) -> None:
-    folder = write(tmp_path / "two", {"shard": LARGE, "manifest.json": b"{}"})
-    last = {"send": 2, "begin": 0, "insert": 0}[kind] if fault.action == "garble" else 0
-    gcs.plan.append(Fault(**{**fault.__dict__, "kind": kind, "skip": last}))
-    report = queue.work(queue.add_folder(folder, f"gs://{bucket}/p"))
-    assert gcs.objects(bucket) == {"p/shard": LARGE, "p/manifest.json": b"{}"}
-    assert gcs.plan == []
-    assert gcs.commits == ["p/shard", "p/manifest.json"]
-    assert report.sent_bytes == len(LARGE) + 2 or fault.action in ("lose", "tear")
-
-
-def test_a_torn_chunk_goes_on_at_the_servers_offset(
-    gcs: GcsFaults, bucket: str, tmp_path: Path, gcs_large_chunks: CloudSettings
-) -> None:
-    data = LARGE * 4
-    folder = write(tmp_path / "one", {"shard": data})
-    gcs.plan.append(Fault("tear", "send", bytes_in=600_000))
-    with UploadQueue(tmp_path / "brain.db", gcs_large_chunks, policy=QUICK) as queue:
-        queue.work(queue.add_folder(folder, f"gs://{bucket}/p"))
-    assert gcs.objects(bucket) == {"p/shard": data}
-    # What was torn above the last whole step of 256 KiB, and no more, went twice.
-    assert gcs.body_bytes - len(data) == 600_000 - 2 * CHUNK
-    assert gcs.log.count("offset") == 1
-
-
-@pytest.fixture
-def gcs_large_chunks(cloud: CloudSettings) -> CloudSettings:
-    """The same settings with chunks of 1 MiB."""
-    return cloud.model_copy(update={"chunk_bytes": 4 * CHUNK})
-
-
-@pytest.mark.parametrize("code", [404, 410])
-@pytest.mark.parametrize("kind", ["send", "offset"])
-def test_an_expired_session_begins_anew(
-    gcs: GcsFaults, bucket: str, tmp_path: Path, queue: UploadQueue, kind: str, code: int
-) -> None:
-    folder = write(tmp_path / "one", {"shard": LARGE})
-    upload = queue.add_folder(folder, f"gs://{bucket}/p")
-    gcs.plan += [Fault("status", "send", skip=1, code=503, headers=(("Retry-After", "100"),))]
-    with pytest.raises(OfflineError):
-        queue.work(upload)
-    gcs.plan += [Fault("status", kind, code=code, reason="notFound")]  # type: ignore[arg-type]
-    queue.work(upload)
-    assert gcs.objects(bucket) == {"p/shard": LARGE}
-    assert gcs.log.count("begin") == 2
-
-
-def test_sessions_that_always_expire_are_given_up(
-    gcs: GcsFaults, bucket: str, tmp_path: Path, queue: UploadQueue
-) -> None:
-    folder = write(tmp_path / "one", {"shard": LARGE})
-    gcs.plan += [Fault("status", "send", skip=1, code=410, reason="notFound") for _ in range(20)]
-    with pytest.raises(OfflineError, match="sessions were lost"):
-        queue.work(queue.add_folder(folder, f"gs://{bucket}/p"))
-    assert gcs.log.count("begin") == 4
-
-
-def test_retry_after_is_kept_and_one_that_is_too_long_parks_the_upload(
-    gcs: GcsFaults, bucket: str, folder: Path, tmp_path: Path, cloud: CloudSettings
-) -> None:
-    with UploadQueue(tmp_path / "q.db", cloud, policy=RetryPolicy(tries=3, base_s=0.0, cap_s=0.5)) as queue:
-        upload = queue.add_folder(folder, f"gs://{bucket}/p")
-        gcs.plan.append(Fault("status", "begin", code=429, headers=(("Retry-After", "7200"),)))
-        with pytest.raises(OfflineError, match="429 injected") as raised:
-            queue.work(upload)
-        assert raised.value.retry_after_s == 7200
-        view = queue.view(upload)
-        assert (view.state, view.attempts) == ("waiting", 1)
-        assert view.next_ns > view.updated_ns + 7199e9
-        finish(queue, upload)
-        assert queue.view(upload).attempts == 0
-
-
-def test_without_a_network_the_queue_parks_longer_and_longer_and_keeps_what_it_has(
-    bucket: str, folder: Path, tmp_path: Path, cloud: CloudSettings, gcs: GcsFaults
-) -> None:
-    away = cloud.model_copy(update={"storage_endpoint": "http://127.0.0.1:9"})
-    waits = []
-    for attempt in range(1, 9):
-        with UploadQueue(tmp_path / "q.db", away, policy=QUICK) as queue:
-            upload = queue.add_folder(folder, f"gs://{bucket}/p")
-            with pytest.raises(OfflineError, match="check the network"):
-                queue.work(upload)
-            view = queue.view(upload)
-            assert view.attempts == attempt
-            waits.append((view.next_ns - view.updated_ns) / 1e9)
-    assert all(30 <= wait <= 3600 for wait in waits)
-    assert waits[-1] > 1800
-    with UploadQueue(tmp_path / "q.db", cloud, policy=QUICK) as queue:
-        queue.work(queue.list()[0].upload_id)
-    assert len(gcs.objects(bucket)) == 5
-
-
-REFUSALS: list[tuple[Fault, type[BrainError], str]] = [
-    (Fault("status", code=401, reason="authError", message="Invalid Credentials"), UnauthorizedError, "login"),
-    (
-        Fault("status", code=401, headers=(("Date", "Wed, 01 Jan 2020 00:00:00 GMT"),)),
-        UnauthorizedError,
-        "ahead.*timedatectl",
-    ),
-    (Fault("status", code=403, reason="forbidden", message="no storage.objects.create"), ForbiddenError, "right"),
-    (Fault("status", code=403, reason="quotaExceeded"), TooManyError, "quota"),
-    (Fault("status", code=403, reason="accountDisabled", message="billing"), ForbiddenError, "billing"),
-    (Fault("status", code=400, reason="invalid"), InvalidError, "400 injected"),
-]
-
-
-@pytest.mark.parametrize(("fault", "kind", "says"), REFUSALS, ids=lambda value: getattr(value, "reason", None))
-def test_what_no_waiting_heals_is_said_at_once_and_kept_in_the_queue(
-    gcs: GcsFaults,
-    bucket: str,
-    folder: Path,
-    queue: UploadQueue,
-    fault: Fault,
-    kind: type[BrainError],
-    says: str,
-) -> None:
-    gcs.plan.append(Fault(**{**fault.__dict__, "kind": "insert"}))
-    upload = queue.add_folder(folder, f"gs://{bucket}/p")
-    with pytest.raises(kind, match=says):
-        queue.work(upload)
-    assert queue.view(upload).state == "failed"
-    assert "p/manifest.json" not in gcs.objects(bucket)
-    gcs.plan.clear()
-    queue.work(upload)
-    assert len(gcs.objects(bucket)) == 5
-
-
 def test_a_missing_bucket_is_named(folder: Path, queue: UploadQueue, tmp_path: Path) -> None:
     with pytest.raises(NotFoundError, match=r"gs://no-such-bucket/p.*check cloud\.bucket"):
         queue.work(queue.add_folder(folder, "gs://no-such-bucket/p"))
@@ -314,19 +119,6 @@ def test_a_file_that_changed_after_it_was_queued_never_becomes_an_object(
     path.write_bytes(data)
     queue.work(upload)
     assert gcs.objects(bucket) == {f"p/{file}": content for file, content in FILES.items()}
-
-
-def test_a_checksum_that_stays_wrong_parks_and_deletes_nothing(
-    gcs: GcsFaults, bucket: str, tmp_path: Path, queue: UploadQueue
-) -> None:
-    folder = write(tmp_path / "one", {"small": b"hello"})
-    upload = queue.add_folder(folder, f"gs://{bucket}/p")
-    gcs.plan += [Fault("garble", "insert"), *[Fault("garble", "stat")] * 5]
-    with pytest.raises(OfflineError, match=r"says it has 5 bytes with CRC-32C AAAAAA==.*nothing was deleted"):
-        queue.work(upload)
-    assert gcs.objects(bucket) == {"p/small": b"hello"}
-    queue.work(upload)
-    assert queue.view(upload).state == "done"
 
 
 def test_a_request_to_stop_is_seen_between_chunks_and_the_rest_goes_on(
@@ -393,33 +185,30 @@ def test_hidden_and_unfinished_files_stay_here(
     assert gcs.objects(bucket) == {"a": b"1"}
 
 
-_faults = st.lists(
-    st.builds(
-        Fault,
-        st.sampled_from(list(Action.__args__)),  # type: ignore[attr-defined]
-        st.sampled_from(["begin", "offset", "send", "insert", "stat", None]),
-        code=st.sampled_from([429, 500, 503, 504, 408]),
-        bytes_in=st.integers(0, 300_000),
-        skip=st.integers(0, 3),
-    ),
-    max_size=8,
-)
-
-
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(plan=_faults, number=st.integers(0, 2**40))
-def test_law_whatever_befalls_it_the_same_objects_are_there_in_the_end(
-    gcs: GcsFaults, bucket: str, tmp_path: Path, cloud: CloudSettings, plan: list[Fault], number: int
+def test_what_another_version_has_already_is_copied_there_and_not_sent(
+    gcs: GcsFaults, bucket: str, tmp_path: Path, queue: UploadQueue
 ) -> None:
+    old = write(tmp_path / "old", {"shard-0": LARGE, "shard-1": LARGE[::-1], "manifest.json": b"1"})
+    new = write(
+        tmp_path / "new", {"shard-0": LARGE, "shard-1": LARGE[::-1], "shard-2": b"new", "manifest.json": b"2"}
+    )
+    queue.work(queue.add_folder(old, f"gs://{bucket}/1.0.0"))
+    gcs.server.delete(bucket, "1.0.0/shard-1")
     gcs.reset()
-    files = {"manifest.json": b"{}", "shard-0": LARGE, "shard-1": LARGE[: CHUNK + 1], "shard-2": b"tiny"}
-    folder = write(tmp_path / "law", files)
-    # A garbled list of facts would be a lie about the object, which only whoever looks at it can settle.
-    gcs.plan += [fault for fault in plan if (fault.action, fault.kind) != ("garble", None)]
-    gcs.plan[:] = [fault for fault in gcs.plan if fault.action != "garble" or fault.kind in ("send", "insert")]
-    prefix = f"p{number}-{len(list(tmp_path.glob('law-*.db')))}"
-    with UploadQueue(tmp_path / f"law-{prefix}.db", cloud, policy=QUICK) as queue:
-        finish(queue, queue.add_folder(folder, f"gs://{bucket}/{prefix}"))
-    assert gcs.objects(bucket, f"{prefix}/") == {f"{prefix}/{name}": data for name, data in files.items()}
-    assert gcs.commits[-1] == f"{prefix}/manifest.json"
-    assert len(gcs.commits) == len(files), "no object was written twice"
+    gcs.plan += [Fault("lose", "other"), Fault("status", "other", code=503)]
+    report = queue.work(queue.add_folder(new, f"gs://{bucket}/1.0.1"))
+    assert (report.sent, report.skipped) == (3, 1)
+    assert report.sent_bytes == len(LARGE) + 4
+    expected = {"shard-0": LARGE, "shard-1": LARGE[::-1], "shard-2": b"new", "manifest.json": b"2"}
+    assert gcs.objects(bucket, "1.0.1/") == {f"1.0.1/{name}": data for name, data in expected.items()}
+    assert gcs.commits.count("1.0.1/shard-0") == 1
+    assert gcs.metadata(bucket, "1.0.1/shard-0")["metadata"] == {"sha256": hashlib.sha256(LARGE).hexdigest()}
+    assert gcs.commits[-1] == "1.0.1/manifest.json"
+    # Who may not read, or has something else there, sends or is refused as ever.
+    gcs.server.put(bucket, "other/shard-0", b"somebody else's")
+    with pytest.raises(ConflictError, match="other/shard-0 is there with another content"):
+        queue.work(queue.add_folder(old, f"gs://{bucket}/other"))
+    gcs.plan += [Fault("status", "stat", code=403, reason="forbidden"), Fault("status", "other", code=403)]
+    queue.work(queue.add_folder(write(tmp_path / "one", {"x": LARGE}), f"gs://{bucket}/one"))
+    assert gcs.objects(bucket, "one/") == {"one/x": LARGE}
+    assert gcs.objects(bucket, "other/") == {"other/shard-0": b"somebody else's"}

@@ -13,7 +13,7 @@ import pytest
 
 from tests.fakes.gcs_faults import GcsFaults, Hold
 
-from .test_upload import LARGE, write
+from .uploads import LARGE, write
 
 ROOT = Path(__file__).parents[2]
 FILES = {"manifest.json": b"{}", "shard-0": LARGE, "shard-1": LARGE[::-1], "small": b"x"}
