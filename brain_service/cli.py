@@ -22,11 +22,8 @@ from brain_service.cli_export import add_export_command
 from brain_service.cli_formats import add_format_commands
 from brain_service.cli_hailo import add_export_hailo_command
 from brain_service.cli_hardware import add_hardware_command
-<<<<<<< HEAD
-from brain_service.cli_pipeline import add_pipeline_command
-=======
 from brain_service.cli_keys import add_keys_command
->>>>>>> w-storage
+from brain_service.cli_pipeline import add_pipeline_command
 from brain_service.cli_replay import add_replay_command
 from brain_service.cli_train import (
     SANITY_EXAMPLES,
