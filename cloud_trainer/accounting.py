@@ -90,21 +90,19 @@ def _walk(program: Program, at: Computation, times: int, fused: str) -> Iterator
     # Each computation that runs, how often, and the name of the fusion that it belongs to, if any.
     yield times, at, fused
     for instruction in at:
+        inside, inner = times, fused
         if instruction.opcode == "while":
-            body = instruction.attribute("body") or ""
-            inside = times * trip_count(program, at, instruction)
-            yield from _walk(program, program.computations[body.lstrip("%")], inside, fused)
-        elif instruction.opcode in ("fusion", "call", "conditional") or instruction.opcode.endswith("-start"):
-            inner = fused if instruction.opcode in ("call", "conditional") else "fusion"
-            for name in instruction.called():
-                if name in program.computations and "to_apply" not in instruction.attributes:
-                    inner = name if inner else ""
-                    yield from _walk(program, program.computations[name], times, inner)
-                elif instruction.opcode == "call":
-                    yield from _walk(program, program.computations[name], times, fused)
+            inside *= trip_count(program, instruction)
+        elif instruction.opcode == "fusion" or instruction.opcode.endswith("-start"):
+            inner = "fused"
+        elif instruction.opcode not in ("call", "conditional"):
+            continue  # what a reduction calls is one scalar operation
+        for name in instruction.called():
+            if name in program.computations and name != (instruction.attribute("condition") or "").lstrip("%"):
+                yield from _walk(program, program.computations[name], inside, name if inner == "fused" else inner)
 
 
-def trip_count(program: Program, computation: Computation, loop: Instruction) -> int:
+def trip_count(program: Program, loop: Instruction) -> int:
     """Return how often a loop's body runs.
 
     Raises:

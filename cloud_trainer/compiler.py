@@ -73,7 +73,7 @@ class Compiler:
             DeadlineExceededError: it took longer than `limit_s`; the process was stopped.
         """
         process = self._started()
-        assert process.stdin is not None and process.stdout is not None  # noqa: S101 - Popen was asked for pipes
+        assert process.stdin is not None and process.stdout is not None
         try:
             process.stdin.write(json.dumps(asdict(request)) + "\n")
             process.stdin.flush()
@@ -84,8 +84,8 @@ class Compiler:
             if time.monotonic() >= until_s:
                 self.close()
                 raise DeadlineExceededError(
-                    f"compiling for {request.topology} took longer than {limit_s:.0f} s and was stopped; give more "
-                    "time with --limit-s, or plan a smaller batch"
+                    f"compiling for {request.topology} took longer than {limit_s:.0f} s and was stopped; give "
+                    "more time with --limit-s, or plan a smaller batch"
                 )
         line = process.stdout.readline()
         if not line:

@@ -64,7 +64,7 @@ class Instruction:
 
     def called(self) -> tuple[str, ...]:
         """Return the names of the computations that it runs."""
-        names = [name for name in CALLED.findall(self.attributes)]
+        names: list[str] = CALLED.findall(self.attributes)
         for branches in BRANCHES.findall(self.attributes):
             names += [name.strip().lstrip("%") for name in branches.split(",")]
         return tuple(names)

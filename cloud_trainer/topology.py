@@ -6,8 +6,10 @@ Source: https://docs.jax.dev/en/latest/aot.html.
 
 import json
 import os
+import queue
 import re
 import sys
+import threading
 import time
 from dataclasses import replace
 from math import prod
@@ -39,7 +41,9 @@ __all__ = ["HEADROOM", "compile_for_slice", "plan_step"]
 HEADROOM = 0.05
 """Share of a chip's memory that a plan leaves free: batches made ahead, and the compiler's next version."""
 UNITS = {"": 1, "K": 1024, "M": 1024**2, "G": 1024**3, "T": 1024**4}
-OUT_OF_MEMORY = re.compile(r"Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm")
+# Two ways in which the compiler says it: of everything, and of temporaries alone.
+OUT_OF_MEMORY = re.compile(r"Used ([\d.]+)([KMGT]?) of [\d.]+[KMGT]? hbm")
+OUT_OF_TEMPORARIES = re.compile(r"required for HLO temporaries \(([\d.]+)([KMGT]?)\) exceeds available HBM")
 
 
 def compile_for_slice(request: StepRequest) -> Plan:
@@ -72,8 +76,8 @@ def _devices(slice_: Slice) -> list[Any]:
         found = topologies.get_topology_desc(platform="tpu", topology_name=slice_.topology, **options)
     except (JaxRuntimeError, RuntimeError, NotImplementedError, ValueError, OSError) as error:
         raise UnavailableError(
-            f"no TPU compiler for {slice_.topology} here: {str(error).splitlines()[0]}; install continuon-brain[tpu] "
-            "on an x86 machine"
+            f"no TPU compiler for {slice_.topology} here: {str(error).splitlines()[0]}; install "
+            "continuon-brain[tpu] on an x86 machine"
         ) from error
     return list(found.devices)
 
@@ -119,12 +123,19 @@ def plan_step(config: TrainConfig, mesh: Mesh, slice_: Slice, obs_dim: int, acti
     try:
         compiled = traced.lower().compile()
     except JaxRuntimeError as error:
-        needed = OUT_OF_MEMORY.search(str(error))
+        needed = _needed_bytes(str(error), plan.argument_bytes)
         if needed is None:
             raise UnavailableError(f"the TPU's compiler failed: {str(error).splitlines()[0]}") from error
-        used, unit = needed.group(1, 2)
-        return replace(plan, hbm_bytes=int(float(used) * UNITS[unit]), compile_s=time.monotonic() - begun_s)
+        return replace(plan, hbm_bytes=needed, compile_s=time.monotonic() - begun_s)
     return _measured(plan, compiled, slice_, mesh, time.monotonic() - begun_s)
+
+
+def _needed_bytes(message: str, argument_bytes: int) -> int | None:
+    for pattern, beside in ((OUT_OF_MEMORY, 0), (OUT_OF_TEMPORARIES, argument_bytes)):
+        if found := pattern.search(message):
+            size, unit = found.group(1, 2)
+            return int(float(size) * UNITS[unit]) + beside
+    return None
 
 
 def _measured(plan: Plan, compiled: Any, slice_: Slice, mesh: Mesh, compile_s: float) -> Plan:
@@ -179,7 +190,7 @@ def _flops(jaxpr: Jaxpr, times: int = 1) -> float:
     total = 0.0
     for equation in jaxpr.eqns:
         if equation.primitive.name == "dot_general":
-            left, right = (atom.aval.shape for atom in equation.invars)
+            left, right = (atom.aval.shape for atom in equation.invars)  # type: ignore[attr-defined]
             (contracted, _), (batched, _) = equation.params["dimension_numbers"]
             shared = prod(left[axis] for axis in (*contracted, *batched))
             total += 2.0 * times * prod(left) * prod(right) / shared
@@ -191,19 +202,29 @@ def _flops(jaxpr: Jaxpr, times: int = 1) -> float:
     return total
 
 
-def main() -> int:
-    """Answer requests until the input ends."""
+def _read(lines: "queue.SimpleQueue[str]") -> None:
+    for line in sys.stdin:
+        lines.put(line)
+    # Whoever asked is gone, and nobody waits for what is being compiled.
+    os._exit(0)
+
+
+def main() -> None:
+    """Answer requests until the input ends; then end at once, in the midst of a compilation too."""
     # What libtpu prints must not mix with the answers.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    for line in sys.stdin:
+    lines: queue.SimpleQueue[str] = queue.SimpleQueue()
+    threading.Thread(target=_read, args=(lines,), daemon=True).start()
+    while True:
+        line = lines.get()
         try:
             answer = compile_for_slice(StepRequest(**json.loads(line))).to_json()
         except (InvalidError, UnavailableError) as error:
             answer = {"error": error.detail, "kind": error.slug, "field": error.field}
-        print(json.dumps(answer), file=answers, flush=True)
-    return 0
+        answers.write(json.dumps(answer) + "\n")
+        answers.flush()
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -139,6 +139,15 @@ class RunTable:
         rows = self._database.read("SELECT record FROM cloud_runs WHERE run_id = ?", (run_id,))
         return RunRecord.from_json(rows[0][0], run_id) if rows else None
 
+    def unfinished(self) -> tuple[str, ...]:
+        """Return the ids of the runs that have not ended, oldest first.
+
+        Raises:
+            UnavailableError: the medium fails.
+        """
+        rows = self._database.read("SELECT run_id, state FROM cloud_runs ORDER BY created_ns")
+        return tuple(row["run_id"] for row in rows if row["state"] not in ENDED)
+
     def change(self, run_id: str, change: Callable[[RunRecord], RunRecord]) -> RunRecord:
         """Put what `change` makes of a run in its place, durably, and return it.
 

@@ -140,6 +140,14 @@ class CloudRuns:
         """
         return self._view(self._table.get(run_id))
 
+    def unfinished(self) -> tuple[str, ...]:
+        """Return the ids of the runs that have not ended.
+
+        Raises:
+            UnavailableError: the database fails.
+        """
+        return self._table.unfinished()
+
     def stop(self, run_id: str) -> RunView:
         """End a run for good, and what bills for it. One that has ended stays as it ended.
 

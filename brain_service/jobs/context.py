@@ -70,9 +70,12 @@ class JobContext:
 
     def enter_stage(self, report: StageReport, span: tuple[float, float]) -> None:
         """Announce a stage and the part of the whole job's progress (two numbers in 0..1) that it covers."""
+        again = self.stages[report.name].status == "running"
         self._span = span
         self._set(report)
         self._publish(span[0])
+        if again:  # a stage that was parked: whoever follows it was told when it began
+            return
         self._events.append("stage", name=report.name, status=report.status, command=report.command)
         log.info("stage %s starts", report.name)
 
@@ -116,12 +119,16 @@ class JobContext:
 
         The stage is then run again from its start: it must find by itself what was done already.
         """
+        self.tell(details)
+        return ParkedJob("network", wait_s)
+
+    def tell(self, details: str) -> None:
+        """Put `details` on the running stage, and say them if they are new."""
         for report in list(self.stages.values()):
             if report.status == "running" and report.details != details:
                 self._set(replace(report, details=details))
                 self.say(details)
         self._publish(self._fraction)
-        return ParkedJob("network", wait_s)
 
     def pause(self, reason: str) -> None:
         """Show that the running stage rests, and why; an empty reason: that it goes on."""

@@ -31,13 +31,17 @@ ENDED: tuple[str, ...] = get_args(EndState)
 
 @dataclass(frozen=True, slots=True)
 class StageReport:
-    """What one stage of a job did: `details` in a sentence, `command` to run the same by hand."""
+    """What one stage of a job did: `details` in a sentence, `command` to run the same by hand.
+
+    `duration_s` counts from `started_ns`, waits included.
+    """
 
     name: str
     status: StageStatus = "pending"
     details: str = ""
     duration_s: float | None = None
     command: str | None = None
+    started_ns: int | None = None
 
     def ended(self, status: StageStatus) -> "StageReport":
         """Return the report as it stands once the job is over: what was running takes `status`."""

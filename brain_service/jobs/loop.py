@@ -18,6 +18,7 @@ from brain_service.jobs.events import EventLog
 from brain_service.jobs.folder import JobFolder
 from brain_service.jobs.job import LANES, Job, Lane
 from brain_service.jobs.table import JobTable
+from brain_service.jobs.waits import EXIT_STOPPED
 from brain_service.processes import end_group, identify, stop_child
 from brain_service.settings import Settings, child_environment
 
@@ -33,8 +34,9 @@ NUMERICS: Mapping[str, str] = {
 """Environment of processes that train."""
 
 
-NETWORK_GRACE_S = 30.0
-"""How long a worker may take to tell the cloud that a job was cancelled."""
+REAP_EVERY_S = 3600.0
+NETWORK_GRACE_S = 120.0
+"""How long a worker may take to tell the cloud that a job was cancelled; then it is woken again for it."""
 
 
 @dataclass
@@ -66,6 +68,8 @@ class RunnerLoop:
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._table = JobTable(settings.database)
         self._running: dict[Lane, _Running] = {}
+        self._reaper: subprocess.Popen[bytes] | None = None
+        self._reap_at_s = 0.0
 
     def run(self) -> None:
         """Work until SIGTERM, SIGINT or the end of the lifeline. Call it in the main thread.
@@ -84,6 +88,7 @@ class RunnerLoop:
             self._recover()
             try:
                 while not self._stopping:
+                    self._reap_now_and_then()
                     self._fill_lanes()
                     self._wait(self._jobs.poll_interval_s, *(running.pidfd for running in self._running.values()))
                     self._look_after_lanes()
@@ -141,8 +146,23 @@ class RunnerLoop:
 
     def _fill_lanes(self) -> None:
         for lane in LANES:
-            if lane not in self._running and (job := self._table.claim_next(lane)) is not None:
+            if lane in self._running:
+                continue
+            # A job that was parked for another lane has its last worker there until that has gone.
+            ending = {running.job.job_id for running in self._running.values()}
+            if (job := self._table.claim_next(lane, ending)) is not None:
                 self._start(lane, job)
+
+    def _reap_now_and_then(self) -> None:
+        """Have it looked whether something bills in the cloud for which no job is there any more."""
+        if self._reaper is not None and self._reaper.poll() is not None:
+            self._reaper = None
+        if self._settings.cloud.project is None or time.monotonic() < self._reap_at_s:
+            return
+        self._reap_at_s = time.monotonic() + REAP_EVERY_S
+        words = [sys.executable, "-m", "brain_service.jobs.reaper", "--data-dir", str(self._settings.data_dir)]
+        # It ends by itself within minutes, also without this process.
+        self._reaper = subprocess.Popen(words, stdin=subprocess.DEVNULL, start_new_session=True)
 
     def _look_after_lanes(self) -> None:
         for running in list(self._running.values()):
@@ -167,7 +187,10 @@ class RunnerLoop:
             log.info("job starts", extra={"job_id": job.job_id, "kind": job.kind, "attempt": job.attempt})
         child = self._spawn(lane, job, folder.log)
         self._table.set_process(job.job_id, identify(child.pid))
-        self._running[lane] = _Running(lane, job, child, os.pidfd_open(child.pid), time.monotonic())
+        now_s = time.monotonic()
+        # One that is woken to be cancelled knows it from the table: a signal would only end it before it begins.
+        asked_s = now_s if job.cancel_requested else None
+        self._running[lane] = _Running(lane, job, child, os.pidfd_open(child.pid), now_s, asked_s)
 
     def _end(self, running: _Running) -> None:
         """Say how a lane's job ended, once its worker has; one that still runs is ended first."""
@@ -217,11 +240,12 @@ class RunnerLoop:
         if now.state != "running":
             return now
         parked = self._table.is_parked(job_id)
-        if parked and running.child.returncode == 0:
+        if parked and (running.child.returncode == 0 or running.lane == "work"):
             return None
-        if parked and self._stopping:
-            # Its state in the cloud is as it was: it is looked at again as soon as there is a runner.
-            self._table.park(job_id, running.lane, 0.0)
+        dropped = now.cancel_requested and running.child.returncode != EXIT_STOPPED
+        if parked and (self._stopping or dropped):
+            # Its state in the cloud is as it was, and may bill: it is looked at again, also to be cancelled.
+            self._table.park(job_id, running.lane, 0.0 if self._stopping else self._settings.cloud.poll_interval_s)
             return None
         if self._stopping and not now.cancel_requested:
             self._table.release(job_id)

@@ -38,15 +38,19 @@ def run_stages(context: JobContext, lane: Lane = "work") -> None:
 
 
 def _run_one(context: JobContext, stage: Stage, span: tuple[float, float], command: str | None) -> None:
-    report = replace(context.stages[stage.name], status="running", command=command)
+    before = context.stages[stage.name]
+    started_ns = before.started_ns if before.status == "running" else None
+    report = replace(before, status="running", command=command, started_ns=started_ns or time.time_ns())
     context.enter_stage(report, span)
     begun_s = time.monotonic()
     outcome = stage.load().run(context)
+    waited = started_ns is not None and started_ns < time.time_ns()
+    duration_s = (time.time_ns() - started_ns) / 1e9 if waited and started_ns else time.monotonic() - begun_s
     ended = replace(
-        report,
+        context.stages[stage.name],
         status="skipped" if outcome.skipped else "done",
         details=outcome.details,
-        duration_s=round(time.monotonic() - begun_s, 3),
+        duration_s=round(duration_s, 3),
     )
     context.leave_stage(ended, outcome.result)
 

@@ -9,7 +9,7 @@ from brain_service.datasets.versions import list_versions
 from brain_service.errors import NotFoundError
 from brain_service.settings import Settings
 
-__all__ = ["checkpoint_path", "dataset_folder", "dataset_identity", "dataset_path", "job_dataset"]
+__all__ = ["checkpoint_path", "dataset_folder", "dataset_identity", "dataset_path", "job_dataset", "run_id_of"]
 
 
 def dataset_path(settings: Settings, reference: str | None) -> Path:
@@ -40,6 +40,11 @@ def dataset_path(settings: Settings, reference: str | None) -> Path:
 def dataset_folder(settings: Settings, result: Mapping[str, Any]) -> Path:
     """Return where the dataset of a job's `convert` stage lies, or will."""
     return settings.datasets_dir / str(result["dataset"]["name"]) / str(result["dataset"]["version"])
+
+
+def run_id_of(job_id: str) -> str:
+    """Return the id of a job's run away from here: names in the cloud have no capital letters."""
+    return job_id.lower()
 
 
 def job_dataset(settings: Settings, result: Mapping[str, Any]) -> Path:

@@ -8,7 +8,7 @@ import contextlib
 import secrets
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -135,14 +135,14 @@ class JobTable:
         )
         return to_job(rows[0]) if rows else None
 
-    def claim_next(self, lane: Lane = "work") -> Job | None:
+    def claim_next(self, lane: Lane = "work", ending: Collection[str] = ()) -> Job | None:
         """Take a lane's next job for this caller alone: a parked one that is due, else a queued one.
 
         Of queued ones the highest priority goes first, then the oldest. Only the start of a queued job counts as
-        an attempt. None when none waits.
+        an attempt. Parked ones in `ending` are left: their last worker has not gone yet. None when none waits.
         """
         with self._database.transaction(durable=True) as connection:
-            woken = wake(connection, lane)
+            woken = wake(connection, lane, ending)
             if woken is not None:
                 return woken
             kinds = [kind for kind, described in KINDS.items() if described.lane == lane]
@@ -167,6 +167,11 @@ class JobTable:
             if (job := fetch(connection, job_id)).state != "running":
                 raise ConflictError(f"job {job_id} is {job.state}, not running")
             park_row(connection, job, lane, wait_s)
+
+    def unfinished(self) -> frozenset[str]:
+        """Return the ids of the jobs that wait or run, parked ones too."""
+        rows = self._database.read("SELECT job_id FROM jobs WHERE state IN ('queued', 'running')")
+        return frozenset(row["job_id"] for row in rows)
 
     def is_parked(self, job_id: str) -> bool:
         """Tell whether a job waits to be woken."""

@@ -20,17 +20,17 @@ from brain_service.jobs.folder import JobFolder
 from brain_service.jobs.job import LANES, Lane
 from brain_service.jobs.pipeline import run_stages
 from brain_service.jobs.table import JobTable
+from brain_service.jobs.waits import EXIT_STOPPED
 from brain_service.logs import setup_logging
 from brain_service.processes import become_background, die_with_parent
 from brain_service.settings import Settings, load_settings
 
-__all__ = ["EXIT_STOPPED", "main", "problem_of"]
+__all__ = ["main", "problem_of"]
 
 # By name: run with -m, this module is __main__.
 log = logging.getLogger("brain_service.jobs.worker")
 
-EXIT_STOPPED = os.EX_TEMPFAIL
-"""Exit code of a worker that stopped on request and leaves it to the runner to say why."""
+NETWORK_NICE = 10
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -43,7 +43,11 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.runner_pid is not None:
         die_with_parent(options.runner_pid)
-    become_background()
+    if options.lane == "work":
+        become_background()
+    else:
+        # Little work, but in time: what bills must be stopped also while a training takes every idle moment.
+        os.nice(NETWORK_NICE)
     settings = load_settings({"data_dir": options.data_dir})
     setup_logging(settings.log_level, "text")
     # The checkpoint library tells every file it opens; what went wrong is enough.

@@ -103,3 +103,11 @@ def test_what_has_ended_waits_for_nothing(table: JobTable) -> None:
     assert table.claim_next("network") is None
     with pytest.raises(ConflictError, match="not running"):
         table.park(job_id, "network", 0.0)
+
+
+def test_a_parked_job_is_not_taken_while_its_last_worker_lives(table: JobTable) -> None:
+    job_id = table.create("train", {"target": "process"}).job_id
+    claimed(table)
+    table.park(job_id, "network", 0.0)
+    assert table.claim_next("network", {job_id}) is None
+    assert claimed(table, "network").job_id == job_id

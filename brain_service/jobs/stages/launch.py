@@ -15,7 +15,7 @@ from brain_service.datasets.dataset import open_dataset
 from brain_service.errors import BrainError, CancelledJobError, InvalidError, NotFoundError
 from brain_service.jobs.context import JobContext
 from brain_service.jobs.params import TrainParams
-from brain_service.jobs.references import dataset_folder, job_dataset
+from brain_service.jobs.references import dataset_folder, job_dataset, run_id_of
 from brain_service.jobs.stages import Outcome
 from brain_service.jobs.stages.upload import FOLDER
 from brain_service.spec import vector_size
@@ -85,6 +85,8 @@ def _stopped(context: JobContext, runs: CloudRuns, run_id: str) -> Exception:
     """Stop the run, and return what ends this turn: the job's end once nothing bills, else a wait."""
     view = _view(runs, run_id)
     if view is not None:
+        # First: where the service does not answer, the next calls take their time.
+        context.tell(f"stopping: {view.capacity or 'what may have been asked for'}")
         view = runs.stop(run_id)
         if view.bills:
             view = runs.advance(run_id)
@@ -106,7 +108,7 @@ def _arguments(context: JobContext) -> tuple[list[str], str]:
     """Return what `python -m cloud_trainer` is told, and the output directory among it."""
     params, cloud = context.params, context.settings.cloud
     assert isinstance(params, TrainParams)
-    run_id = _run_id(context)
+    run_id = run_id_of(context.job.job_id)
     if params.target == "process":
         data_path = str(dataset_folder(context.settings, context.result))
         output_dir = str(context.settings.data_dir / "runs" / run_id)
@@ -123,10 +125,6 @@ def _arguments(context: JobContext) -> tuple[list[str], str]:
     return words, output_dir
 
 
-def _run_id(context: JobContext) -> str:
-    return context.job.job_id.lower()
-
-
 def _request(context: JobContext) -> RunRequest:
     params, cloud = context.params, context.settings.cloud
     assert isinstance(params, TrainParams)
@@ -136,7 +134,7 @@ def _request(context: JobContext) -> RunRequest:
     if params.target != "process" and _planned(context, topology) is None:
         words += ["--plan"]
     return RunRequest(
-        run_id=_run_id(context),
+        run_id=run_id_of(context.job.job_id),
         target=params.target,
         arguments=tuple(words),
         output_dir=output_dir,
