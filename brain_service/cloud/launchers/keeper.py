@@ -56,10 +56,17 @@ def keep(folder: Path) -> None:
     with (folder / LOCK).open("ab") as lock:
         if not _locked(lock) or (folder / IDENTITY).exists():
             return
+        ready, telling = os.pipe()
         if os.fork():
-            # The lock is the child's too.
+            # The lock is the child's too; who it is stands written once it lets go of the pipe.
+            os.close(telling)
+            os.read(ready, 1)
+            os.close(ready)
             return
         try:
+            os.close(ready)
+            _introduce(folder)
+            os.close(telling)
             _run(folder, order, lock)
         except BaseException as error:  # noqa: BLE001 - what a forked child lets through runs its parent's code
             with contextlib.suppress(OSError), (folder / LOG).open("a") as log:
@@ -77,16 +84,21 @@ def _locked(lock: IO[bytes]) -> bool:
     return False
 
 
-def _run(folder: Path, order: dict[str, Any], lock: IO[bytes]) -> None:
+def _introduce(folder: Path) -> None:
+    """Become a session of its own, and write down which."""
     os.setsid()
     # The group's SIGTERM is for the training. A handler, not SIG_IGN: that would be inherited.
     signal.signal(signal.SIGTERM, lambda *_: None)
-    become_background()
     null = os.open(os.devnull, os.O_RDWR)
     for stream in (0, 1, 2):
         os.dup2(null, stream)
     identity = {"identity": identify(os.getpid()), "since_ns": time.time_ns()}
     write_atomic(folder / IDENTITY, json.dumps(identity).encode())
+
+
+def _run(folder: Path, order: dict[str, Any], lock: IO[bytes]) -> None:
+    """Run the training, and write down how it ended."""
+    become_background()
     with (folder / LOG).open("ab") as log:
         try:
             child = subprocess.Popen(

@@ -17,7 +17,7 @@ The script is JSON, given by file or `POST /_fake/script`; every key may be abse
      "lives": [{...}, ...],   how the 1st, 2nd, ... created one lives, whatever its kind
      "list_lag_s": 0,         so long a new resource is missing from lists
      "page_size": 100,        at most so many to a page
-     "clock_ahead_s": 0,      of the Date of every answer
+     "clock_ahead_s": 0,      of the service's clock: its answers' Date and all its times
      "token": "Invalid JWT",  why `/token`, the token service, gives none
      "faults": [{"kind": ..., "method": "POST", "path": "customJobs", "times": 1}, ...]}
 

@@ -120,7 +120,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def date_time_string(self, timestamp: float | None = None) -> str:
         """Return the Date header: a day ahead for a `skew` fault."""
-        ahead_s = 86_400 if self._skewed else self.plane.script.get("clock_ahead_s", 0)
+        ahead_s = 86_400 if self._skewed else self.plane.ahead_s
         return formatdate((timestamp or time.time()) + ahead_s, usegmt=True)
 
     def _drop(self) -> None:

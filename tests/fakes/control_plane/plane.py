@@ -47,6 +47,11 @@ class Plane:
         found: dict[str, Any] = self.book["script"]
         return found
 
+    @property
+    def ahead_s(self) -> float:
+        """By how much the service's clock is ahead."""
+        return float(self.script.get("clock_ahead_s", 0))
+
     def save(self) -> None:
         """Write the state so that a SIGKILL leaves the old or the new whole."""
         state = {"book": self.book, "resources": [one.to_json() for one in self.resources.values()]}

@@ -40,7 +40,7 @@ def handle_tpu(plane: Plane, method: str, path: str, query: Mapping[str, str], b
     if resource is None:
         raise ApiError(404, f"Resource '{parent}/queuedResources/{name}' was not found")
     if method == "GET":
-        return resource.told()
+        return resource.told(plane.ahead_s)
     if method == "DELETE":
         return _delete(plane, parent, resource, query)
     raise ApiError(404, f"Method not found: {method} {path}")
@@ -94,7 +94,7 @@ def _operation(plane: Plane, parent: str, verb: str, name: str) -> dict[str, Any
         "name": f"{parent}/operations/{verb}-{name}",
         "metadata": {
             "@type": f"{_KIND}OperationMetadata",
-            "createTime": stamp(resource.created_s if resource else time.time()),
+            "createTime": stamp(plane.ahead_s + resource.created_s if resource else time.time()),
             "target": full,
             "verb": verb,
             "apiVersion": "v2",
@@ -102,7 +102,7 @@ def _operation(plane: Plane, parent: str, verb: str, name: str) -> dict[str, Any
         "done": done,
     }
     if done and verb == "create" and resource is not None:
-        told["response"] = {"@type": f"{_KIND}QueuedResource", **resource.told()}
+        told["response"] = {"@type": f"{_KIND}QueuedResource", **resource.told(plane.ahead_s)}
     elif done:
         told["response"] = {"@type": "type.googleapis.com/google.protobuf.Empty"}
     return told
@@ -119,7 +119,7 @@ def _list(plane: Plane, parent: str, query: Mapping[str, str]) -> dict[str, Any]
     ]
     start = int(query.get("pageToken") or 0)
     size = min(int(query.get("pageSize") or 100), plane.script.get("page_size", 100))
-    page: dict[str, Any] = {"queuedResources": [one.told() for one in found[start : start + size]]}
+    page: dict[str, Any] = {"queuedResources": [one.told(plane.ahead_s) for one in found[start : start + size]]}
     if len(found) > start + size:
         page["nextPageToken"] = str(start + size)
     return page
@@ -133,7 +133,7 @@ def _node(plane: Plane, parent: str, name: str) -> dict[str, Any]:
         **resource.body["tpu"]["nodeSpec"][0]["node"],
         "name": f"{parent}/nodes/{name}",
         "state": "READY",
-        "createTime": stamp(resource.started_s),
+        "createTime": stamp(resource.started_s + plane.ahead_s),
         "queuedResource": resource.name,
     }
 

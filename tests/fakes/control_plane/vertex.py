@@ -30,7 +30,7 @@ def handle_vertex(plane: Plane, method: str, path: str, query: Mapping[str, str]
     if resource is None or resource.kind != "vertex":
         raise ApiError(404, f"The CustomJob {parent}/customJobs/{job} does not exist.")
     if method == "GET" and verb is None:
-        return resource.told()
+        return resource.told(plane.ahead_s)
     if method == "POST" and verb == "cancel":
         if resource.is_live:
             plane.cancel(resource)
@@ -62,7 +62,7 @@ def _create(plane: Plane, parent: str, body: Any) -> dict[str, Any]:
         changed_s=now_s,
     )
     plane.add(resource)
-    return resource.told()
+    return resource.told(plane.ahead_s)
 
 
 def _list(plane: Plane, parent: str, query: Mapping[str, str]) -> dict[str, Any]:
@@ -85,7 +85,7 @@ def _list(plane: Plane, parent: str, query: Mapping[str, str]) -> dict[str, Any]
     size = min(int(query.get("pageSize") or 100), plane.script.get("page_size", 100))
     page: dict[str, Any] = {}
     if jobs[start : start + size]:
-        page["customJobs"] = [one.told() for one in jobs[start : start + size]]
+        page["customJobs"] = [one.told(plane.ahead_s) for one in jobs[start : start + size]]
     if len(jobs) > start + size:
         page["nextPageToken"] = str(start + size)
     return page
