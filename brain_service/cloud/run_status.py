@@ -32,7 +32,8 @@ class RunStatus:
 
     `goodput` holds seconds since the first start by what they went into: start, compile, input, step, checkpoint,
     lost (steps that a kill made necessary once more), finish (evaluation and export), down (between two attempts).
-    They add up to `updated_ns - started_ns`. A run that beats but whose `stepped_ns` stays hangs. `model_id` and `evaluation` are there once the phase is `done`, `error` once it is `failed`.
+    They add up to `updated_ns - started_ns`. A run that beats but whose `stepped_ns` stays hangs. `model_id` and
+    `evaluation` are there once the phase is `done`, `error` once it is `failed`.
     """
 
     run_id: str
