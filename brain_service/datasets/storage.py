@@ -14,7 +14,16 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from brain_service.errors import ConfigError, CorruptDataError, InvalidError, NotFoundError, UnavailableError
 
-__all__ = ["Folder", "GcsFolder", "LocalFolder", "Range", "merge_ranges", "open_folder"]
+__all__ = [
+    "Folder",
+    "GcsFolder",
+    "LocalFolder",
+    "Range",
+    "gcs_file_system",
+    "merge_ranges",
+    "open_folder",
+    "reaching",
+]
 
 GCS = "gs://"
 
@@ -179,9 +188,9 @@ class GcsFolder:
         return {_last(entry["name"]): int(entry["size"]) for entry in self._list() if entry["type"] == "file"}
 
     def _list(self) -> list[dict[str, Any]]:
-        system = _file_system()
+        system = gcs_file_system()
         try:
-            with _reaching(self.location):
+            with reaching(self.location):
                 # Never from gcsfs's cache of listings: it would hide a version that was uploaded since.
                 found: list[dict[str, Any]] = system.ls(self.location, detail=True, refresh=True)
         except FileNotFoundError:
@@ -195,9 +204,9 @@ class GcsFolder:
             NotFoundError: there is no such bucket or object.
             UnavailableError: the service cannot be reached or refuses.
         """
-        place, system = f"{self.location}/{file}", _file_system()
+        place, system = f"{self.location}/{file}", gcs_file_system()
         try:
-            with _reaching(place):
+            with reaching(place):
                 data: bytes = system.cat_file(place)
         except FileNotFoundError as error:
             raise NotFoundError(f"{place} does not exist; check the bucket and the path") from error
@@ -210,12 +219,12 @@ class GcsFolder:
             CorruptDataError: an object is gone.
             UnavailableError: the service cannot be reached or refuses.
         """
-        merged, system = merge_ranges(ranges), _file_system()
+        merged, system = merge_ranges(ranges), gcs_file_system()
         places = [f"{self.location}/{part.file}" for part in merged]
         starts = [part.start_byte for part in merged]
         stops = [part.start_byte + part.size_bytes for part in merged]
         try:
-            with _reaching(self.location):
+            with reaching(self.location):
                 pieces: list[bytes] = system.cat_ranges(places, starts, stops, on_error="raise")
         except FileNotFoundError as error:
             raise CorruptDataError(
@@ -260,7 +269,7 @@ def _last(name: str) -> str:
 
 
 @contextlib.contextmanager
-def _reaching(place: str) -> Iterator[None]:
+def reaching(place: str) -> Iterator[None]:
     """Turn what one call of gcsfs raises into an error of ours; a missing object is the caller's matter.
 
     Raises:
@@ -281,7 +290,7 @@ def _reaching(place: str) -> Iterator[None]:
 
 
 @cache
-def _file_system() -> Any:
+def gcs_file_system() -> Any:
     """Return the connection of this process.
 
     Raises:

@@ -3,7 +3,7 @@
 import fcntl
 import re
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -21,6 +21,7 @@ __all__ = [
     "next_version",
     "set_orphans_aside",
     "sort_versions",
+    "version_after",
 ]
 
 FIRST_VERSION = "1.0.0"
@@ -48,7 +49,11 @@ def _order(version: str) -> tuple[int, ...]:
 
 def next_version(folder: Path) -> str:
     """Return the version after the newest one: its patch number plus one."""
-    versions = list_versions(folder)
+    return version_after(list_versions(folder))
+
+
+def version_after(versions: Sequence[str]) -> str:
+    """Return the version after the last of these: its patch number plus one."""
     if not versions:
         return FIRST_VERSION
     major, minor, patch = _order(versions[-1])
