@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import BinaryIO, Protocol, runtime_checkable
 
 from brain_service.datasets.shards import link_or_copy
 from brain_service.datasets.storage import (
@@ -30,6 +30,7 @@ __all__ = ["GcsPlace", "LocalPlace", "Place", "open_place"]
 _PIECE_BYTES = 8 * 1024**2
 
 
+@runtime_checkable
 class Place(Protocol):
     """A folder that can be written to. A file appears under its name once it is whole."""
 

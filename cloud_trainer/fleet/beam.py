@@ -3,18 +3,19 @@
 import uuid
 from collections.abc import Iterable, Sequence
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import apache_beam as beam
 import msgspec
-from apache_beam.options.pipeline_options import PipelineOptions, SetupOptions
+from apache_beam.options.pipeline_options import PipelineOptions, SetupOptions, StandardOptions
 
 from brain_service.datasets.build import nothing_to_convert
 from brain_service.datasets.places import LocalPlace, Place, open_place
 from brain_service.datasets.sources import Inventory
 from brain_service.datasets.versions import exclusive_work
-from brain_service.errors import BrainError, InvalidError, UnavailableError
+from brain_service.errors import BrainError, ConfigError, InvalidError, UnavailableError
 from cloud_trainer.fleet.encode import encode_stem
 from cloud_trainer.fleet.plan import make_plan
 from cloud_trainer.fleet.publish import OUTCOME_FILE, FleetReport, Outcome, publish
@@ -86,10 +87,12 @@ def convert_fleet(
     """Run the conversion and wait for its end; `template` lacks its places, which are below `output`.
 
     Raises:
-        InvalidError: no episode can be converted; says why.
+        InvalidError: no episode can be converted, or the workers could not see a place; says why.
+        ConfigError: Dataflow's client is not installed; names the extra.
         UnavailableError: a worker failed, or the runner did; nothing was published.
     """
     dataset = open_place(output).child(template.name)
+    _require_reach([*(folder.location for folder in folders), dataset.folder.location], options)
     if not isinstance(dataset, LocalPlace):
         return _convert(folders, dataset, dataset.child(_WORK).child(uuid.uuid4().hex), template, options)
     try:
@@ -100,6 +103,19 @@ def convert_fleet(
         raise UnavailableError(
             f"cannot convert to {dataset.path}: {error.strerror or error}; check permissions and free space"
         ) from error
+
+
+def _require_reach(places: Iterable[str], options: PipelineOptions) -> None:
+    """Check that Dataflow's workers see what they are to read and write, before they are paid for."""
+    if str(options.view_as(StandardOptions).runner).rpartition(".")[2] != "DataflowRunner":
+        return
+    for place in places:
+        if not place.startswith("gs://"):
+            raise InvalidError(
+                f"{place} lies on this machine, where no worker of Dataflow sees it; give a gs:// place"
+            )
+    if find_spec("apitools") is None:
+        raise ConfigError("DataflowRunner needs Beam's client: pip install 'apache-beam[gcp]' beside it")
 
 
 def _convert(
@@ -119,9 +135,9 @@ def _convert(
 
 
 def _run(folders: Sequence[LogFolder], run: Run, options: PipelineOptions) -> None:
-    pipeline = beam.Pipeline(options=options)
-    build(pipeline, folders, run)
     try:
+        pipeline = beam.Pipeline(options=options)
+        build(pipeline, folders, run)
         pipeline.run().wait_until_finish()
     except BrainError:
         raise
