@@ -41,7 +41,7 @@ class Moments:
     squares: Float64[np.ndarray, " n"]
     low: Float64[np.ndarray, " n"]
     high: Float64[np.ndarray, " n"]
-    sample: list[Float32[np.ndarray, "t n"]] = field(default_factory=list)
+    sample: list[Float32[np.ndarray, "_ n"]] = field(default_factory=list)
     sampled: list[int] = field(default_factory=list)
     """For each part of the sample the number of rows that were sampled before it."""
     before: int = 0

@@ -9,16 +9,15 @@ import msgspec
 from brain_service.datasets.build import nothing_to_convert
 from brain_service.datasets.convert import version_digest
 from brain_service.datasets.layout import shard_name
-from brain_service.datasets.manifest import LAYOUT, RECORD_FORMAT, EpisodeEntry, LeftOut, Manifest, parse_manifest
+from brain_service.datasets.manifest import LAYOUT, EpisodeEntry, LeftOut, Manifest
 from brain_service.datasets.membership import Decision, Member, decide, members_of_source
 from brain_service.datasets.places import open_place
 from brain_service.datasets.shards import entry_of, group_by_size
 from brain_service.datasets.sources import Inventory
 from brain_service.datasets.split import SPLITS, assign_splits
 from brain_service.datasets.statistics import SamplePlace, sample_stride
-from brain_service.datasets.storage import Folder, open_folder
-from brain_service.datasets.versions import check_index, sort_versions
-from brain_service.errors import CorruptDataError, NotFoundError
+from brain_service.datasets.storage import open_folder
+from brain_service.datasets.versions import newest_version
 from cloud_trainer.fleet.encode import Found
 from cloud_trainer.fleet.run import Run
 
@@ -70,7 +69,7 @@ def make_plan(found: Iterable[bytes], run: Run) -> Iterator[Task]:
     """
     sources, encoded, skipped = _gather(found)
     digest = version_digest(sources, run.options)
-    newest = _newest(open_folder(run.dataset), run)
+    newest = newest_version(open_folder(run.dataset), run.profile)
     if newest is not None and newest.source_digest == digest:
         yield Reuse(newest.version)
         return
@@ -111,20 +110,6 @@ def _gather(found: Iterable[bytes]) -> tuple[list, list, list]:  # type: ignore[
     sources = sorted((source for item in parsed for source in item.sources), key=lambda source: source.file)
     encoded = sorted((source for item in parsed for source in item.encoded), key=lambda source: source.file)
     return sources, encoded, sorted(name for item in parsed for name in item.skipped_open)
-
-
-def _newest(folder: Folder, run: Run) -> Manifest | None:
-    """Return the newest whole version of this profile."""
-    for version in reversed(sort_versions(folder.subfolders())):
-        place = folder.child(version)
-        try:
-            manifest = parse_manifest(place.read("manifest.json"), place.location)
-            if manifest.profile == run.profile and manifest.record_format == RECORD_FORMAT:
-                check_index(place, manifest)
-                return manifest
-        except (CorruptDataError, NotFoundError):
-            continue
-    return None
 
 
 def _tasks(decision: Decision, run: Run) -> Iterator[ShardTask]:
