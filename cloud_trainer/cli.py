@@ -10,8 +10,8 @@ import importlib
 import sys
 from collections.abc import Callable
 
-from brain_service.cloud.run_status import EXIT_REFUSED
-from brain_service.errors import BrainError, ConfigError, InvalidError, NotFoundError
+from brain_service.errors import BrainError, ConfigError
+from cloud_trainer.exits import exit_code
 
 __all__ = ["COMMANDS", "main"]
 
@@ -25,12 +25,9 @@ COMMANDS = {
 }
 """Each command is `main(arguments) -> exit code` of the module of its name, which is loaded only then."""
 
-REFUSED = (InvalidError, NotFoundError, ConfigError)
-"""What is wrong now will be wrong again."""
-
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run a command and return its exit code: 0 done, 78 refused as it is, 75 preempted, 2 failed.
+    """Run a command and return its exit code: 0 done, 78 refused as it is, 75 told to go and saved, 2 failed.
 
     An error is one line on standard error.
     """
@@ -45,7 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
         return command(given[1:] if named else given)
     except BrainError as error:
         print(f"cloud-trainer: {error.detail}", file=sys.stderr)
-        return EXIT_REFUSED if isinstance(error, REFUSED) else 2
+        return exit_code(error)
 
 
 def _command(name: str) -> Callable[[list[str]], int]:

@@ -30,8 +30,9 @@ RunPhase = Literal[
 class RunStatus:
     """One heartbeat. `attempt` counts the starts of the run, from 1; times are int64 ns since the epoch.
 
-    `goodput` holds seconds since the first start by what they went into (start, compile, input, step, checkpoint,
-    lost). `model_id` and `evaluation` are there once the phase is `done`, `error` once it is `failed`.
+    `goodput` holds seconds since the first start by what they went into: start, compile, input, step, checkpoint,
+    lost (steps that a kill made necessary once more), finish (evaluation and export), down (between two attempts).
+    They add up to `updated_ns - started_ns`. A run that beats but whose `stepped_ns` stays hangs. `model_id` and `evaluation` are there once the phase is `done`, `error` once it is `failed`.
     """
 
     run_id: str
@@ -41,6 +42,8 @@ class RunStatus:
     steps: int
     started_ns: int
     updated_ns: int
+    stepped_ns: int = 0
+    """When `step` last changed, or the phase did."""
     hosts: int = 1
     devices: int = 1
     loss: float | None = None

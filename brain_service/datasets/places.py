@@ -20,7 +20,7 @@ from brain_service.datasets.storage import (
     Range,
     gcs_file_system,
     open_folder,
-    reaching,
+    reaching_gcs,
 )
 from brain_service.durable import write_atomic
 from brain_service.errors import CorruptDataError, UnavailableError
@@ -244,7 +244,7 @@ def _sending(place: str) -> Iterator[None]:
         UnavailableError: anything else went wrong.
     """
     try:
-        with reaching(place):
+        with reaching_gcs(place):
             yield
     except UnavailableError as error:
         if isinstance(error.__cause__, FileExistsError):

@@ -12,9 +12,17 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
-from brain_service.errors import ConfigError, CorruptDataError, InvalidError, NotFoundError, UnavailableError
+from brain_service.errors import (
+    ConfigError,
+    CorruptDataError,
+    ForbiddenError,
+    InvalidError,
+    NotFoundError,
+    UnavailableError,
+)
 
 __all__ = [
+    "GCS",
     "Folder",
     "GcsFolder",
     "LocalFolder",
@@ -22,7 +30,7 @@ __all__ = [
     "gcs_file_system",
     "merge_ranges",
     "open_folder",
-    "reaching",
+    "reaching_gcs",
 ]
 
 GCS = "gs://"
@@ -175,7 +183,8 @@ class GcsFolder:
         """Return the names of the folders in it.
 
         Raises:
-            UnavailableError: the service cannot be reached or refuses.
+            ForbiddenError: the service refuses these credentials.
+            UnavailableError: it cannot be reached.
         """
         return sorted(_last(entry["name"]) for entry in self._list() if entry["type"] == "directory")
 
@@ -183,14 +192,15 @@ class GcsFolder:
         """Return the size in bytes of each object in it: one listing, whatever their number.
 
         Raises:
-            UnavailableError: the service cannot be reached or refuses.
+            ForbiddenError: the service refuses these credentials.
+            UnavailableError: it cannot be reached.
         """
         return {_last(entry["name"]): int(entry["size"]) for entry in self._list() if entry["type"] == "file"}
 
     def _list(self) -> list[dict[str, Any]]:
         system = gcs_file_system()
         try:
-            with reaching(self.location):
+            with reaching_gcs(self.location):
                 # Never from gcsfs's cache of listings: it would hide a version that was uploaded since.
                 found: list[dict[str, Any]] = system.ls(self.location, detail=True, refresh=True)
         except FileNotFoundError:
@@ -202,11 +212,12 @@ class GcsFolder:
 
         Raises:
             NotFoundError: there is no such bucket or object.
-            UnavailableError: the service cannot be reached or refuses.
+            ForbiddenError: the service refuses these credentials.
+            UnavailableError: it cannot be reached.
         """
         place, system = f"{self.location}/{file}", gcs_file_system()
         try:
-            with reaching(place):
+            with reaching_gcs(place):
                 data: bytes = system.cat_file(place)
         except FileNotFoundError as error:
             raise NotFoundError(f"{place} does not exist; check the bucket and the path") from error
@@ -217,14 +228,15 @@ class GcsFolder:
 
         Raises:
             CorruptDataError: an object is gone.
-            UnavailableError: the service cannot be reached or refuses.
+            ForbiddenError: the service refuses these credentials.
+            UnavailableError: it cannot be reached.
         """
         merged, system = merge_ranges(ranges), gcs_file_system()
         places = [f"{self.location}/{part.file}" for part in merged]
         starts = [part.start_byte for part in merged]
         stops = [part.start_byte + part.size_bytes for part in merged]
         try:
-            with reaching(self.location):
+            with reaching_gcs(self.location):
                 pieces: list[bytes] = system.cat_ranges(places, starts, stops, on_error="raise")
         except FileNotFoundError as error:
             raise CorruptDataError(
@@ -269,11 +281,12 @@ def _last(name: str) -> str:
 
 
 @contextlib.contextmanager
-def reaching(place: str) -> Iterator[None]:
+def reaching_gcs(place: str) -> Iterator[None]:
     """Turn what one call of gcsfs raises into an error of ours; a missing object is the caller's matter.
 
     Raises:
         FileNotFoundError: there is no such object.
+        ForbiddenError: these credentials may not do that.
         UnavailableError: anything else went wrong.
     """
     try:
@@ -281,6 +294,13 @@ def reaching(place: str) -> Iterator[None]:
     except FileNotFoundError:
         raise
     except Exception as error:
+        # gcsfs tells a 403 by a bare OSError with this word, a 401 by its own class with the code.
+        if str(error).startswith("Forbidden") or getattr(error, "code", None) == 401:
+            reason = " ".join(str(error).split())
+            raise ForbiddenError(
+                f"{place}: {reason}; give the job's account the right to the bucket "
+                "(roles/storage.objectUser), or use other credentials"
+            ) from error
         # Its own failures, those of aiohttp, requests and google.auth, bare ValueErrors and RuntimeErrors: they
         # have no root in common, and nothing but its call stands in the block.
         raise UnavailableError(

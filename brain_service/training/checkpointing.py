@@ -1,15 +1,15 @@
 """Checkpoints of a run: `<run>/<step>/` with parameters, optimiser state and a JSON item that explains them.
 
 A checkpoint stands alone: model config, feature spec, normalisation and control period are in it. A thread writes
-it: Orbax makes a step appear whole or not at all; `sha256.json`, written last, seals it with the hash of every
-file, so that a flipped bit is found before anything is decoded. A step without a seal does not count, and older
+it: Orbax makes a step appear whole or not at all; a seal, written last, holds a stamp of every file, so that a
+flipped bit or a lost file is found before anything is decoded. A step without a seal does not count, and older
 ones go only after the seal: a kill at any instant leaves one that does.
+
+On several hosts every process takes part in every call; the first one seals and deletes. A checkpoint is restored
+on any number of hosts and devices.
 """
 
 import contextlib
-import hashlib
-import json
-import shutil
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -21,11 +21,12 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from jax.sharding import SingleDeviceSharding
 
-from brain_service.durable import write_atomic
 from brain_service.errors import BrainError, CorruptDataError, InvalidError, NotFoundError, UnavailableError
 from brain_service.model.config import CoreModelConfig
 from brain_service.model.core import Params, init_params
 from brain_service.spec import EpisodeSpec
+from brain_service.training.checkpoint_store import open_store
+from brain_service.training.hosts import everyone, is_first, meet
 from brain_service.training.normalisation import Normaliser
 from brain_service.training.step import TrainState
 
@@ -33,8 +34,6 @@ __all__ = ["Checkpoints", "LoadedCheckpoint", "load_checkpoint"]
 
 SCHEMA = "continuon-brain/checkpoint/1"
 ITEMS = ("params", "opt_state", "carry", "meta")
-UNFINISHED = "*.orbax-checkpoint-tmp*"
-SUMS_FILE = "sha256.json"
 
 
 @dataclass(frozen=True)
@@ -53,25 +52,37 @@ class LoadedCheckpoint:
 class Checkpoints:
     """The checkpoints under one run's folder; a context manager that leaves once the last one is sealed.
 
-    With `keep` the folder is made where it is missing, what a kill left unfinished is deleted, and at most so many
-    steps stay in it, not counting the `best` of the last save.
+    The folder is a local path or `gs://bucket/path`. With `keep` it is made where it is missing, what a kill left
+    unfinished is deleted (on a bucket: once it is written anew), and at most so many steps stay in it, not
+    counting the `best` of the last save.
 
     Raises:
         UnavailableError: the folder cannot be made or read.
+        ForbiddenError: these credentials may not read the bucket.
     """
 
-    def __init__(self, folder: Path, keep: int | None = None) -> None:
-        self.folder = folder.absolute()
+    def __init__(self, folder: str | Path, keep: int | None = None) -> None:
+        self._store = open_store(folder)
+        self.folder = self._store.location
         self._keep = keep
+        self._stale: set[int] = set()
         self._writing: Future[None] | None = None
         # One thread of ours around Orbax's blocking save, instead of its several: every failure then has one place
         # to come out, and the seal follows the data in one sequence.
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint-writer")
-        options = ocp.CheckpointManagerOptions(create=False, enable_async_checkpointing=False)
+        options = ocp.CheckpointManagerOptions(
+            create=False,
+            enable_async_checkpointing=False,
+            # Naming the processes keeps Orbax off the devices: its other barrier is a collective, and from this
+            # thread it would meet the train step's.
+            multiprocessing_options=ocp.options.MultiprocessingOptions(active_processes=everyone()),
+        )
         try:
             if keep is not None:
-                self.folder.mkdir(parents=True, exist_ok=True)
-                self._delete_unfinished()
+                if is_first():
+                    self._store.prepare()
+                meet("checkpoints")
+                self._stale = self._store.leftovers()
             self._manager = ocp.CheckpointManager(self.folder, item_names=ITEMS, options=options)
         except (OSError, ValueError) as error:
             raise UnavailableError(f"checkpoint directory {self.folder}: {error}; choose another one") from error
@@ -91,13 +102,11 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """Return the sealed steps, in order."""
-        return sorted(
-            int(seal.parent.name) for seal in self.folder.glob(f"*/{SUMS_FILE}") if _is_step(seal.parent)
-        )
+        return [step for step in self._store.steps() if step not in self._stale]
 
-    def step_dir(self, step: int) -> Path:
-        """Return the folder of one step."""
-        return self.folder / str(step)
+    def step_dir(self, step: int) -> str:
+        """Return where one step lies."""
+        return f"{self.folder}/{step}"
 
     def save(self, state: TrainState, meta: Mapping[str, Any], *, best: int | None = None) -> None:
         """Have the state written at its step; returns once it is copied, before it is on the medium.
@@ -133,35 +142,48 @@ class Checkpoints:
         if state.carry:
             items["carry"] = ocp.args.StandardSave(state.carry)
         try:
+            self._make_way(step)
             self._manager.save(step, args=ocp.args.Composite(**items), force=True)
-            self._seal(step)
-            for old in self.steps()[: -self._keep] if self._keep else []:
-                if old != best:
-                    self.discard(old)
+            if is_first():
+                # Only one lists and decides: what the others would see depends on how far it is.
+                self._seal(step)
+                self._retire(step, best)
+            meet("sealed")
         except (OSError, ValueError) as error:  # TensorStore reports a full medium as a ValueError
             raise UnavailableError(
                 f"checkpoint {self.step_dir(step)}: {error}; make room, then start the run again"
             ) from error
 
     def _seal(self, step: int) -> None:
-        write_atomic(self.step_dir(step) / SUMS_FILE, json.dumps(_sums(self.step_dir(step))).encode())
+        self._store.seal(step)
+
+    def _make_way(self, step: int) -> None:
+        """Delete what an earlier attempt left at this step without a seal, or damaged."""
+        if step not in self._stale:
+            return
+        if is_first():
+            self._store.delete(step)
+        self._stale.discard(step)
+        meet("made way")
+        self._manager.reload()
+
+    def _retire(self, step: int, best: int | None) -> None:
+        """Delete the steps beyond `keep`, newer ones not counted: they are of an attempt that is made again."""
+        if not self._keep:
+            return
+        counted = [kept for kept in self.steps() if kept <= step]
+        kept = counted[-self._keep :]
+        for old in sorted({*counted, *(stale for stale in self._stale if stale < kept[0])} - {*kept, best}):
+            self._store.delete(old)
 
     def verify(self, step: int) -> None:
-        """Read every file of one step and hold it against its hash.
+        """Hold every file of one step against its seal; see `CheckpointStore` for what that proves.
 
         Raises:
             CorruptDataError: a file is missing, was added or differs; names it.
+            UnavailableError: the bucket cannot be reached.
         """
-        folder = self.step_dir(step)
-        try:
-            expected, found = json.loads((folder / SUMS_FILE).read_bytes()), _sums(folder)
-        except (OSError, ValueError) as error:
-            raise CorruptDataError(f"checkpoint {folder}: {SUMS_FILE}: {error}; use another step") from error
-        for name in sorted(expected.keys() | found.keys()):
-            if expected.get(name) != found.get(name):
-                raise CorruptDataError(
-                    f"checkpoint {folder}: {name} is not what was written (SHA-256); use another step"
-                )
+        self._store.verify(step)
 
     def meta(self, step: int) -> dict[str, Any]:
         """Return the JSON item of one step.
@@ -197,26 +219,12 @@ class Checkpoints:
         except (OSError, ValueError, KeyError) as error:
             raise CorruptDataError(f"checkpoint {self.step_dir(step)}: {item}: {error}") from error
 
-    def discard(self, step: int) -> None:
-        """Delete one step, its seal first: half deleted it must not count."""
-        (self.step_dir(step) / SUMS_FILE).unlink(missing_ok=True)
-        if step in self._manager.all_steps():
-            self._manager.delete(step)
-
-    def _delete_unfinished(self) -> None:
-        unsealed = (path for path in self.folder.iterdir() if _is_step(path) and not (path / SUMS_FILE).is_file())
-        for path in (*unsealed, *self.folder.glob(UNFINISHED)):
-            shutil.rmtree(path)
-
-
-def _is_step(path: Path) -> bool:
-    return path.name.isdigit() and path.is_dir()
-
-
-def _sums(folder: Path) -> dict[str, str]:
-    """Return the SHA-256 of every file below a folder by its relative name, the sums themselves left out."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != SUMS_FILE)
-    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    def pass_over(self, step: int) -> None:
+        """Have a step that does not verify no longer count: deleted, or on a bucket left until it is replaced."""
+        if is_first() and self._store.pass_over(step):
+            self._manager.reload()
+        self._stale.add(step)
+        meet("passed over")
 
 
 def load_checkpoint(path: str | Path, step: int | None = None) -> LoadedCheckpoint:
@@ -229,15 +237,15 @@ def load_checkpoint(path: str | Path, step: int | None = None) -> LoadedCheckpoi
         CorruptDataError: the step, or every step, fails its hash or cannot be read.
         InvalidError: the checkpoint's config is not one that this version knows.
     """
-    folder = Path(path)
-    if not folder.is_dir():
-        raise NotFoundError(f"no checkpoints at {folder}; train first (POST /train or `brain train`)")
-    with Checkpoints(folder) as checkpoints:
+    store = open_store(path)
+    if not store.exists():
+        raise NotFoundError(f"no checkpoints at {path}; train first (POST /train or `brain train`)")
+    with Checkpoints(path) as checkpoints:
         steps = checkpoints.steps()
         if not steps or (step is not None and step not in steps):
             wanted = "any checkpoint" if step is None else f"step {step}"
             raise NotFoundError(
-                f"{folder} does not hold {wanted}; it has {', '.join(map(str, steps)) or 'none'}; train first"
+                f"{path} does not hold {wanted}; it has {', '.join(map(str, steps)) or 'none'}; train first"
             )
         damaged: BrainError | None = None
         for candidate in _by_preference(checkpoints) if step is None else [step]:

@@ -14,7 +14,7 @@ from brain_service.errors import CorruptDataError, InvalidError
 from brain_service.training.config import TrainConfig
 from brain_service.training.normalisation import Normaliser
 from brain_service.training.objective import Sequences, normalise_batch
-from brain_service.training.sharding import batch_sharding, require_divisible
+from brain_service.training.sharding import batch_sharding, place, require_divisible
 
 __all__ = ["IMITATED_ROLES", "Feed", "InputClock"]
 
@@ -24,6 +24,8 @@ CHECKED = ("observation", "action", "previous_action", "reward", "previous_rewar
 
 class Feed:
     """The training split of a dataset as the train step takes it; batch n is a function of dataset, config and n.
+
+    On several hosts each reads its own rows of the batch only.
 
     Raises:
         InvalidError: there is nothing to imitate, too few episodes for as many streams, or the rows cannot be
@@ -41,7 +43,10 @@ class Feed:
             seed=config.seed,
             roles=IMITATED_ROLES,
             mode=cast(Mode, config.mode),
+            host_index=jax.process_index(),
+            host_count=jax.process_count(),
         )
+        self._first_row = config.batch_size // jax.process_count() * jax.process_index()
         _require_examples(dataset)
         self._normaliser = normaliser
         self._where = batch_sharding(mesh)
@@ -54,7 +59,7 @@ class Feed:
         """
         batch = self._loader.batch(step)
         self._require_finite(batch, step)
-        placed: Sequences = jax.device_put(normalise_batch(batch, self._normaliser), self._where)
+        placed: Sequences = place(normalise_batch(batch, self._normaliser), self._where)
         return placed
 
     def batches(self, start: int) -> BatchIterator[Sequences]:
@@ -67,6 +72,7 @@ class Feed:
             if np.isfinite(values).all():
                 continue
             row, column = (int(place) for place in np.argwhere(~np.isfinite(values))[0][:2])
+            row += self._first_row
             for piece in self._loader.pieces(step):
                 if piece.row == row and piece.column <= column < piece.column + piece.steps:
                     episode = self._loader.dataset.entries("train")[piece.episode].episode_id

@@ -16,7 +16,7 @@ from brain_service.model.state import init_carry
 from brain_service.training.feed import IMITATED_ROLES
 from brain_service.training.normalisation import Normaliser
 from brain_service.training.objective import losses, normalise_batch
-from brain_service.training.sharding import replicated
+from brain_service.training.sharding import place, replicated
 
 __all__ = ["HeldOutLoss", "Standing"]
 
@@ -91,11 +91,11 @@ class HeldOutLoss:
 
     def __call__(self, params: Params) -> float:
         """Return the mean loss of a step."""
-        carry = jax.device_put(init_carry(self._model, self._rows), self._where)
+        carry = place(init_carry(self._model, self._rows), self._where)
         total = weight = 0.0
         for step in range(min(self._loader.steps_per_epoch, MOST_BATCHES)):
             batch = self._loader.batch(step)
-            sequences = jax.device_put(normalise_batch(batch, self._normaliser), self._where)
+            sequences = place(normalise_batch(batch, self._normaliser), self._where)
             carry, loss = self._one(params, carry, sequences)
             steps = float(np.sum(batch.mask))
             total, weight = total + steps * float(loss), weight + steps

@@ -3,8 +3,8 @@
 import logging
 import time
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack, closing
-from dataclasses import asdict, dataclass, field
+from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +13,21 @@ import numpy as np
 from jax.sharding import Mesh
 
 from brain_service.datasets.loader import open_dataset
+from brain_service.datasets.pipeline import BatchIterator
 from brain_service.errors import CorruptDataError
 from brain_service.training.checkpointing import Checkpoints
 from brain_service.training.config import TrainConfig
 from brain_service.training.feed import InputClock
 from brain_service.training.held_out import Standing
+from brain_service.training.hosts import is_first
 from brain_service.training.metrics import MetricsLog
-from brain_service.training.objective import Metrics
+from brain_service.training.objective import Metrics, Sequences
+from brain_service.training.phases import PhaseClock
 from brain_service.training.run import Run
 from brain_service.training.sharding import make_mesh
 from brain_service.training.step import TrainState, make_train_step
 
-__all__ = ["Hooks", "TrainProgress", "TrainResult", "train"]
+__all__ = ["Hooks", "TrainProgress", "TrainResult", "train", "train_run"]
 
 log = logging.getLogger(__name__)
 
@@ -86,6 +89,14 @@ class Hooks:
     """Why the run must rest now (heat, power), or nothing; asked before every step."""
     on_pause: Callable[[str], None] = lambda _: None
     """Told the reason when a pause begins or its reason changes, and an empty one when it is over."""
+    should_stop_at: Callable[[int], bool] = lambda _: False
+    """As `should_stop`, with the number of steps made; on several hosts it must answer all of them alike."""
+    on_step: Callable[[int], None] = lambda _: None
+    """Told the number of steps made after every step: it is under way then, not done."""
+    phases: PhaseClock = field(default_factory=PhaseClock)
+    """Told what the time goes into: `compile` (the first step), `input`, `step`, `checkpoint`, `pause`."""
+    more_metrics: Callable[[], Mapping[str, float]] = dict
+    """What else a line of the curves is to hold."""
 
 
 def train(
@@ -113,16 +124,28 @@ def train(
         UnavailableError: a checkpoint or the metrics cannot be written.
     """
     hooks = hooks or Hooks()
-    hooks = Hooks(
+    hooks = replace(
+        hooks,
         on_progress=on_progress or hooks.on_progress,
         should_stop=should_stop or hooks.should_stop,
-        pause_reason=hooks.pause_reason,
-        on_pause=hooks.on_pause,
     )
-    run = Run(open_dataset(dataset_dir), Path(checkpoint_dir), config, mesh or make_mesh())
-    with Checkpoints(run.folder, config.keep) as checkpoints:
+    folder = Path(checkpoint_dir)
+    return train_run(Run(open_dataset(dataset_dir), folder, config, mesh or make_mesh()), hooks, folder)
+
+
+def train_run(run: Run, hooks: Hooks, curves: Path) -> TrainResult:
+    """Do `train` for a run whose parts are there, its checkpoints perhaps on a bucket; its curves go to `curves`.
+
+    On several hosts all processes call it; the first one writes the curves.
+
+    Raises:
+        InvalidError: the checkpoints are of another run's settings or data.
+        CorruptDataError: a shard is damaged, a number in the data is not finite, or the loss is not.
+        UnavailableError: a checkpoint or the metrics cannot be written.
+    """
+    with Checkpoints(run.folder, run.config.keep) as checkpoints:
         state, standing, resumed_from = run.resume(checkpoints)
-        return _Loop(run, checkpoints, hooks, state, standing, resumed_from).go()
+        return _Loop(run, checkpoints, hooks, curves, state, standing, resumed_from).go()
 
 
 @dataclass
@@ -164,6 +187,7 @@ class _Loop:
         run: Run,
         checkpoints: Checkpoints,
         hooks: Hooks,
+        curves: Path,
         state: TrainState,
         standing: Standing,
         resumed_from: int | None,
@@ -172,6 +196,8 @@ class _Loop:
         self.config = run.config
         self.checkpoints = checkpoints
         self.hooks = hooks
+        self.phases = hooks.phases
+        self.curves = curves
         self.state = state
         self.standing = standing
         self.resumed_from = resumed_from
@@ -188,9 +214,10 @@ class _Loop:
             self._steps()
         loss = None if self.metrics is None else self._finite()["loss"]
         self._save()
+        self.phases.begin("checkpoint")
         self.checkpoints.wait()
         return TrainResult(
-            checkpoint_dir=self.run.folder,
+            checkpoint_dir=Path(self.run.folder),
             step=self.step,
             completed=not self._remaining(),
             final_loss=loss,
@@ -214,25 +241,41 @@ class _Loop:
     def _steps(self) -> None:
         train_step = make_train_step(self.run.model, self.config, self.run.mesh)
         with ExitStack() as stack:
-            curves = stack.enter_context(MetricsLog(self.run.folder, self.step))
+            curves = stack.enter_context(self._open_curves())
             batches = stack.enter_context(closing(self.run.feed.batches(self.step)))
-            while self._remaining() and not self.hooks.should_stop():
+            while self._remaining() and not self._told_to_stop():
                 if self._rest():
                     continue
-                sequences = self.clock.input.take(batches, self._busy)
+                sequences = self._take(batches)
                 if self.metrics is not None:
                     # At most one step is on its way: a stop takes effect at once, and no queue builds up.
                     jax.block_until_ready(self.metrics)
                 self.state, self.metrics = train_step(self.state, sequences)
                 self.step += 1
                 self.clock.stepped(self.metrics)
+                self.hooks.on_step(self.step)
+                self.phases.begin("step")
                 self._between(curves)
+
+    def _open_curves(self) -> AbstractContextManager[MetricsLog | None]:
+        return MetricsLog(self.curves, self.step) if is_first() else nullcontext()
+
+    def _told_to_stop(self) -> bool:
+        return self.hooks.should_stop() or self.hooks.should_stop_at(self.step)
+
+    def _take(self, batches: BatchIterator[Sequences]) -> Sequences:
+        self.phases.begin("input")
+        sequences = self.clock.input.take(batches, self._busy)
+        if self._busy():
+            self.phases.was("step")  # the devices worked meanwhile
+        self.phases.begin("step" if self.clock.steps else "compile")
+        return sequences
 
     def _busy(self) -> bool:
         loss: Any = None if self.metrics is None else self.metrics["loss"]
         return loss is not None and not loss.is_ready()
 
-    def _between(self, curves: MetricsLog) -> None:
+    def _between(self, curves: MetricsLog | None) -> None:
         """Do what is due after a step: report, look at the held-out loss, log, save."""
         config, last = self.config, self.step == self.config.steps
         extra: dict[str, float] = {}
@@ -244,7 +287,9 @@ class _Loop:
             self.standing = self.standing.after(self.step, extra["held_out_loss"])
             better = self.standing.best_step == self.step
         if self.step % config.log_every == 0 or last or extra:
-            curves.write(self.step, self._finite() | extra | self._pace())
+            values = self._finite()
+            if curves is not None:
+                curves.write(self.step, values | extra | self._pace() | dict(self.hooks.more_metrics()))
         if better or self.step % config.checkpoint_every == 0:
             self._save()
 
@@ -282,7 +327,9 @@ class _Loop:
         if self.metrics is not None:
             self._finite()
         begun_s = time.monotonic()
+        self.phases.begin("checkpoint")
         self.checkpoints.save(self.state, self.run.meta(self.standing), best=self.standing.best_step)
+        self.phases.begin("step")
         self.clock.checkpoint_s += time.monotonic() - begun_s
         self.saved = self.step
 
@@ -296,6 +343,7 @@ class _Loop:
         self._save()
         self.checkpoints.wait()
         self.hooks.on_pause(reason)
+        self.phases.begin("pause")
         while reason and not self.hooks.should_stop():
             time.sleep(PAUSE_POLL_S)
             reason = self.hooks.pause_reason()
@@ -303,5 +351,6 @@ class _Loop:
                 self.hooks.on_pause(reason)
                 told = reason
         self.hooks.on_pause("")
+        self.phases.begin("step")
         self.clock.paused_s += time.monotonic() - begun_s
         return True

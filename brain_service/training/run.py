@@ -6,7 +6,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
-import jax
 import numpy as np
 from jax.sharding import Mesh
 
@@ -19,7 +18,9 @@ from brain_service.training.checkpointing import Checkpoints
 from brain_service.training.config import TrainConfig
 from brain_service.training.feed import Feed
 from brain_service.training.held_out import HeldOutLoss, Standing
+from brain_service.training.hosts import agree
 from brain_service.training.normalisation import Normaliser
+from brain_service.training.sharding import place
 from brain_service.training.step import TrainState, abstract_state, init_state, state_sharding
 
 __all__ = ["Run"]
@@ -39,7 +40,7 @@ class Run:
         NotFoundError: the dataset has no `train` split.
     """
 
-    def __init__(self, dataset: Dataset, folder: Path, config: TrainConfig, mesh: Mesh) -> None:
+    def __init__(self, dataset: Dataset, folder: str | Path, config: TrainConfig, mesh: Mesh) -> None:
         self.folder = folder
         self.config = config
         self.mesh = mesh
@@ -79,7 +80,8 @@ class Run:
     def resume(self, checkpoints: Checkpoints) -> tuple[TrainState, Standing, int | None]:
         """Return the state to go on from, its standing and its step (None: a fresh state).
 
-        Damaged checkpoints that are met on the way are deleted, with a warning that names the file.
+        Damaged checkpoints that are met on the way are passed over, with a warning that names the file. On this
+        machine they are deleted.
 
         Raises:
             InvalidError: the newest intact checkpoint is of another run, or of another version of the model.
@@ -90,10 +92,12 @@ class Run:
                 meta = checkpoints.meta(step)
             except CorruptDataError as error:
                 log.warning("a damaged checkpoint is passed over", extra={"reason": error.detail})
-                checkpoints.discard(step)
+                checkpoints.pass_over(step)
                 continue
             self._require_same_run(meta, step)
+            agree(f"going on from step {step}")
             return self._restore(checkpoints, step), Standing.from_json(meta.get("held_out")), step
+        agree("beginning anew")
         return init_state(self.model, self.config, self.mesh), Standing(), None
 
     def _restore(self, checkpoints: Checkpoints, step: int) -> TrainState:
@@ -110,7 +114,7 @@ class Run:
                 f"{error.detail}; another version of this program wrote it: go on with that version, or give this "
                 "run a checkpoint directory of its own"
             ) from error
-        return TrainState(jax.device_put(np.int32(step), where.step), params, opt_state, carry)
+        return TrainState(place(np.int32(step), where.step), params, opt_state, carry)
 
     def _require_same_run(self, meta: Mapping[str, Any], step: int) -> None:
         ours, theirs = cast(dict[str, Any], self._identity["train"]), meta.get("train", {})
@@ -120,14 +124,14 @@ class Run:
             before = theirs.get(name, default[name])
             if ours[name] != before:
                 raise InvalidError(
-                    f"checkpoint {self.folder / str(step)} was made with {name} {before!r}, not {ours[name]!r}; "
+                    f"checkpoint {self.folder}/{step} was made with {name} {before!r}, not {ours[name]!r}; "
                     "give this run a checkpoint directory of its own",
                     field=name,
                 )
         for part in ("model", "spec", "normalisation", "dataset"):
             if meta.get(part) != self._identity[part]:
                 raise InvalidError(
-                    f"checkpoint {self.folder / str(step)} was made with another {part}"
+                    f"checkpoint {self.folder}/{step} was made with another {part}"
                     f"{_difference(meta.get(part), self._identity[part])}; "
                     "give this run a checkpoint directory of its own",
                     field=part,

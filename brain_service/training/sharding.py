@@ -17,7 +17,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from brain_service.errors import InvalidError
 
-__all__ = ["batch_sharding", "make_mesh", "parameter_sharding", "replicated", "require_divisible"]
+__all__ = ["batch_sharding", "make_mesh", "parameter_sharding", "place", "replicated", "require_divisible"]
 
 DATA, FSDP = "data", "fsdp"
 MIN_SHARDED_SIZE = 1024  # numbers; to gather a smaller array costs more than to hold it on every device
@@ -29,7 +29,9 @@ def make_mesh(fsdp: int = 1, devices: Sequence[jax.Device] | None = None) -> Mes
     Raises:
         InvalidError: `fsdp` does not divide the number of devices.
     """
-    found = list(jax.devices() if devices is None else devices)
+    # A host's devices side by side: the rows of a batch that it makes are then those that its devices take, and
+    # parameters are gathered within a host where that is possible. A slice numbers its chips across hosts.
+    found = sorted(jax.devices() if devices is None else devices, key=lambda device: device.process_index)
     if fsdp < 1 or len(found) % fsdp:
         raise InvalidError(f"fsdp {fsdp} does not divide {len(found)} devices; use a divisor", field="fsdp")
     grid = np.asarray(found, dtype=object).reshape(-1, fsdp)
@@ -44,6 +46,16 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Return the annotation of an array `[B, ...]`: as many rows on every device."""
     return NamedSharding(mesh, PartitionSpec((DATA, FSDP)))
+
+
+def place(tree: Any, where: NamedSharding) -> Any:
+    """Put arrays of this host on the devices.
+
+    On several hosts each gives its own rows of what is spread by rows, and the whole of what is replicated.
+    """
+    if jax.process_count() == 1:
+        return jax.device_put(tree, where)
+    return jax.tree.map(lambda leaf: jax.make_array_from_process_local_data(where, np.asarray(leaf)), tree)
 
 
 def parameter_sharding(mesh: Mesh, tree: Any) -> Any:

@@ -7,7 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from brain_service.datasets.sources import SUFFIXES
-from brain_service.datasets.storage import Folder, GcsFolder, LocalFolder, gcs_file_system, open_folder, reaching
+from brain_service.datasets.storage import (
+    Folder,
+    GcsFolder,
+    LocalFolder,
+    gcs_file_system,
+    open_folder,
+    reaching_gcs,
+)
 from brain_service.episodes.images import FOLDER_SUFFIX
 from brain_service.errors import InvalidError, NotFoundError, UnavailableError
 
@@ -76,7 +83,7 @@ def _expand(pattern: str) -> list[str]:
         return sorted(str(Path(name).resolve()) for name in glob.glob(pattern) if Path(name).is_dir())  # noqa: PTH207
     if not glob.has_magic(pattern):
         return [folder.location] if folder.sizes() or folder.subfolders() else []
-    with reaching(pattern):
+    with reaching_gcs(pattern):
         system = gcs_file_system()
         return sorted(f"gs://{name.rstrip('/')}" for name in system.glob(pattern) if system.isdir(name))
 
@@ -141,7 +148,7 @@ def _download(folder: Folder, file: str, target: Path) -> None:
     assert isinstance(folder, GcsFolder)
     place = f"{folder.location}/{file}"
     try:
-        with reaching(place):
+        with reaching_gcs(place):
             gcs_file_system().get_file(place, str(target / file))
     except FileNotFoundError as error:
         raise UnavailableError(f"{place} went away while it was converted; start again") from error

@@ -31,8 +31,13 @@ class FakeGcs:
         self.url = url
 
     def environment(self) -> dict[str, str]:
-        """Return the variables that lead gcsfs of a child process here, without credentials."""
-        return {"STORAGE_EMULATOR_HOST": self.url, "FSSPEC_GCS_TOKEN": "anon"}
+        """Return the variables that lead gcsfs and TensorStore of a child process here, without credentials."""
+        return {
+            "STORAGE_EMULATOR_HOST": self.url,
+            "FSSPEC_GCS_TOKEN": "anon",
+            "TENSORSTORE_GCS_HTTP_URL": self.url,
+            "GOOGLE_AUTH_TOKEN_FOR_TESTING": "x",
+        }
 
     def make_bucket(self, bucket: str) -> None:
         """Create an empty bucket."""
