@@ -1,6 +1,6 @@
 """A training as a process that does nothing but keep the protocol: it counts its steps and looks at an objective.
 
-It goes on from what it saved, leaves at SIGTERM with 75 and what it has, and refuses a learning rate of 0.5 with 78.
+It goes on from what it saved, saves at SIGTERM and leaves with 75, and refuses a learning rate of 0.5 with 78.
 Each step that is made is a line in `steps.log`, so that one made twice shows.
 """
 

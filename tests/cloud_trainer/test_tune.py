@@ -1,4 +1,4 @@
-"""The search for settings: its laws against a process that keeps the protocol, its specification against the SDK."""
+"""The search for settings: its laws on a process that keeps the protocol, its specification against the SDK."""
 
 import json
 import os
@@ -20,7 +20,7 @@ from cloud_trainer.cli import main
 from cloud_trainer.tuning import local, trial
 from cloud_trainer.tuning.local import LocalSearch, run_search
 from cloud_trainer.tuning.report import best_trial
-from cloud_trainer.tuning.search import Asha, RandomSearch, Search
+from cloud_trainer.tuning.search import Asha, RandomSearch, Search, Work
 from cloud_trainer.tuning.space import Parameter, Space, read_space, to_arguments
 from cloud_trainer.tuning.state import Trial, Trials
 from tests.datasets.recording import record_many
@@ -97,11 +97,17 @@ def test_a_trial_is_the_same_whatever_was_drawn_before(seed: int, number: int) -
     assert to_arguments(drawn)[:2] == ["--batch-size", str(drawn["batch_size"])]
 
 
+def _has_earned(asha: Asha, trials: dict[int, Trial], work: Work) -> bool:
+    below = asha.rungs[asha.rungs.index(work.step) - 1]
+    standing = sorted((its.results[below], number) for number, its in trials.items() if below in its.results)
+    return work.number in [number for _, number in standing[: len(standing) // asha.eta]]
+
+
 @settings(max_examples=60)
 @given(
     st.integers(1, 30), st.integers(2, 4), st.integers(1, 4), st.integers(0, 3), st.integers(1, 4), st.randoms()
 )
-def test_halving_keeps_its_share_and_ends_with_a_whole_trial(
+def test_only_the_best_share_goes_on_and_one_goes_to_the_end(
     count: int, eta: int, first: int, rungs: int, parallel: int, chance: Any
 ) -> None:
     asha = Asha(count, first * eta ** (rungs + 1), first, eta)
@@ -114,6 +120,10 @@ def test_halving_keeps_its_share_and_ends_with_a_whole_trial(
             assert work.number not in busy
             assert work.step in asha.rungs
             trials.setdefault(work.number, Trial(work.number, {}))
+            if work.step > asha.rungs[0] and not _has_earned(asha, trials, work):
+                # The best one's way to the end, once nothing else can be done.
+                assert not busy
+                assert work.step == asha.steps
             assert work.step not in trials[work.number].results
             busy[work.number] = work.step
         if not busy:
@@ -122,11 +132,8 @@ def test_halving_keeps_its_share_and_ends_with_a_whole_trial(
         trials[number].results[busy.pop(number)] = values[number]
         done += 1
     assert len(trials) == count
-    standing = [sum(step in trial.results for trial in trials.values()) for step in asha.rungs]
-    assert standing[0] == count
-    for below, above in zip(standing, standing[1:], strict=False):
-        assert above <= max(below // eta, 1)
-    assert standing[-1] >= 1
+    assert all(asha.rungs[0] in trial.results for trial in trials.values())
+    assert any(asha.steps in trial.results for trial in trials.values())
     # It never costs more than a whole run of each.
     assert done <= count * len(asha.rungs)
 
@@ -270,7 +277,7 @@ def test_the_vertex_job_is_one_for_the_sdk(
         from cloud_trainer.train import _parser
 
         assert _parser().parse_args(command).batch_size == 4
-    assert main([*arguments[:8], "here", *arguments[9:]]) == 78
+    assert main(["here" if argument == "gs://b/d" else argument for argument in arguments]) == 78
     assert "lies on this machine" in capsys.readouterr().err
 
 
@@ -305,7 +312,7 @@ def test_the_metric_file_stays_short(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert list(tmp_path.iterdir()) == [path]
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_three_real_trials(tmp_path: Path, space: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from brain_service.datasets.convert import convert_directory_to_tfrecord
 
