@@ -95,13 +95,14 @@ def _parse(module: str, arguments: list[str]) -> argparse.Namespace:
 def test_every_command_is_one_that_exists(document: dict[str, Any], step: str) -> None:
     module = _container(document, step)["command"][2]
     parsed = vars(_parse(module, _arguments(document, step)))
-    expected: dict[str, object] = {
+    commands: dict[str, dict[str, object]] = {
         "upload": {"gcs_bucket": "my-bucket", "gcs_prefix": "my-prefix"},
         "plan": {"topology": "v5e:2x2", "num_steps": 20, "data_path": "gs://my-bucket/my-prefix"},
         "train": {"data_path": "gs://my-bucket/my-prefix", "output_dir": "gs://my-bucket/runs/my-run_id"},
         "evaluate": {"checkpoint_dir": Path("/gcs/my-bucket/runs/my-run_id/checkpoints")},
         "register": {"run_dir": "gs://my-bucket/runs/my-run_id", "serving_image": IMAGE},
-    }[step]
+    }
+    expected = commands[step]
     assert {name: parsed[name] for name in expected} == expected
 
 

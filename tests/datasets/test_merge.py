@@ -1,6 +1,7 @@
 """Datasets merged by manifest: a law of sets, whatever the order. Buckets are simulated."""
 
 import hashlib
+import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +22,7 @@ from brain_service.datasets.statistics import Statistics
 from brain_service.datasets.verify import verify_dataset
 from brain_service.errors import CorruptDataError, InvalidError, NotFoundError
 from brain_service.spec import EpisodeSpec, Feature
+from cloud_trainer.cli import main
 from tests.cloud_trainer.fleet_here import figures
 from tests.fakes.gcs import FakeGcs, fake_gcs
 
@@ -263,3 +265,26 @@ def test_buckets_are_merged_inside_the_service(server: FakeGcs, robots: list[Pat
     assert merge_datasets(places, "gs://fleet/merged").reused
     mixed = merge_datasets([places[0], *robots[1:]], tmp_path / "mixed")
     assert open_dataset(mixed.dataset_dir).manifest == expected.manifest
+
+
+def test_the_command_tells_what_it_did(
+    robots: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["merge", "--inputs", *map(str, robots), "--output-dir", str(tmp_path), "--name", "all"]
+    assert main(arguments) == 0
+    said = capsys.readouterr().out
+    assert said.startswith(f"{tmp_path / 'all' / '1.0.0'}: 20 episodes (")
+    assert "3 episodes were doubled" in said
+    assert said.count("left out: ") == 2
+    assert main([*arguments, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["reused"]
+    assert main(["merge", "--inputs", str(tmp_path / "none"), "--output-dir", str(tmp_path)]) == 78
+    assert "no dataset at" in capsys.readouterr().err
+
+
+def test_a_conversion_goes_on_from_a_merged_version(robots: list[Path], tmp_path: Path) -> None:
+    merged = merge_datasets(robots, tmp_path, name="all")
+    record(tmp_path / "in", [make_episode("late", 4)])
+    report = convert_directory_to_tfrecord(tmp_path / "in", tmp_path, name="all", val_fraction=0.3)
+    assert (report.version, report.episodes) == ("1.0.1", merged.episodes + 1)
+    assert verify_dataset(report.dataset_dir).damages == []
