@@ -162,6 +162,7 @@ def test_the_same_seed_gives_the_same_search(tmp_path: Path, space: Path) -> Non
     assert found[0] == found[1]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_a_search_that_is_ended_goes_on(tmp_path: Path, space: Path, number: signal.Signals) -> None:
     whole, ended = tmp_path / "whole", tmp_path / "ended"
@@ -176,19 +177,19 @@ def test_a_search_that_is_ended_goes_on(tmp_path: Path, space: Path, number: sig
         command = [sys.executable, "-c", script, *FAKE, *_arguments(space, folder)]
         return subprocess.Popen(command, stdout=subprocess.DEVNULL)
 
-    assert start(whole).wait(60) == 0
+    assert start(whole).wait(150) == 0
     process = start(ended)
-    deadline_s = time.monotonic() + 30
+    deadline_s = time.monotonic() + 90
     while not (ended / "trials.jsonl").exists() or len(_results(ended)) < 3:
         assert time.monotonic() < deadline_s
         time.sleep(0.01)
     process.send_signal(number)
-    code = process.wait(30)
+    code = process.wait(120)
     assert code == (-number if number == signal.SIGKILL else EXIT_PREEMPTED)
     if number == signal.SIGKILL:
         with (ended / "trials.jsonl").open("ab") as file:
             file.write(b'{"trial": 4, "st')
-    assert start(ended).wait(60) == 0
+    assert start(ended).wait(150) == 0
     assert _results(ended) == _results(whole)
     if number == signal.SIGTERM:
         _require_no_step_twice(ended)
