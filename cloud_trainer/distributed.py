@@ -56,6 +56,7 @@ class Hosts:
         self.index = jax.process_index()
         self.count = jax.process_count()
         self._client: Any = service.global_state.client
+        self._over = threading.Event()
 
     @property
     def first(self) -> bool:
@@ -67,13 +68,15 @@ class Hosts:
         key = f"continuon-brain/{name}"
         if self.first:
             made = make()
-            self._client.key_value_set(key, made)
+            if self.count > 1:
+                self._client.key_value_set(key, made)
             return made
         return str(self._client.blocking_key_value_get(key, WAIT_MS))
 
     def wait_for_all(self, name: str) -> None:
         """Wait until every process has come here, for a day at most; nothing runs on the devices."""
-        self._client.wait_at_barrier(f"continuon-brain/{name}", WAIT_MS)
+        if self.count > 1:
+            self._client.wait_at_barrier(f"continuon-brain/{name}", WAIT_MS)
 
     def tell_end(self, exit_code: int, problem: Mapping[str, Any] | None) -> None:
         """Have all other processes end with this code, and give them the time to hear of it."""
@@ -101,6 +104,10 @@ class Hosts:
             return None
         return dict(json.loads(told))
 
+    def stop_watching(self) -> None:
+        """End that thread: this process ends well by itself."""
+        self._over.set()
+
     def watch(self, on_end: Callable[[dict[str, Any]], None]) -> None:
         """Have a thread end this process when another one told of an end; `on_end` is called before.
 
@@ -109,11 +116,12 @@ class Hosts:
 
         def wait() -> None:
             while (end := self.heard_end()) is None:
-                threading.Event().wait(POLL_S)
+                if self._over.wait(POLL_S):
+                    return
             on_end(end)
             os._exit(int(end["exit_code"]))
 
-        if self.count > 1:
+        if self.count > 1 and not self._over.is_set():
             threading.Thread(target=wait, name="hosts-watch", daemon=True).start()
 
 

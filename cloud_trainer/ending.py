@@ -35,6 +35,7 @@ class Ending:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if error is None or not isinstance(error, Exception):
+            self._hosts.stop_watching()
             return
         # The first cause of a failed collective is on another host, which is about to tell.
         failure = error if isinstance(error, BrainError) else self._foreign(error)

@@ -26,8 +26,8 @@ from cloud_trainer.ending import Ending
 from cloud_trainer.frozen import check_frozen
 from cloud_trainer.goodput import Goodput, process_age_s
 from cloud_trainer.heartbeat import Heartbeat, read_status
-from cloud_trainer.preemption import leave_at_once, save_first, stop_point
-from cloud_trainer.publish import publish_model, publish_report, summary
+from cloud_trainer.preemption import SignalAction, leave_at_once, save_first, stop_point
+from cloud_trainer.publish import MODELS, publish_model, publish_report, summary
 from cloud_trainer.record import RunRecord, default_run_id, read_record
 
 __all__ = ["JobOptions", "run_job"]
@@ -53,6 +53,8 @@ class JobOptions:
     cluster: Cluster = field(default_factory=Cluster)
     before_training: Callable[[Dataset, Hosts], None] = lambda *_: None
     """Asked once the data is there, before anything is compiled; may refuse by an error."""
+    bundle: bool = True
+    """Whether a bundle is exported; a trial of a search needs none."""
     sign_key: Path | None = None
     compile_cache: str | None = None
     heartbeat_s: float = 10.0
@@ -82,10 +84,12 @@ def run_job(options: JobOptions, say: Callable[[str], None]) -> int:
             field="run_id",
         )
     if before is not None and before.phase == "done":
-        say(f"run {run_id} is done: {before.model_id} in {output.location}")
+        say(f"run {run_id} is done: {before.model_id or 'no bundle'} in {output.location}")
         return 0
     leave_at_once()
     hosts = join(options.cluster)
+    service = SignalAction()
+    leave_at_once()  # until there is something to save
     goodput = _goodput(before)
     status = _first_status(run_id, options.config, hosts, before, goodput)
     curves = Curves(output.child(CHECKPOINTS))
@@ -99,7 +103,7 @@ def run_job(options: JobOptions, say: Callable[[str], None]) -> int:
     goodput.on_checkpoint = beat.wake
     try:
         with Ending(hosts, beat), beat:
-            return _Job(options, output, hosts, goodput, curves, beat, record, say).run()
+            return _Job(options, output, hosts, service, goodput, curves, beat, record, say).run()
     finally:
         curves.close()
 
@@ -139,6 +143,7 @@ class _Job:
         options: JobOptions,
         output: Place,
         hosts: Hosts,
+        service: SignalAction,
         goodput: Goodput,
         curves: Curves,
         beat: Heartbeat,
@@ -149,6 +154,7 @@ class _Job:
         self.config = options.config
         self.output = output
         self.hosts = hosts
+        self.service = service
         self.goodput = goodput
         self.curves = curves
         self.beat = beat
@@ -196,7 +202,7 @@ class _Job:
     def _train(self, run: Run) -> bool:
         """Train to the last step; false if the hosts were told to go before, and saved."""
         self.beat.update(phase="compiling")
-        save_first()
+        save_first(self.service)
         hooks = Hooks(
             on_progress=self._on_progress,
             on_step=self._on_step,
@@ -238,16 +244,18 @@ class _Job:
             self.say(str(evaluation))
         else:
             self.say("no episode is held out: the model is not evaluated")
-        self.beat.update(phase="exporting")
-        run_id = self.beat.status.run_id
-        model_id = publish_model(loaded, evaluation, self.output, run_id, self.options.sign_key)
+        model_id: str | None = None
+        if self.options.bundle:
+            self.beat.update(phase="exporting")
+            run_id = self.beat.status.run_id
+            model_id = publish_model(loaded, evaluation, self.output, run_id, self.options.sign_key)
         publish_report(self.output, evaluation, self._account(model_id, loaded.step))
         told = None if evaluation is None else summary(evaluation)
         self.beat.end(phase="done", model_id=model_id, evaluation=told)
         self.hosts.wait_for_all("finished")
-        self.say(f"{self.output.location}/models/{model_id}")
+        self.say(self.output.location if model_id is None else f"{self.output.location}/{MODELS}/{model_id}")
 
-    def _account(self, model_id: str, step: int) -> Mapping[str, Any]:
+    def _account(self, model_id: str | None, step: int) -> Mapping[str, Any]:
         status = self.beat.status
         return {
             "run_id": status.run_id,

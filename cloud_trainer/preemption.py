@@ -4,6 +4,7 @@ While the run trains, JAX's preemption service has the signal: it tells all host
 stop at. Before and after that, when there is nothing to agree on, the signal ends this process by an exception.
 """
 
+import ctypes
 import os
 import signal
 from collections.abc import Callable
@@ -13,7 +14,7 @@ from jax.experimental import multihost_utils
 
 from brain_service.errors import CancelledJobError
 
-__all__ = ["PreemptedError", "leave_at_once", "save_first", "stop_point"]
+__all__ = ["PreemptedError", "SignalAction", "leave_at_once", "save_first", "stop_point"]
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -28,11 +29,30 @@ def leave_at_once() -> None:
         signal.signal(number, _leave)
 
 
-def save_first() -> None:
-    """From now on JAX's service answers SIGTERM, and Ctrl-C is the same; after `jax.distributed.initialize`.
+class SignalAction:
+    """What the process does on SIGTERM at this moment, to be put back later.
 
-    JAX has put its own handler in place by then, unseen by Python.
+    JAX puts a handler of its own in place that Python's `signal` neither sees nor can set again.
     """
+
+    _SIZE_BYTES = 256  # struct sigaction takes 152 on x86-64 and aarch64
+
+    def __init__(self) -> None:
+        self._libc = ctypes.CDLL(None, use_errno=True)
+        self._action = ctypes.create_string_buffer(self._SIZE_BYTES)
+        self._libc.sigaction(signal.SIGTERM, None, self._action)
+
+    def put_back(self) -> None:
+        """Do it again from now on."""
+        self._libc.sigaction(signal.SIGTERM, self._action, None)
+
+
+def save_first(service: SignalAction) -> None:
+    """From now on JAX's service answers SIGTERM, and Ctrl-C is the same.
+
+    `service` was taken right after `jax.distributed.initialize`.
+    """
+    service.put_back()
     signal.signal(signal.SIGINT, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
 
 

@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -11,6 +10,7 @@ from typing import Any, get_args
 
 from brain_service.datasets.loader import Mode
 from brain_service.errors import InvalidError
+from brain_service.logs import setup_logging
 
 __all__ = ["main"]
 
@@ -57,6 +57,7 @@ def main(arguments: list[str]) -> int:
             process_id=given.process_id,
         ),
         before_training=plan_first(config, given.topology, given.fsdp) if given.plan else lambda *_: None,
+        bundle=not given.no_bundle,
         sign_key=given.sign_key,
         compile_cache=given.compile_cache,
         heartbeat_s=given.heartbeat_s,
@@ -113,6 +114,7 @@ def _add_cloud(group: Any) -> None:
     add("--process-id", type=int, help="which of them this is, from 0")
     add("--devices", type=int, help="CPU devices to simulate in this process, for a try without accelerators")
     add("--plan", action="store_true", help="plan for --topology first, and refuse what does not fit")
+    add("--no-bundle", action="store_true", help="train and evaluate only, as for a trial of a search")
     add("--sign-key", type=Path, help="private key to sign the bundle with")
     add("--compile-cache", help="where compiled programs are kept, local or gs:// (default: <output-dir>/cache)")
     add("--heartbeat-s", type=float, default=10.0, help="seconds between two heartbeats (default: %(default)s)")
@@ -160,11 +162,13 @@ def _prepare_libraries() -> None:
     """Set what the libraries below read from the environment and from their own settings; the user's word wins."""
     # Where TensorFlow is installed too, etils would use its client of the bucket, which no setting redirects.
     os.environ.setdefault("EPATH_USE_TF", "false")
+    # Else gcsfs asks a control service for each bucket's kind: a permission more, and a minute where none answers.
+    os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
     # Other processes write to the same folders: what gcsfs remembers of a listing is wrong a moment later.
     import fsspec.config
 
     fsspec.config.conf.setdefault("gcs", {}).setdefault("use_listings_cache", False)
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    setup_logging("warning", "text")
 
 
 def _say(line: str) -> None:

@@ -152,9 +152,11 @@ def test_the_cloud_job_on_local_paths(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     bundle = Path(done.stdout.splitlines()[-1])
     assert (bundle / "manifest.json").is_file()
-    refused = brain("--data-path", "gs://bucket/data", "--output-dir", output, module="cloud_trainer")
-    assert refused.returncode == 2
-    assert refused.stderr.startswith("cloud-trainer: gs://bucket/data")
+    again = brain("--data-path", datasets, "--output-dir", output, *options, module="cloud_trainer")
+    assert (again.returncode, again.stdout) == (0, f"run run is done: {bundle.name} in {output}\n")
+    refused = brain("--data-path", "gs://bucket/data", "--output-dir", output, *options, module="cloud_trainer")
+    assert refused.returncode == 78
+    assert refused.stderr.startswith(f"cloud-trainer: {output} holds run run with data_path")
 
 
 @pytest.mark.slow

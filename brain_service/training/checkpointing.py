@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from jax.sharding import SingleDeviceSharding
 
+from brain_service.datasets.storage import GCS
 from brain_service.errors import BrainError, CorruptDataError, InvalidError, NotFoundError, UnavailableError
 from brain_service.model.config import CoreModelConfig
 from brain_service.model.core import Params, init_params
@@ -33,6 +34,8 @@ from brain_service.training.step import TrainState
 __all__ = ["Checkpoints", "LoadedCheckpoint", "load_checkpoint"]
 
 SCHEMA = "continuon-brain/checkpoint/1"
+UNREACHED = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED", "ABORTED")
+"""What TensorStore says in its ValueErrors when a bucket does not answer."""
 ITEMS = ("params", "opt_state", "carry", "meta")
 
 
@@ -64,6 +67,7 @@ class Checkpoints:
     def __init__(self, folder: str | Path, keep: int | None = None) -> None:
         self._store = open_store(folder)
         self.folder = self._store.location
+        self._remote = self.folder.startswith(GCS)
         self._keep = keep
         self._stale: set[int] = set()
         self._writing: Future[None] | None = None
@@ -150,8 +154,9 @@ class Checkpoints:
                 self._retire(step, best)
             meet("sealed")
         except (OSError, ValueError) as error:  # TensorStore reports a full medium as a ValueError
+            advice = "check the bucket" if self._remote else "make room"
             raise UnavailableError(
-                f"checkpoint {self.step_dir(step)}: {error}; make room, then start the run again"
+                f"checkpoint {self.step_dir(step)}: {error}; {advice}, then start the run again"
             ) from error
 
     def _seal(self, step: int) -> None:
@@ -217,6 +222,11 @@ class Checkpoints:
         try:
             return self._manager.restore(step, args=ocp.args.Composite(**{item: how}))[item]
         except (OSError, ValueError, KeyError) as error:
+            # A step that could not be fetched is not a damaged one, which would be passed over.
+            if self._remote and (isinstance(error, OSError) or any(word in str(error) for word in UNREACHED)):
+                raise UnavailableError(
+                    f"checkpoint {self.step_dir(step)}: {item}: {error}; start the run again"
+                ) from error
             raise CorruptDataError(f"checkpoint {self.step_dir(step)}: {item}: {error}") from error
 
     def pass_over(self, step: int) -> None:

@@ -19,7 +19,7 @@ from brain_service.training.checkpointing import Checkpoints
 from brain_service.training.config import TrainConfig
 from brain_service.training.feed import InputClock
 from brain_service.training.held_out import Standing
-from brain_service.training.hosts import is_first
+from brain_service.training.hosts import is_first, meet
 from brain_service.training.metrics import MetricsLog
 from brain_service.training.objective import Metrics, Sequences
 from brain_service.training.phases import PhaseClock
@@ -250,12 +250,23 @@ class _Loop:
                 if self.metrics is not None:
                     # At most one step is on its way: a stop takes effect at once, and no queue builds up.
                     jax.block_until_ready(self.metrics)
+                if self.metrics is None:
+                    self._meet_compiled(train_step, sequences)
                 self.state, self.metrics = train_step(self.state, sequences)
                 self.step += 1
                 self.clock.stepped(self.metrics)
                 self.hooks.on_step(self.step)
                 self.phases.begin("step")
                 self._between(curves)
+
+    def _meet_compiled(self, train_step: Any, sequences: Sequences) -> None:
+        """Have all hosts compile before any of them runs the first step: a collective waits half a minute only.
+
+        The call that follows finds what was compiled here.
+        """
+        if jax.process_count() > 1:
+            train_step.lower(self.state, sequences).compile()
+            meet("compiled")
 
     def _open_curves(self) -> AbstractContextManager[MetricsLog | None]:
         return MetricsLog(self.curves, self.step) if is_first() else nullcontext()
