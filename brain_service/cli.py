@@ -22,6 +22,8 @@ from brain_service.cli_export import add_export_command
 from brain_service.cli_formats import add_format_commands
 from brain_service.cli_hailo import add_export_hailo_command
 from brain_service.cli_hardware import add_hardware_command
+from brain_service.cli_keys import add_keys_command
+from brain_service.cli_pipeline import add_pipeline_command
 from brain_service.cli_replay import add_replay_command
 from brain_service.cli_train import (
     SANITY_EXAMPLES,
@@ -31,6 +33,7 @@ from brain_service.cli_train import (
     run_sanity,
     run_train,
 )
+from brain_service.cli_upload import add_upload_command
 from brain_service.errors import BrainError, ConfigError, UnauthorizedError, UnavailableError
 from brain_service.logs import setup_logging
 from brain_service.settings import load_settings
@@ -46,8 +49,10 @@ examples:
   brain train    --data-path ./datasets --checkpoint-dir ./checkpoints/run1 --steps 1000
   brain evaluate --data-path ./datasets --checkpoint-dir ./checkpoints/run1
   brain export   --checkpoint-dir ./checkpoints/run1 --output-dir ./models
+  brain pipeline --data-dir ./brain --steps 500
   brain datasets report ./datasets
   brain episodes ls --data-dir ./brain
+  brain upload   --local-dir ./datasets --gcs-bucket my-robots
   brain hardware
   brain replay 20261122T201500-3f9a1c --data-dir ./brain
   brain health   --url http://127.0.0.1:8080
@@ -129,10 +134,13 @@ def _parser() -> argparse.ArgumentParser:
     add_evaluate_command(commands)
     add_datasets_command(commands)
     add_episodes_command(commands)
+    add_pipeline_command(commands)
     add_replay_command(commands)
     add_format_commands(commands)
     add_hardware_command(commands)
     add_export_hailo_command(commands)
+    add_upload_command(commands)
+    add_keys_command(commands)
 
     health = command("health", _health, "Ask a running daemon how it is; exit code 0 pass, 1 warn, 2 fail.")
     health.add_argument("--url", default="http://127.0.0.1:8080", help="(default: %(default)s)")

@@ -25,6 +25,7 @@ __all__ = [
     "HttpSettings",
     "InferenceSettings",
     "JobSettings",
+    "LearningSettings",
     "RetentionSettings",
     "RollbackSettings",
     "Settings",
@@ -160,6 +161,24 @@ class JobSettings(_Frozen):
     keep_finished: int = Field(default=500, gt=0)
 
 
+class LearningSettings(_Frozen):
+    """When the daemon starts the whole loop by itself; never, unless `after_episodes` or `daily_at` is set.
+
+    It starts after so many episodes that ended since the loop ran last, or at a time of the day ("03:00", local),
+    whichever comes first; with `only_idle` not while a session or an episode is open, and never while a gate is
+    closed, another training waits or runs, or less than `min_interval_s` passed since the last one began.
+    """
+
+    after_episodes: int | None = Field(default=None, gt=0)
+    daily_at: str | None = Field(default=None, pattern=r"^([01][0-9]|2[0-3]):[0-5][0-9]$")
+    only_idle: bool = True
+    min_interval_s: float = Field(default=3600.0, ge=0, le=_CENTURY_S)
+    check_interval_s: float = Field(default=30.0, gt=0)
+    preset: Literal["development", "pi5_optimized", "tpu_optimized"] = "pi5_optimized"
+    steps: int | None = Field(default=None, gt=0)
+    target: Literal["local", "process", "vertex", "queued_resource"] = "local"
+
+
 class GateSettings(_Frozen):
     """When training rests, and when it goes on again; None switches a gate off, a missing sensor closes none.
 
@@ -231,6 +250,7 @@ class Settings(_Frozen):
     inference: InferenceSettings = InferenceSettings()
     jobs: JobSettings = JobSettings()
     gates: GateSettings = GateSettings()
+    learning: LearningSettings = LearningSettings()
     cloud: CloudSettings = CloudSettings()
 
     @field_validator("data_dir", "cache_dir", "uds", "tokens_file")

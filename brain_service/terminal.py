@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
-__all__ = ["printable", "progress_bar", "say", "say_json", "size_text", "table_lines"]
+__all__ = ["byte_bar", "printable", "progress_bar", "say", "say_json", "size_text", "table_lines"]
 
 
 def printable(text: str) -> str:
@@ -61,6 +61,34 @@ def progress_bar(label: str) -> Iterator[Callable[..., None]]:
 
         def report(done: int, total: int, description: str = label) -> None:
             progress.update(bar, completed=done, total=total, description=description)
+
+        yield report
+
+
+@contextlib.contextmanager
+def byte_bar(label: str) -> Iterator[Callable[..., None]]:
+    """Show how many bytes are done on standard error where that is a terminal, with speed and time left.
+
+    Yields `report(done_bytes, total_bytes, what)`.
+    """
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
+
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal) as progress:
+        bar = progress.add_task(printable(label), total=None)
+
+        def report(done_bytes: int, total_bytes: int, what: str = "") -> None:
+            text = f"{label} {what}".rstrip()
+            progress.update(bar, completed=done_bytes, total=total_bytes, description=printable(text))
 
         yield report
 

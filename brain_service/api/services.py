@@ -13,6 +13,7 @@ from fastapi import Depends, Request
 
 from brain_service.api.activation import watch_activations
 from brain_service.api.door import Arrivals
+from brain_service.api.learning import watch_triggers
 from brain_service.api.recording import Recorder
 from brain_service.api.token_file import TokenFile
 from brain_service.episodes.store import EpisodeStore
@@ -83,6 +84,8 @@ async def open_services(settings: Settings, tokens: TokenFile | None = None) -> 
         await stack.enter_async_context(recorder)
         watching = asyncio.create_task(watch_activations(jobs, router, settings.jobs.poll_interval_s))
         stack.push_async_callback(_cancel, watching)
+        learning = asyncio.create_task(watch_triggers(settings, jobs, store, router))
+        stack.push_async_callback(_cancel, learning)
         arrivals = Arrivals(settings.capture.max_queued_bytes)
         yield Services(settings, store, router, recorder, jobs, runner, arrivals, started_ns, tokens)
 

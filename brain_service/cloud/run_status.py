@@ -32,7 +32,8 @@ class RunStatus:
 
     `goodput` holds seconds since the first start by what they went into: start, compile, input, step, checkpoint,
     lost (steps that a kill made necessary once more), finish (evaluation and export), down (between two attempts).
-    They add up to `updated_ns - started_ns`. A run that beats but whose `stepped_ns` stays hangs. `model_id` and `evaluation` are there once the phase is `done`, `error` once it is `failed`.
+    They add up to `updated_ns - started_ns`. A run that beats but whose `stepped_ns` stays hangs. `model_id` and
+    `evaluation` are there once the phase is `done`, `error` once it is `failed`.
     """
 
     run_id: str
@@ -60,7 +61,7 @@ class RunStatus:
 
     @staticmethod
     def from_json(data: bytes, place: str) -> "RunStatus":
-        """Parse a heartbeat; `place` stands for the file in errors. Keys that this version does not know are dropped.
+        """Parse a heartbeat; `place` stands for the file in errors. Keys that are not known here are dropped.
 
         Raises:
             CorruptDataError: it is no heartbeat of this schema.

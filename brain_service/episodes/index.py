@@ -49,6 +49,9 @@ CREATE INDEX IF NOT EXISTS tags_by_episode ON episode_tags (episode_id);
 CREATE TABLE IF NOT EXISTS uploaded (
     episode_id TEXT PRIMARY KEY, created_ns INTEGER NOT NULL, uploaded_ns INTEGER NOT NULL
 );
+CREATE TABLE IF NOT EXISTS uploaded_logs (
+    sha256 TEXT PRIMARY KEY, uploaded_ns INTEGER NOT NULL
+) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS wear (day TEXT PRIMARY KEY, size_bytes INTEGER NOT NULL)
 """
 
@@ -196,6 +199,13 @@ class EpisodeIndex:
         rows = self._database.read("SELECT episode_id FROM episodes WHERE idempotency_key = ?", (key,))
         return str(rows[0][0]) if rows else None
 
+    def ended_since(self, time_ns: int) -> int:
+        """Return how many episodes ended after a time, in ns; one whose log does not tell did at its creation."""
+        rows = self._database.read(
+            "SELECT count(*) FROM episodes WHERE state != 'open' AND ifnull(ended_ns, created_ns) > ?", (time_ns,)
+        )
+        return int(rows[0][0])
+
     def ended(self) -> list[EpisodeRow]:
         """Return all ended episodes, oldest first."""
         return [_row(row) for row in self._database.read(f"{_SELECT} WHERE state != 'open' ORDER BY created_ns")]
@@ -257,15 +267,27 @@ class EpisodeIndex:
                 [(uploaded_ns, name) for name in episode_ids],
             )
 
+    def set_uploaded_logs(self, digests: Iterable[str], uploaded_ns: int) -> None:
+        """Note, durably, that the logs of these digests are stored elsewhere too, whether they are here or not."""
+        with self._database.transaction(durable=True) as connection:
+            connection.executemany(
+                "INSERT OR REPLACE INTO uploaded_logs VALUES (?, ?)", [(sha256, uploaded_ns) for sha256 in digests]
+            )
+
+    def uploaded_logs(self) -> list[tuple[str, int]]:
+        """Return the digests of the logs that were uploaded, and when, in ns."""
+        return [(row[0], row[1]) for row in self._database.read("SELECT sha256, uploaded_ns FROM uploaded_logs")]
+
     def uploads(self) -> list[tuple[str, int, int]]:
         """Return what was uploaded: id, and the times of creation and upload in ns."""
         rows = self._database.read("SELECT episode_id, created_ns, uploaded_ns FROM uploaded")
         return [(row[0], row[1], row[2]) for row in rows]
 
-    def add_uploads(self, uploads: Iterable[tuple[str, int, int]]) -> None:
+    def add_uploads(self, uploads: Iterable[tuple[str, int, int]], logs: Iterable[tuple[str, int]] = ()) -> None:
         """Note what another index knows of uploads."""
         with self._database.transaction() as connection:
             connection.executemany("INSERT OR REPLACE INTO uploaded VALUES (?, ?, ?)", uploads)
+            connection.executemany("INSERT OR REPLACE INTO uploaded_logs VALUES (?, ?)", logs)
 
     def add_wear(self, days: Mapping[str, int]) -> None:
         """Add bytes written to the sums of their days."""
@@ -298,8 +320,9 @@ _UPSERT = (
 )
 _SELECT = (
     "SELECT episode_id, file, file_bytes, mtime_ns, size_bytes, summary, sha256, idempotency_key, converted,"
-    " (SELECT uploaded_ns FROM uploaded AS u WHERE u.episode_id = episodes.episode_id"
-    " AND u.created_ns = episodes.created_ns) FROM episodes"
+    " ifnull((SELECT uploaded_ns FROM uploaded AS u WHERE u.episode_id = episodes.episode_id"
+    " AND u.created_ns = episodes.created_ns),"
+    " (SELECT uploaded_ns FROM uploaded_logs AS l WHERE l.sha256 = episodes.sha256)) FROM episodes"
 )
 
 

@@ -158,6 +158,15 @@ class Library:
             return catalogue.read_header(catalogue.episode_path(self._root, episode_id))
         return None
 
+    def ended_since(self, time_ns: int) -> int:
+        """Return how many episodes ended after a time, in ns.
+
+        Raises:
+            UnavailableError: the directory cannot be read.
+        """
+        self.refresh()
+        return self.ask(lambda index: index.ended_since(time_ns))
+
     def mark_uploaded(self, episode_ids: Iterable[str]) -> None:
         """Note, durably, that episodes are stored elsewhere too; those that are not here are passed over.
 
@@ -294,7 +303,7 @@ class Library:
                 raise error
             in_memory = self._followed(EpisodeIndex(None))
             with contextlib.suppress(BrainError):
-                in_memory.index.add_uploads(broken.index.uploads())
+                in_memory.index.add_uploads(broken.index.uploads(), broken.index.uploaded_logs())
             with self._lock:
                 self._follower = in_memory
                 self._say_in_memory(error)

@@ -309,6 +309,14 @@ class EpisodeStore:
         """
         self._library.delete(episode_id)
 
+    def ended_since(self, time_ns: int) -> int:
+        """Return how many episodes ended after a time, in ns.
+
+        Raises:
+            UnavailableError: the directory cannot be read.
+        """
+        return self._library.ended_since(time_ns)
+
     def mark_uploaded(self, episode_ids: Iterable[str]) -> None:
         """Note, durably, that episodes are stored elsewhere too; retention may then delete them.
 

@@ -8,17 +8,26 @@ from typing import Any
 
 from brain_service.errors import CancelledJobError
 from brain_service.jobs.events import EventLog
-from brain_service.jobs.job import Job, StageReport
-from brain_service.jobs.kinds import KINDS, parse_params
+from brain_service.jobs.job import Job, Lane, StageReport
+from brain_service.jobs.kinds import parse_params, stages_of
 from brain_service.jobs.table import JobTable
 from brain_service.settings import Settings
 
-__all__ = ["JobContext"]
+__all__ = ["JobContext", "ParkedJob"]
 
 log = logging.getLogger(__name__)
 
 # Four reports a second are plenty for a person and little for a card.
 REPORT_INTERVAL_S = 0.25
+
+
+class ParkedJob(Exception):  # noqa: N818  a request, no error
+    """Ends the worker of a job that has to wait: the runner wakes the job after `wait_s` seconds in `lane`."""
+
+    def __init__(self, lane: Lane, wait_s: float) -> None:
+        super().__init__(f"waits {wait_s:g} s for the {lane} lane")
+        self.lane = lane
+        self.wait_s = wait_s
 
 
 class JobContext:
@@ -33,14 +42,14 @@ class JobContext:
         self.job = job
         self.params = parse_params(job.kind, job.params)
         self.result: dict[str, Any] = dict(job.result)
-        names = KINDS[job.kind].stages
+        names = stages_of(job.kind, self.params)
         known = {report.name: report for report in job.stages}
         self.stages: dict[str, StageReport] = {name: known.get(name, StageReport(name)) for name in names}
         self._events = events
         self._fraction = job.progress
         self._span = (0.0, 1.0)
         self._reported_s = 0.0
-        self._stop = False
+        self._stop = job.cancel_requested
 
     def request_stop(self, *_: object) -> None:
         """Make `should_stop` true; also a signal handler."""
@@ -61,9 +70,12 @@ class JobContext:
 
     def enter_stage(self, report: StageReport, span: tuple[float, float]) -> None:
         """Announce a stage and the part of the whole job's progress (two numbers in 0..1) that it covers."""
+        again = self.stages[report.name].status == "running"
         self._span = span
         self._set(report)
         self._publish(span[0])
+        if again:  # a stage that was parked: whoever follows it was told when it began
+            return
         self._events.append("stage", name=report.name, status=report.status, command=report.command)
         log.info("stage %s starts", report.name)
 
@@ -101,6 +113,22 @@ class JobContext:
         """Write a line for people, to the log and to whoever follows the events."""
         log.info(message)
         self._events.append("log", message=message)
+
+    def parked(self, wait_s: float, details: str) -> ParkedJob:
+        """Put `details` on the running stage and return what ends the worker until `wait_s` seconds are over.
+
+        The stage is then run again from its start: it must find by itself what was done already.
+        """
+        self.tell(details)
+        return ParkedJob("network", wait_s)
+
+    def tell(self, details: str) -> None:
+        """Put `details` on the running stage, and say them if they are new."""
+        for report in list(self.stages.values()):
+            if report.status == "running" and report.details != details:
+                self._set(replace(report, details=details))
+                self.say(details)
+        self._publish(self._fraction)
 
     def pause(self, reason: str) -> None:
         """Show that the running stage rests, and why; an empty reason: that it goes on."""

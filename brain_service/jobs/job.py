@@ -3,25 +3,45 @@
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, NamedTuple, get_args
 
-__all__ = ["ENDED", "STATES", "Activation", "EndState", "Job", "JobPage", "JobState", "StageReport", "StageStatus"]
+__all__ = [
+    "ENDED",
+    "LANES",
+    "STATES",
+    "Activation",
+    "EndState",
+    "Job",
+    "JobPage",
+    "JobState",
+    "Lane",
+    "StageReport",
+    "StageStatus",
+]
 
 JobState = Literal["queued", "running", "succeeded", "failed", "cancelled"]
 EndState = Literal["succeeded", "failed", "cancelled"]
 StageStatus = Literal["pending", "running", "done", "skipped", "failed", "cancelled"]
 
+Lane = Literal["work", "network"]
+"""What a stage needs: this machine (one at a time), or the network, for which hours may pass."""
+
+LANES: tuple[Lane, ...] = get_args(Lane)
 STATES: tuple[str, ...] = get_args(JobState)
 ENDED: tuple[str, ...] = get_args(EndState)
 
 
 @dataclass(frozen=True, slots=True)
 class StageReport:
-    """What one stage of a job did: `details` in a sentence, `command` to run the same by hand."""
+    """What one stage of a job did: `details` in a sentence, `command` to run the same by hand.
+
+    `duration_s` counts from `started_ns`, waits included.
+    """
 
     name: str
     status: StageStatus = "pending"
     details: str = ""
     duration_s: float | None = None
     command: str | None = None
+    started_ns: int | None = None
 
     def ended(self, status: StageStatus) -> "StageReport":
         """Return the report as it stands once the job is over: what was running takes `status`."""

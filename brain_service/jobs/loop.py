@@ -1,4 +1,4 @@
-"""What the runner process does: claim one job at a time, watch its worker, and say how it ended."""
+"""What the runner process does: claim a job a lane, watch its worker, and say how it ended."""
 
 import fcntl
 import logging
@@ -10,14 +10,16 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from brain_service.errors import ConflictError, UnavailableError
 from brain_service.jobs.events import EventLog
 from brain_service.jobs.folder import JobFolder
-from brain_service.jobs.job import Job
-from brain_service.jobs.processes import end_group, identify, stop_child
+from brain_service.jobs.job import LANES, Job, Lane
 from brain_service.jobs.table import JobTable
+from brain_service.jobs.waits import EXIT_STOPPED
+from brain_service.processes import end_group, identify, stop_child
 from brain_service.settings import Settings, child_environment
 
 __all__ = ["NUMERICS", "RunnerLoop"]
@@ -32,11 +34,30 @@ NUMERICS: Mapping[str, str] = {
 """Environment of processes that train."""
 
 
-class RunnerLoop:
-    """The only runner of a data directory: one job at a time, so that two trainings never share the machine.
+REAP_EVERY_S = 3600.0
+NETWORK_GRACE_S = 120.0
+"""How long a worker may take to tell the cloud that a job was cancelled; then it is woken again for it."""
 
-    `lifeline` is the read end of a pipe whose write end the daemon holds: when it closes, the daemon is gone,
-    the running job goes back to the queue and the loop ends.
+
+@dataclass
+class _Running:
+    """A lane's job and its worker; `pidfd` is readable once the worker has ended."""
+
+    lane: Lane
+    job: Job
+    child: "subprocess.Popen[bytes]"
+    pidfd: int
+    begun_s: float
+    asked_s: float | None = None
+    """When the worker was asked to stop and given time for it."""
+
+
+class RunnerLoop:
+    """The only runner of a data directory: one job a lane at a time.
+
+    Two trainings never share the machine, and none waits for the network. `lifeline` is the read end of a pipe
+    whose write end the daemon holds: when it closes, the daemon is gone, the running jobs go back to the queue and
+    the loop ends.
     """
 
     def __init__(self, settings: Settings, lifeline: int | None = None) -> None:
@@ -46,6 +67,9 @@ class RunnerLoop:
         self._stopping = False
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._table = JobTable(settings.database)
+        self._running: dict[Lane, _Running] = {}
+        self._reaper: subprocess.Popen[bytes] | None = None
+        self._reap_at_s = 0.0
 
     def run(self) -> None:
         """Work until SIGTERM, SIGINT or the end of the lifeline. Call it in the main thread.
@@ -62,12 +86,15 @@ class RunnerLoop:
             if not alone:
                 return
             self._recover()
-            while not self._stopping:
-                job = self._table.claim_next()
-                if job is None:
-                    self._wait(self._jobs.poll_interval_s)
-                else:
-                    self._run(job)
+            try:
+                while not self._stopping:
+                    self._reap_now_and_then()
+                    self._fill_lanes()
+                    self._wait(self._jobs.poll_interval_s, *(running.pidfd for running in self._running.values()))
+                    self._look_after_lanes()
+            finally:
+                for running in list(self._running.values()):
+                    self._end(running)
 
     def _on_signal(self, *_: object) -> None:
         self._stopping = True
@@ -117,31 +144,70 @@ class RunnerLoop:
         folder.create()
         return folder
 
-    def _run(self, job: Job) -> None:
+    def _fill_lanes(self) -> None:
+        for lane in LANES:
+            if lane in self._running:
+                continue
+            # A job that was parked for another lane has its last worker there until that has gone.
+            ending = {running.job.job_id for running in self._running.values()}
+            if (job := self._table.claim_next(lane, ending)) is not None:
+                self._start(lane, job)
+
+    def _reap_now_and_then(self) -> None:
+        """Have it looked whether something bills in the cloud for which no job is there any more."""
+        if self._reaper is not None and self._reaper.poll() is not None:
+            self._reaper = None
+        if self._settings.cloud.project is None or time.monotonic() < self._reap_at_s:
+            return
+        self._reap_at_s = time.monotonic() + REAP_EVERY_S
+        words = [sys.executable, "-m", "brain_service.jobs.reaper", "--data-dir", str(self._settings.data_dir)]
+        # It ends by itself within minutes, also without this process.
+        self._reaper = subprocess.Popen(words, stdin=subprocess.DEVNULL, start_new_session=True)
+
+    def _look_after_lanes(self) -> None:
+        for running in list(self._running.values()):
+            over = running.child.poll() is not None
+            if not over and self._table.get(running.job.job_id).cancel_requested:
+                over = running.lane == "work" or self._asked_long_ago(running)
+            if over:
+                self._end(running)
+
+    def _asked_long_ago(self, running: _Running) -> bool:
+        """Ask a worker of the network to stop, which takes it a few calls; true once it had its time."""
+        if running.asked_s is None:
+            running.asked_s = time.monotonic()
+            running.child.terminate()
+        return time.monotonic() - running.asked_s > NETWORK_GRACE_S
+
+    def _start(self, lane: Lane, job: Job) -> None:
         folder = self._folder(job)
-        with EventLog(folder.events) as events:
-            events.append("state", state="running", attempt=job.attempt)
-        log.info("job starts", extra={"job_id": job.job_id, "kind": job.kind, "attempt": job.attempt})
-        begun_s = time.monotonic()
-        child = self._spawn(job, folder.log)
+        if not self._table.is_parked(job.job_id):
+            with EventLog(folder.events) as events:
+                events.append("state", state="running", attempt=job.attempt)
+            log.info("job starts", extra={"job_id": job.job_id, "kind": job.kind, "attempt": job.attempt})
+        child = self._spawn(lane, job, folder.log)
         self._table.set_process(job.job_id, identify(child.pid))
-        reason = self._watch(job, child)
-        ended = self._conclude(job, reason)
+        now_s = time.monotonic()
+        # One that is woken to be cancelled knows it from the table: a signal would only end it before it begins.
+        asked_s = now_s if job.cancel_requested else None
+        self._running[lane] = _Running(lane, job, child, os.pidfd_open(child.pid), now_s, asked_s)
+
+    def _end(self, running: _Running) -> None:
+        """Say how a lane's job ended, once its worker has; one that still runs is ended first."""
+        job = running.job
+        ended = self._conclude(running, self._stop_worker(running))
+        del self._running[running.lane]
+        if ended is None:
+            return
         # The worker is gone, so that this line stands after all of its own.
-        with EventLog(folder.events) as events:
+        with EventLog(self._folder(job).events) as events:
             events.append("state", state=ended.state, error=ended.error)
-        log.info(
-            "job ends",
-            extra={
-                "job_id": job.job_id,
-                "state": ended.state,
-                "duration_s": round(time.monotonic() - begun_s, 3),
-            },
-        )
+        duration_s = round(time.monotonic() - running.begun_s, 3)
+        log.info("job ends", extra={"job_id": job.job_id, "state": ended.state, "duration_s": duration_s})
         for job_id in self._table.prune(self._jobs.keep_finished):
             JobFolder(self._settings.jobs_dir, job_id).remove()
 
-    def _spawn(self, job: Job, log_file: Path) -> "subprocess.Popen[bytes]":
+    def _spawn(self, lane: Lane, job: Job, log_file: Path) -> "subprocess.Popen[bytes]":
         command = [sys.executable, "-m", "brain_service.jobs.worker", "--data-dir", str(self._settings.data_dir)]
         # A job that starts again, and the next job of the same sizes, find their programs compiled.
         environment = {
@@ -151,7 +217,7 @@ class RunnerLoop:
         }
         with log_file.open("ab") as output:
             return subprocess.Popen(
-                [*command, "--job-id", job.job_id, "--runner-pid", str(os.getpid())],
+                [*command, "--job-id", job.job_id, "--lane", lane, "--runner-pid", str(os.getpid())],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
@@ -159,32 +225,32 @@ class RunnerLoop:
                 start_new_session=True,
             )
 
-    def _watch(self, job: Job, child: "subprocess.Popen[bytes]") -> str:
-        """Wait for the worker to end, or end it when the job is cancelled or the runner stops; says how."""
+    def _stop_worker(self, running: _Running) -> str:
+        """End the worker with all that it started, also after an orderly end; returns how it ended."""
         # SIGTERM at once, SIGKILL at half the promised time: the rest is for the kernel to clear the memory.
-        grace_s = self._jobs.cancel_grace_s / 2
-        pidfd = os.pidfd_open(child.pid)
-        try:
-            while not self._wait(self._jobs.poll_interval_s, pidfd):
-                if self._stopping or self._table.get(job.job_id).cancel_requested:
-                    break
-            else:
-                grace_s = 0.0
-        finally:
-            os.close(pidfd)
-        # Also after an orderly end: nothing of the job may outlive it.
-        code = stop_child(child, grace_s)
+        grace_s = self._jobs.cancel_grace_s / 2 if running.child.poll() is None else 0.0
+        os.close(running.pidfd)
+        code = stop_child(running.child, grace_s)
         return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with code {code}"
 
-    def _conclude(self, job: Job, reason: str) -> Job:
-        """Say what became of the job, unless its worker has said it."""
-        now = self._table.get(job.job_id)
+    def _conclude(self, running: _Running, reason: str) -> Job | None:
+        """Say what became of the job, unless its worker has said it; None where it waits to be woken."""
+        job_id = running.job.job_id
+        now = self._table.get(job_id)
         if now.state != "running":
             return now
+        parked = self._table.is_parked(job_id)
+        if parked and (running.child.returncode == 0 or running.lane == "work"):
+            return None
+        dropped = now.cancel_requested and running.child.returncode != EXIT_STOPPED
+        if parked and (self._stopping or dropped):
+            # Its state in the cloud is as it was, and may bill: it is looked at again, also to be cancelled.
+            self._table.park(job_id, running.lane, 0.0 if self._stopping else self._settings.cloud.poll_interval_s)
+            return None
         if self._stopping and not now.cancel_requested:
-            self._table.release(job.job_id)
-            return self._table.get(job.job_id)
+            self._table.release(job_id)
+            return self._table.get(job_id)
         try:
-            return self._table.requeue(job.job_id, reason, self._jobs.max_attempts)
+            return self._table.requeue(job_id, reason, self._jobs.max_attempts)
         except ConflictError:
-            return self._table.get(job.job_id)
+            return self._table.get(job_id)

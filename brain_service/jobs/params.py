@@ -17,6 +17,7 @@ __all__ = [
     "PipelineParams",
     "SanityCheckParams",
     "TrainParams",
+    "UploadParams",
 ]
 
 _DATASET = r"[a-z][a-z0-9_]{0,63}"
@@ -39,6 +40,10 @@ class Params(BaseModel):
     """What every job's parameters have in common: they are frozen and name every key they know."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    priority: Literal["high", "normal", "low"] = Field(
+        default="normal", description="Which of the jobs that wait starts first; none is interrupted for another."
+    )
 
 
 class ConvertParams(Params):
@@ -63,7 +68,7 @@ class TrainParams(Params):
     What is left out takes the trainer's own default.
     """
 
-    preset: Literal["development", "pi5_optimized", "tpu_optimized"] = Field(
+    preset: Literal["development", "pi5_optimized", "tpu_optimized", "tpu_large"] = Field(
         default="development", description="Size of the model."
     )
     steps: int | None = Field(
@@ -86,7 +91,19 @@ class TrainParams(Params):
         default=None, ge=0, description="Looks without a better held-out loss before the run ends; 0 = all steps."
     )
     trainer: Literal["auto", "jax", "pytorch"] = Field(default="auto", description="Who trains.")
-    target: Literal["local", "vertex", "queued_resource"] = Field(default="local", description="Where.")
+    target: Literal["local", "process", "vertex", "queued_resource"] = Field(
+        default="local",
+        description="Where: in this job; by the cloud's own program as a process here; on Vertex AI; on a queued "
+        "resource.",
+    )
+    topology: str | None = Field(
+        default=None,
+        pattern=r"^v[0-9]+[a-z]*:[0-9]+(x[0-9]+){1,2}$",
+        description="TPU slice in the cloud, as in `v5e:2x2`; left out: the setting.",
+    )
+    spot: bool | None = Field(
+        default=None, description="Cheaper capacity that may be taken away; left out: the setting."
+    )
     dataset: DatasetRef | None = Field(
         default=None, description="Train on this (`name` or `name/1.0.3`) instead of on all that was recorded."
     )
@@ -98,20 +115,17 @@ class TrainParams(Params):
             raise PydanticCustomError("unavailable", "'pytorch' is not available here; choose 'auto' or 'jax'")
         return trainer
 
-    @field_validator("target")
-    @classmethod
-    def _target_is_here(cls, target: str) -> str:
-        if target != "local":
-            raise PydanticCustomError(
-                "unavailable", "'{target}' is not available here; choose 'local'", {"target": target}
-            )
-        return target
+
+class UploadParams(Params):
+    """Upload a dataset; an empty body takes the one that was converted last."""
+
+    dataset: DatasetRef | None = Field(default=None, description="`name` or `name/1.0.3`; left out: the newest.")
 
 
 class SanityCheckParams(Params):
     """A minute's look at whether this machine trains: on a dataset, or on numbers made up for it."""
 
-    preset: Literal["development", "pi5_optimized", "tpu_optimized"] = Field(
+    preset: Literal["development", "pi5_optimized", "tpu_optimized", "tpu_large"] = Field(
         default="development", description="Size of the model."
     )
     dataset: DatasetRef | None = Field(
@@ -143,4 +157,7 @@ class PipelineParams(TrainParams):
     """The whole loop: health, inventory, convert, train, evaluate, export, canary, activate."""
 
     activate: bool = Field(default=True, description="Serve the model once it passed the canary.")
+    dry_run: bool = Field(
+        default=False, description="Look at health and recordings, and tell what the other stages would run."
+    )
     quantization: Quantization = "none"

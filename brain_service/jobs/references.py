@@ -4,11 +4,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from brain_service.datasets.dataset import Dataset
 from brain_service.datasets.versions import list_versions
 from brain_service.errors import NotFoundError
 from brain_service.settings import Settings
 
-__all__ = ["checkpoint_path", "dataset_path", "job_dataset"]
+__all__ = ["checkpoint_path", "dataset_folder", "dataset_identity", "dataset_path", "job_dataset", "run_id_of"]
 
 
 def dataset_path(settings: Settings, reference: str | None) -> Path:
@@ -36,6 +37,16 @@ def dataset_path(settings: Settings, reference: str | None) -> Path:
     return matching[-1]
 
 
+def dataset_folder(settings: Settings, result: Mapping[str, Any]) -> Path:
+    """Return where the dataset of a job's `convert` stage lies, or will."""
+    return settings.datasets_dir / str(result["dataset"]["name"]) / str(result["dataset"]["version"])
+
+
+def run_id_of(job_id: str) -> str:
+    """Return the id of a job's run away from here: names in the cloud have no capital letters."""
+    return job_id.lower()
+
+
 def job_dataset(settings: Settings, result: Mapping[str, Any]) -> Path:
     """Return the version folder of the dataset that a job's `convert` stage made or found.
 
@@ -43,6 +54,12 @@ def job_dataset(settings: Settings, result: Mapping[str, Any]) -> Path:
         NotFoundError: it was deleted since.
     """
     return dataset_path(settings, f"{result['dataset']['name']}/{result['dataset']['version']}")
+
+
+def dataset_identity(dataset: Dataset) -> dict[str, str]:
+    """Return what tells a dataset's version from every other, as checkpoints keep it."""
+    manifest = dataset.manifest
+    return {"name": manifest.name, "version": manifest.version, "source_digest": manifest.source_digest}
 
 
 def checkpoint_path(settings: Settings, reference: str | None) -> Path:

@@ -10,7 +10,17 @@ import orjson
 from brain_service.errors import InvalidError, NotFoundError
 from brain_service.jobs.job import EndState, Job, StageReport, StageStatus
 
-__all__ = ["SCHEMA", "VERSION", "dump", "end", "fetch", "requeue_row", "same_request", "to_job"]
+__all__ = [
+    "BY_PRIORITY",
+    "SCHEMA",
+    "VERSION",
+    "dump",
+    "end",
+    "fetch",
+    "requeue_row",
+    "same_request",
+    "to_job",
+]
 
 VERSION = 1
 SCHEMA = """
@@ -33,6 +43,11 @@ CREATE TABLE IF NOT EXISTS jobs (
     finished_ns INTEGER
 );
 CREATE INDEX IF NOT EXISTS jobs_by_state ON jobs (state, seq);
+CREATE TABLE IF NOT EXISTS waits (
+    job_id TEXT PRIMARY KEY,
+    lane TEXT NOT NULL,
+    wake_ns INTEGER NOT NULL
+);
 CREATE TABLE IF NOT EXISTS activations (
     activation_id INTEGER PRIMARY KEY AUTOINCREMENT,
     job_id TEXT NOT NULL,
@@ -41,6 +56,10 @@ CREATE TABLE IF NOT EXISTS activations (
     detail TEXT NOT NULL DEFAULT ''
 )
 """
+
+# Jobs of older versions have none, which is normal.
+BY_PRIORITY = "CASE json_extract(params, '$.priority') WHEN 'high' THEN 0 WHEN 'low' THEN 2 ELSE 1 END"
+"""What to order queued jobs by."""
 
 _STAGE_AT_END: Mapping[EndState, StageStatus] = {
     "succeeded": "done",
@@ -127,6 +146,7 @@ def end(
     connection.execute(
         "UPDATE activations SET state = 'withdrawn' WHERE job_id = ? AND state = 'pending'", (job.job_id,)
     )
+    connection.execute("DELETE FROM waits WHERE job_id = ?", (job.job_id,))
     return fetch(connection, job.job_id)
 
 
@@ -137,3 +157,4 @@ def requeue_row(connection: sqlite3.Connection, job: Job) -> None:
         "UPDATE jobs SET state = 'queued', stages = ?, process = NULL WHERE job_id = ? AND state = 'running'",
         (dump(stages), job.job_id),
     )
+    connection.execute("DELETE FROM waits WHERE job_id = ?", (job.job_id,))

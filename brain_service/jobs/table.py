@@ -8,7 +8,7 @@ import contextlib
 import secrets
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,20 @@ import orjson
 
 from brain_service.database import Database
 from brain_service.errors import BrainError, ConflictError, InvalidError, NotFoundError, UnavailableError
-from brain_service.jobs.job import STATES, Activation, EndState, Job, JobPage, StageReport
+from brain_service.jobs.job import STATES, Activation, EndState, Job, JobPage, Lane, StageReport
 from brain_service.jobs.kinds import KINDS, parse_params
-from brain_service.jobs.rows import SCHEMA, VERSION, dump, end, fetch, requeue_row, same_request, to_job
+from brain_service.jobs.rows import (
+    BY_PRIORITY,
+    SCHEMA,
+    VERSION,
+    dump,
+    end,
+    fetch,
+    requeue_row,
+    same_request,
+    to_job,
+)
+from brain_service.jobs.waits import park_row, wake
 
 __all__ = ["JobTable"]
 
@@ -114,24 +125,57 @@ class JobTable:
         return to_job(rows[0])
 
     def latest(self, kinds: Sequence[str]) -> Job | None:
-        """Return the job of these kinds that was created last, or None."""
+        """Return the job of these kinds that was created last, dry runs aside, or None."""
         marks = ", ".join("?" for _ in kinds)
         # Only question marks are put into the statement.
         rows = self._database.read(
-            f"SELECT * FROM jobs WHERE kind IN ({marks}) ORDER BY seq DESC LIMIT 1",
+            f"SELECT * FROM jobs WHERE kind IN ({marks}) AND NOT ifnull(json_extract(params, '$.dry_run'), 0)"
+            " ORDER BY seq DESC LIMIT 1",
             tuple(kinds),
         )
         return to_job(rows[0]) if rows else None
 
-    def claim_next(self) -> Job | None:
-        """Take the oldest queued job for this caller alone and count the attempt; None when none waits."""
+    def claim_next(self, lane: Lane = "work", ending: Collection[str] = ()) -> Job | None:
+        """Take a lane's next job for this caller alone: a parked one that is due, else a queued one.
+
+        Of queued ones the highest priority goes first, then the oldest. Only the start of a queued job counts as
+        an attempt. Parked ones in `ending` are left: their last worker has not gone yet. None when none waits.
+        """
         with self._database.transaction(durable=True) as connection:
+            woken = wake(connection, lane, ending)
+            if woken is not None:
+                return woken
+            kinds = [kind for kind, described in KINDS.items() if described.lane == lane]
+            marks = ", ".join("?" for _ in kinds)
+            # Only question marks and a constant are put into the statement.
             row = connection.execute(
                 "UPDATE jobs SET state = 'running', attempt = attempt + 1, started_ns = ifnull(started_ns, ?)"
-                " WHERE seq = (SELECT seq FROM jobs WHERE state = 'queued' ORDER BY seq LIMIT 1) RETURNING *",
-                (time.time_ns(),),
+                " WHERE seq = (SELECT seq FROM jobs WHERE state = 'queued'"
+                f" AND kind IN ({marks}) ORDER BY {BY_PRIORITY}, seq LIMIT 1) RETURNING *",
+                (time.time_ns(), *kinds),
             ).fetchone()
         return to_job(row) if row is not None else None
+
+    def park(self, job_id: str, lane: Lane, wait_s: float) -> None:
+        """Have a running job go on in `lane` after `wait_s` seconds, durably; until then nobody works on it.
+
+        Raises:
+            NotFoundError: no such job.
+            ConflictError: it is not running.
+        """
+        with self._database.transaction(durable=True) as connection:
+            if (job := fetch(connection, job_id)).state != "running":
+                raise ConflictError(f"job {job_id} is {job.state}, not running")
+            park_row(connection, job, lane, wait_s)
+
+    def unfinished(self) -> frozenset[str]:
+        """Return the ids of the jobs that wait or run, parked ones too."""
+        rows = self._database.read("SELECT job_id FROM jobs WHERE state IN ('queued', 'running')")
+        return frozenset(row["job_id"] for row in rows)
+
+    def is_parked(self, job_id: str) -> bool:
+        """Tell whether a job waits to be woken."""
+        return bool(self._database.read("SELECT 1 FROM waits WHERE job_id = ?", (job_id,)))
 
     def set_process(self, job_id: str, identity: str) -> None:
         """Note which process group works on a running job (`processes.identify`), to find it after a crash."""
@@ -195,6 +239,7 @@ class JobTable:
                 return end(connection, job, "cancelled")
             if job.state == "running":
                 connection.execute("UPDATE jobs SET cancel_requested = 1 WHERE job_id = ?", (job_id,))
+                connection.execute("UPDATE waits SET wake_ns = 0 WHERE job_id = ?", (job_id,))
                 return fetch(connection, job_id)
             if job.state != "cancelled":
                 raise ConflictError(f"job {job_id} has {job.state} already; there is nothing to cancel")
@@ -232,8 +277,13 @@ class JobTable:
             return fetch(connection, job_id)
 
     def running(self) -> tuple[tuple[Job, str | None], ...]:
-        """Return the running jobs, oldest first, each with the identity of its process if one was noted."""
-        rows = self._database.read("SELECT * FROM jobs WHERE state = 'running' ORDER BY seq")
+        """Return the running jobs, oldest first, each with the identity of its process if one was noted.
+
+        A parked one is not among them.
+        """
+        rows = self._database.read(
+            "SELECT * FROM jobs WHERE state = 'running' AND job_id NOT IN (SELECT job_id FROM waits) ORDER BY seq"
+        )
         return tuple((to_job(row), row["process"]) for row in rows)
 
     def requeue_orphans(self, max_attempts: int) -> tuple[Job, ...]:

@@ -14,22 +14,23 @@ from pathlib import Path
 from typing import Any
 
 from brain_service.errors import BrainError, CancelledJobError, UnavailableError
-from brain_service.jobs.context import JobContext
+from brain_service.jobs.context import JobContext, ParkedJob
 from brain_service.jobs.events import EventLog
 from brain_service.jobs.folder import JobFolder
+from brain_service.jobs.job import LANES, Lane
 from brain_service.jobs.pipeline import run_stages
-from brain_service.jobs.processes import become_background, die_with_parent
 from brain_service.jobs.table import JobTable
+from brain_service.jobs.waits import EXIT_STOPPED
 from brain_service.logs import setup_logging
+from brain_service.processes import become_background, die_with_parent
 from brain_service.settings import Settings, load_settings
 
-__all__ = ["EXIT_STOPPED", "main", "problem_of"]
+__all__ = ["main", "problem_of"]
 
 # By name: run with -m, this module is __main__.
 log = logging.getLogger("brain_service.jobs.worker")
 
-EXIT_STOPPED = os.EX_TEMPFAIL
-"""Exit code of a worker that stopped on request and leaves it to the runner to say why."""
+NETWORK_NICE = 10
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -37,11 +38,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m brain_service.jobs.worker", description=__doc__)
     parser.add_argument("--data-dir", type=Path, required=True, help="the daemon's data directory")
     parser.add_argument("--job-id", required=True, help="a job that the runner has claimed")
+    parser.add_argument("--lane", choices=LANES, default="work", help="which stages to carry out before parking")
     parser.add_argument("--runner-pid", type=int, help="the parent that this process must not outlive")
     options = parser.parse_args(arguments)
     if options.runner_pid is not None:
         die_with_parent(options.runner_pid)
-    become_background()
+    if options.lane == "work":
+        become_background()
+    else:
+        # Little work, but in time: what bills must be stopped also while a training takes every idle moment.
+        os.nice(NETWORK_NICE)
     settings = load_settings({"data_dir": options.data_dir})
     setup_logging(settings.log_level, "text")
     # The checkpoint library tells every file it opens; what went wrong is enough.
@@ -49,12 +55,12 @@ def main(arguments: list[str] | None = None) -> int:
     logging.getLogger("brain_service").setLevel(settings.log_level.upper())
     table = JobTable(settings.database)
     try:
-        return _carry_out(settings, table, options.job_id)
+        return _carry_out(settings, table, options.job_id, options.lane)
     finally:
         table.close()
 
 
-def _carry_out(settings: Settings, table: JobTable, job_id: str) -> int:
+def _carry_out(settings: Settings, table: JobTable, job_id: str, lane: Lane) -> int:
     folder = JobFolder(settings.jobs_dir, job_id)
     folder.create()
     context: JobContext | None = None
@@ -63,7 +69,10 @@ def _carry_out(settings: Settings, table: JobTable, job_id: str) -> int:
             context = JobContext(settings, table, table.get(job_id), events)
             # From here on a stop is a request; before, SIGTERM simply ends the process.
             signal.signal(signal.SIGTERM, context.request_stop)
-            run_stages(context)
+            run_stages(context, lane)
+        except ParkedJob as parked:
+            table.park(job_id, parked.lane, parked.wait_s)
+            return 0
         except CancelledJobError:
             log.info("stopped on request")
             return EXIT_STOPPED

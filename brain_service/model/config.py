@@ -187,6 +187,19 @@ class CoreModelConfig:
         return cls._preset(sizes | more, overrides)
 
     @classmethod
+    def tpu_large(cls, **overrides: Any) -> "CoreModelConfig":
+        """Return the model for slices of many chips: about 113 million parameters.
+
+        Parameters and moments take 1.35 GB, which `--fsdp` spreads over chips.
+
+        Raises:
+            ValueError: an override is unknown or impossible.
+        """
+        sizes = {"d_e": 2048, "d_s": 2048, "d_w": 4096, "d_p": 1024, "d_c": 2048, "d_k": 128, "d_v": 256}
+        more = {"d_h": 2048, "cms_sizes": (32, 64, 128), "action_horizon": 4, "associative_wave": True}
+        return cls._preset(sizes | more, overrides)
+
+    @classmethod
     def _preset(cls, sizes: Mapping[str, Any], overrides: Mapping[str, Any]) -> "CoreModelConfig":
         # Half of the wave's channels rotate, whatever its size.
         settings = {"d_w": cls.__dataclass_fields__["d_w"].default, **sizes, **overrides}
@@ -221,5 +234,6 @@ PRESETS: Mapping[str, Callable[..., CoreModelConfig]] = {
     "development": CoreModelConfig.development,
     "pi5_optimized": CoreModelConfig.pi5_optimized,
     "tpu_optimized": CoreModelConfig.tpu_optimized,
+    "tpu_large": CoreModelConfig.tpu_large,
 }
 """Preset name -> function that takes overrides and returns the config."""

@@ -1,15 +1,17 @@
 """Bodies of the job requests: what is accepted, and how a wrong one is named."""
 
+import re
 from typing import get_args
 
 import pytest
 
 from brain_service.errors import InvalidError
 from brain_service.export.manifest import PARITY_CAP
-from brain_service.jobs.kinds import KINDS, parse_params
+from brain_service.jobs.kinds import KINDS, parse_params, require_target
 from brain_service.jobs.params import ExportParams, PipelineParams, TrainParams
 from brain_service.jobs.stages import STAGES
 from brain_service.model.config import PRESETS
+from brain_service.settings import CloudSettings
 
 
 @pytest.mark.parametrize("kind", sorted(KINDS))
@@ -46,11 +48,29 @@ def test_a_wrong_value_is_named_with_what_would_do(field: str, value: object, to
     assert repr(value) in caught.value.detail
 
 
-@pytest.mark.parametrize("wanted", [{"trainer": "pytorch"}, {"target": "vertex"}, {"target": "queued_resource"}])
-def test_what_this_machine_cannot_do_is_refused_with_what_it_can(wanted: dict[str, str]) -> None:
-    with pytest.raises(InvalidError, match=r"^(trainer|target): '\w+' is not available here; choose") as caught:
-        parse_params("train", wanted)
-    assert caught.value.field == next(iter(wanted))
+def test_a_trainer_that_is_not_here_is_refused_with_those_that_are() -> None:
+    with pytest.raises(InvalidError, match=r"^trainer: '\w+' is not available here; choose") as caught:
+        parse_params("train", {"trainer": "pytorch"})
+    assert caught.value.field == "trainer"
+
+
+@pytest.mark.parametrize(
+    ("kind", "body", "missing"),
+    [
+        ("train", {"target": "vertex"}, {"cloud.bucket", "cloud.project", "cloud.image"}),
+        ("pipeline", {"target": "queued_resource"}, {"cloud.bucket", "cloud.project"}),
+        ("upload", {}, {"cloud.bucket"}),
+    ],
+)
+def test_a_target_is_refused_with_the_settings_that_it_lacks(
+    kind: str, body: dict[str, str], missing: set[str]
+) -> None:
+    with pytest.raises(InvalidError) as caught:
+        require_target(parse_params(kind, body), CloudSettings())
+    assert set(re.findall(r"cloud\.[a-z]+", caught.value.detail)) - {"cloud.md"} == missing
+    require_target(
+        parse_params(kind, body), CloudSettings(bucket="robots", project="lab-robots", image="example/trainer:1")
+    )
 
 
 def test_the_presets_are_those_of_the_model() -> None:
@@ -58,10 +78,15 @@ def test_the_presets_are_those_of_the_model() -> None:
 
 
 def test_every_stage_of_every_kind_exists_and_offers_what_the_pipeline_calls() -> None:
-    for name in {name for kind in KINDS.values() for name in kind.stages}:
+    for name in {name for kind in KINDS.values() for name in (*kind.stages, *kind.away)}:
         module = STAGES[name].load()
         assert callable(module.run)
         assert callable(module.command)
+
+
+def test_a_job_starts_in_the_lane_of_its_first_stage() -> None:
+    for kind in KINDS.values():
+        assert {STAGES[stages[0]].lane for stages in (kind.stages, kind.away) if stages} == {kind.lane}
 
 
 def test_every_field_is_documented() -> None:

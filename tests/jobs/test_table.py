@@ -370,3 +370,9 @@ class JobLife(RuleBasedStateMachine):
 def test_any_order_of_calls_leaves_every_job_in_its_expected_state(tmp_path: Path) -> None:
     JobLife.folder = tmp_path
     run_state_machine_as_test(JobLife, settings=settings(max_examples=20, stateful_step_count=25))
+
+
+def test_of_jobs_that_wait_the_highest_priority_starts_first(table: JobTable) -> None:
+    wanted = [table.create("convert", {"priority": p}).job_id for p in ("low", "normal", "high", "high", "normal")]
+    claimed = [job.job_id for job in iter(table.claim_next, None) if job is not None]
+    assert claimed == [wanted[index] for index in (2, 3, 1, 4, 0)]

@@ -29,11 +29,13 @@ def test_presets_have_the_parameter_counts_that_the_documentation_states() -> No
     assert count(CoreModelConfig.development()) == pytest.approx(0.2e6, rel=0.15)
     assert count(CoreModelConfig.pi5_optimized()) == pytest.approx(0.8e6, rel=0.1)
     assert count(CoreModelConfig.tpu_optimized()) == pytest.approx(15e6, rel=0.1)
+    assert count(CoreModelConfig.tpu_large()) == pytest.approx(113e6, rel=0.02)
 
 
 def test_class_methods_are_the_presets() -> None:
     assert CoreModelConfig.pi5_optimized() == PRESETS["pi5_optimized"]()
     assert CoreModelConfig.tpu_optimized() == PRESETS["tpu_optimized"]()
+    assert CoreModelConfig.tpu_large() == PRESETS["tpu_large"]()
 
 
 @pytest.mark.parametrize(

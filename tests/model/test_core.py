@@ -66,7 +66,8 @@ def assert_steps_are_the_sequence(config: CoreModelConfig, batch: int, length: i
 @pytest.mark.slow
 @pytest.mark.long
 @pytest.mark.parametrize("batch", [1, 3])
-@pytest.mark.parametrize("preset", sorted(PRESETS))
+# `tpu_large` differs from `tpu_optimized` in its sizes alone, and takes gigabytes here.
+@pytest.mark.parametrize("preset", sorted(set(PRESETS) - {"tpu_large"}))
 def test_every_preset_steps_as_it_unrolls(preset: str, batch: int) -> None:
     assert_steps_are_the_sequence(PRESETS[preset](obs_dim=9, action_dim=2), batch, 12)
 

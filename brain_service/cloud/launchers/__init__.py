@@ -5,8 +5,9 @@ Launcher ── local             a child process on this machine
          └─ queued_resource   a Cloud TPU queued resource
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 __all__ = ["Capacity", "CapacityPhase", "Launcher", "RunRequest"]
 
@@ -45,15 +46,28 @@ class Capacity:
     """The service's own state and message, for people."""
     created_ns: int | None = None
     running_since_ns: int | None = None
+    ended_ns: int | None = None
+    attempt: int | None = None
+    exit_code: int | None = None
+    """Of the run's process, where the service tells it."""
+    problem: Mapping[str, Any] | None = None
+    """Why asking again would be in vain: a problem document."""
 
 
 class Launcher(Protocol):
     """A service that runs `python -m cloud_trainer`. Calls block, and any of them may be repeated after a kill.
 
+    Times of a Capacity are in this machine's clock, whatever the service's says.
+
     Errors (all of `brain_service.errors`): UnavailableError where the service does not answer or has no capacity
     now (try again); ForbiddenError, NotFoundError, InvalidError and TooManyError (quota) where repeating does not
     help, with what to change.
     """
+
+    @property
+    def settle_s(self) -> float:
+        """How long a creation whose answer was lost may take to show up in `find`; 0 where names are unique."""
+        ...
 
     def find(self, run_id: str) -> list[Capacity]:
         """Return what exists for a run, newest first, ended ones too: asked before anything is created."""

@@ -7,6 +7,7 @@ from types import MappingProxyType
 from typing import Any, Protocol, cast
 
 from brain_service.jobs.context import JobContext
+from brain_service.jobs.job import Lane
 
 __all__ = ["STAGES", "Outcome", "Stage", "StageModule"]
 
@@ -32,10 +33,11 @@ class StageModule(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """A stage by name; `weight` is its usual share of a job's time, in any unit."""
+    """A stage by name; `weight` is its usual share of a job's time, in any unit, `lane` what it needs."""
 
     name: str
     weight: float
+    lane: Lane = "work"
 
     def load(self) -> StageModule:
         """Import the stage's module."""
@@ -44,17 +46,20 @@ class Stage:
 
 STAGES: Mapping[str, Stage] = MappingProxyType(
     {
-        name: Stage(name, weight)
-        for name, weight in (
-            ("health", 0.5),
-            ("inventory", 0.5),
-            ("convert", 5),
-            ("train", 75),
-            ("sanity_check", 1),
-            ("evaluate", 6),
-            ("export", 8),
-            ("canary", 3),
-            ("activate", 2),
+        stage.name: stage
+        for stage in (
+            Stage("health", 0.5),
+            Stage("inventory", 0.5),
+            Stage("convert", 5),
+            Stage("train", 75),
+            Stage("upload", 10, "network"),
+            Stage("launch", 75, "network"),
+            Stage("fetch", 5, "network"),
+            Stage("sanity_check", 1),
+            Stage("evaluate", 6),
+            Stage("export", 8),
+            Stage("canary", 3),
+            Stage("activate", 2),
         )
     }
 )

@@ -1,7 +1,8 @@
 """Stage: the bundle, as a robot would load it, on an episode that was lived, against the model it came from.
 
-The export compared numbers in memory; this reads what is on the disk. The golden check of the serving worker
-follows at activation.
+The export compared numbers in memory; this reads what is on the disk. A bundle that came from elsewhere left its
+checkpoint there: its own parameters are the reference then. The golden check of the serving worker follows at
+activation.
 """
 
 from collections.abc import Iterator
@@ -15,8 +16,9 @@ from brain_service.errors import CorruptDataError
 from brain_service.export.bundle import PARAMS, Bundle
 from brain_service.export.forms import FORMS
 from brain_service.export.jax_form import model_step
-from brain_service.export.parity import Inputs, difference, drive
+from brain_service.export.parity import Inputs, Stepper, difference, drive
 from brain_service.export.policy import flat_params
+from brain_service.export.subject import bundle_subject
 from brain_service.jobs.context import JobContext
 from brain_service.jobs.references import job_dataset
 from brain_service.jobs.stages import Outcome
@@ -44,9 +46,7 @@ def run(context: JobContext) -> Outcome:
     model_id = str(context.result["model_id"])
     bundle = Bundle.open(context.settings.models_dir / model_id)
     inputs, source = _sequence(context, bundle)
-    loaded = load_checkpoint(checkpoint_of(context))
-    trained = model_step(loaded.config, loaded.normaliser, flat_params(loaded.params))
-    expected = drive(trained, bundle.manifest.carry, inputs).action
+    expected = drive(_reference(context, bundle), bundle.manifest.carry, inputs).action
     differences = {}
     for form, found in _differences(bundle, inputs, expected):
         context.check_stop()
@@ -72,6 +72,15 @@ def run(context: JobContext) -> Outcome:
             }
         },
     )
+
+
+def _reference(context: JobContext, bundle: Bundle) -> Stepper:
+    """Return the step that the bundle's forms are held against."""
+    if "run" in context.result:
+        subject = bundle_subject(bundle, None)
+        return model_step(subject.config, subject.normaliser, flat_params(subject.params))
+    loaded = load_checkpoint(checkpoint_of(context))
+    return model_step(loaded.config, loaded.normaliser, flat_params(loaded.params))
 
 
 def _differences(

@@ -27,7 +27,11 @@ def checkpoint_of(context: JobContext) -> Path:
 
 def command(context: JobContext) -> str:
     """Return the command line's export of the same checkpoint."""
-    checkpoint, models = checkpoint_of(context), context.settings.models_dir
+    settings, models = context.settings, context.settings.models_dir
+    if isinstance(context.params, ExportParams):
+        checkpoint = checkpoint_of(context)
+    else:
+        checkpoint = settings.checkpoints_dir / context.result["train"]["checkpoint"]
     words = ["brain", "export", "--checkpoint-dir", str(checkpoint), "--output-dir", str(models)]
     if (quantisation := _quantisation(context)) != "none":
         words += ["--quantization", quantisation]

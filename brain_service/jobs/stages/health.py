@@ -7,8 +7,9 @@ import psutil
 from brain_service.errors import UnavailableError
 from brain_service.jobs.context import JobContext
 from brain_service.jobs.stages import Outcome
+from brain_service.settings import Settings
 
-__all__ = ["command", "run"]
+__all__ = ["command", "require_room", "run"]
 
 # Two checkpoints, a bundle and the dataset of a day's capture of the larger preset fit into this.
 NEEDED_DISK_BYTES = 512 * 1024**2
@@ -28,7 +29,15 @@ def run(context: JobContext) -> Outcome:
     Raises:
         UnavailableError: there is too little; says how much is missing and what to do.
     """
-    settings = context.settings
+    return Outcome(require_room(context.settings))
+
+
+def require_room(settings: Settings) -> str:
+    """Return how much disk and memory there is.
+
+    Raises:
+        UnavailableError: there is too little; says how much is missing and what to do.
+    """
     free_bytes = shutil.disk_usage(settings.data_dir).free
     needed_bytes = NEEDED_DISK_BYTES + settings.capture.min_free_bytes
     if free_bytes < needed_bytes:
@@ -42,4 +51,4 @@ def run(context: JobContext) -> Outcome:
             f"{memory_bytes // MIB} MiB of memory available, training needs {NEEDED_MEMORY_BYTES // MIB} MiB; "
             "stop what else runs here, then start the job again"
         )
-    return Outcome(f"{free_bytes // MIB} MiB of disk free, {memory_bytes // MIB} MiB of memory available")
+    return f"{free_bytes // MIB} MiB of disk free, {memory_bytes // MIB} MiB of memory available"

@@ -6,7 +6,7 @@ from typing import Any
 from brain_service.hardware.gate import Gate
 from brain_service.jobs.context import JobContext
 from brain_service.jobs.params import TrainParams
-from brain_service.jobs.references import job_dataset
+from brain_service.jobs.references import dataset_folder, job_dataset
 from brain_service.jobs.stages import Outcome
 from brain_service.training.config import TrainConfig
 from brain_service.training.loop import Hooks, TrainProgress, TrainResult, train
@@ -24,7 +24,7 @@ def command(context: JobContext) -> str:
     settings, result = context.settings, context.result
     return shlex.join(
         [
-            *("brain", "train", "--data-path", str(job_dataset(settings, result))),
+            *("brain", "train", "--data-path", str(dataset_folder(settings, result))),
             *("--checkpoint-dir", str(settings.checkpoints_dir / context.job.job_id)),
             *(
                 part

@@ -4,7 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from brain_service.jobs.processes import end_group, identify, stop_child
+from brain_service.processes import end_group, identify, stop_child
 from tests.jobs.running import gone, wait_until
 
 

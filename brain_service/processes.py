@@ -1,4 +1,4 @@
-"""Linux process facts that the runner stands on: background priority, dying with a parent, ending a group."""
+"""Linux process facts for whoever starts processes: background priority, dying with a parent, ending a group."""
 
 import contextlib
 import ctypes
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psutil
 
-__all__ = ["become_background", "die_with_parent", "end_group", "identify", "stop_child"]
+__all__ = ["become_background", "die_with_parent", "end_group", "identify", "signal_group", "stop_child"]
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
@@ -60,22 +60,30 @@ def identify(pid: int) -> str:
     return f"{_boot_id()}:{pid}:{_start_ticks(pid)}"
 
 
-def end_group(identity: str, timeout_s: float = 5.0) -> bool:
-    """SIGKILL what is left of a group named by `identify` and wait until it is gone; True if anything was.
+def signal_group(identity: str, number: int) -> bool:
+    """Send a signal to what is left of a group named by `identify`; True if anything was.
 
     A group of an earlier boot, or one whose leader's number went to another process, is left alone.
     """
-    boot, number, ticks = identity.split(":")
-    group = int(number)
+    boot, leader, ticks = identity.split(":")
+    group = int(leader)
     found = _start_ticks(group)
     # While a member lives, the kernel gives the group's number to no new process: a leader that is gone with
     # members left is still this group.
     if boot != _boot_id() or (found is not None and found != ticks):
         return False
     try:
-        os.killpg(group, signal.SIGKILL)
+        os.killpg(group, number)
     except ProcessLookupError:
         return False
+    return True
+
+
+def end_group(identity: str, timeout_s: float = 5.0) -> bool:
+    """SIGKILL what is left of a group named by `identify` and wait until it is gone; True if anything was."""
+    if not signal_group(identity, signal.SIGKILL):
+        return False
+    group = int(identity.split(":")[1])
     give_up = time.monotonic() + timeout_s
     with contextlib.suppress(ProcessLookupError):
         while time.monotonic() < give_up:

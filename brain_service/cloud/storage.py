@@ -1,0 +1,300 @@
+"""A place for a run's files: a folder on this machine or below a bucket (`gs://`), read and written by name.
+
+Place ── LocalPlace   files
+      └── GcsPlace     objects, over the JSON API; a call that gets no answer is repeated for about half a minute
+"""
+
+import contextlib
+import os
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from brain_service.cloud.fetch import Fetch
+from brain_service.cloud.names import check_name, split_place
+from brain_service.cloud.objects import BEYOND, Bucket, crc32c_text
+from brain_service.cloud.patience import Patience, RetryPolicy, ShouldStop, check_stop
+from brain_service.durable import make_directory, write_atomic
+from brain_service.errors import ConflictError, NotFoundError, TooLargeError, UnavailableError
+from brain_service.settings import CloudSettings
+
+__all__ = ["GcsPlace", "LocalPlace", "Place", "Progress", "open_place"]
+
+_POLICY = RetryPolicy()
+MAX_READ_BYTES = 256 * 1024**2
+Progress = Callable[[int, int], None]
+"""Told of bytes that are there, and of all of them."""
+
+
+class Place(Protocol):
+    """A folder of files by name (`a/b`). Blocking; one thread at a time. Errors name the file's full place.
+
+    Raises, in every method:
+        UnavailableError: it cannot be reached now; OfflineError after several tries.
+        ForbiddenError, UnauthorizedError, ConfigError: the service refuses; says what to change.
+        InvalidError: a name leads out of the place.
+    """
+
+    @property
+    def location(self) -> str:
+        """Where it is, as a user would type it."""
+        ...
+
+    def child(self, name: str) -> "Place":
+        """Return the place `name` inside this one, whether it exists or not."""
+        ...
+
+    def read(self, name: str, *, max_bytes: int = MAX_READ_BYTES) -> bytes:
+        """Return a whole file.
+
+        Raises:
+            NotFoundError: there is none.
+            TooLargeError: it is longer than `max_bytes`.
+        """
+        ...
+
+    def names(self) -> dict[str, int]:
+        """Return the size in bytes of every file at any depth, by name; empty where the folder does not exist.
+
+        Raises:
+            NotFoundError: there is no such bucket.
+        """
+        ...
+
+    def download(
+        self,
+        name: str,
+        to: Path,
+        size_bytes: int | None = None,
+        sha256: str | None = None,
+        progress: Progress | None = None,
+        should_stop: ShouldStop | None = None,
+    ) -> None:
+        """Write a file to `to`, whole or not at all; what a killed call fetched is kept and used.
+
+        Nothing is fetched where `to` has the size and the digest already.
+
+        Raises:
+            NotFoundError: there is none.
+            CorruptDataError: it has another size or digest.
+            CancelledJobError: it was asked to stop.
+        """
+        ...
+
+    def write(self, name: str, data: bytes, *, if_absent: bool = False) -> None:
+        """Write a whole file; a reader sees the old or the new one.
+
+        Raises:
+            ConflictError: `if_absent`, and there is one.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class LocalPlace:
+    """A folder on this machine."""
+
+    path: Path
+
+    @property
+    def location(self) -> str:
+        """Its path."""
+        return str(self.path)
+
+    def child(self, name: str) -> "LocalPlace":
+        """Return the folder `name` inside."""
+        return LocalPlace(self._file(name))
+
+    def read(self, name: str, *, max_bytes: int = MAX_READ_BYTES) -> bytes:
+        """Return a whole file; see `Place`."""
+        with self._reaching(name), self._file(name).open("rb") as file:
+            data = file.read(max_bytes + 1)
+        _require_short(len(data), max_bytes, str(self._file(name)))
+        return data
+
+    def names(self) -> dict[str, int]:
+        """Return every file's size by name; see `Place`."""
+        found: dict[str, int] = {}
+        for folder, _, names in os.walk(self.path):
+            for path in (Path(folder) / name for name in names):
+                # Temporary files come and go.
+                with contextlib.suppress(FileNotFoundError):
+                    found[path.relative_to(self.path).as_posix()] = path.stat().st_size
+        return dict(sorted(found.items()))
+
+    def download(
+        self,
+        name: str,
+        to: Path,
+        size_bytes: int | None = None,
+        sha256: str | None = None,
+        progress: Progress | None = None,
+        should_stop: ShouldStop | None = None,
+    ) -> None:
+        """Copy a file; see `Place`."""
+
+        def opened(start_byte: int) -> Generator[bytes, None, None]:
+            with self._reaching(name), self._file(name).open("rb") as file:
+                file.seek(start_byte)
+                while piece := file.read(256 * 1024):
+                    yield piece
+
+        source = str(self._file(name))
+        Fetch(source, to, size_bytes, sha256, progress, lambda: check_stop(should_stop)).run(opened)
+
+    def write(self, name: str, data: bytes, *, if_absent: bool = False) -> None:
+        """Write a whole file durably; see `Place`.
+
+        Raises:
+            ConflictError: `if_absent`, and there is one.
+        """
+        path = self._file(name)
+        with self._reaching(name):
+            make_directory(path.parent)
+            if not if_absent:
+                write_atomic(path, data)
+                return
+            temporary = path.with_name(f".{path.name}.{os.getpid()}.new")
+            write_atomic(temporary, data)
+            try:
+                # A link takes no other file's name, a rename would.
+                path.hardlink_to(temporary)
+            except FileExistsError as error:
+                raise ConflictError(f"{path} is there already") from error
+            finally:
+                temporary.unlink()
+
+    def _file(self, name: str) -> Path:
+        return self.path / check_name(name, self.location)
+
+    @contextlib.contextmanager
+    def _reaching(self, name: str) -> Iterator[None]:
+        try:
+            yield
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise NotFoundError(f"{self._file(name)} does not exist") from error
+        except OSError as error:
+            raise UnavailableError(f"{self._file(name)}: {error.strerror}; check space and permissions") from error
+
+
+@dataclass(frozen=True)
+class GcsPlace:
+    """A folder below a bucket; `path` is without a slash at its ends, empty for the bucket itself."""
+
+    bucket: Bucket = field(repr=False)
+    path: str
+    policy: RetryPolicy = _POLICY
+
+    @property
+    def location(self) -> str:
+        """`gs://bucket/path`."""
+        return self.bucket.place(self.path).rstrip("/")
+
+    def child(self, name: str) -> "GcsPlace":
+        """Return the folder `name` inside."""
+        return GcsPlace(self.bucket, self._object(name), self.policy)
+
+    def read(self, name: str, *, max_bytes: int = MAX_READ_BYTES) -> bytes:
+        """Return a whole object, checked against the service's CRC-32C; see `Place`."""
+        place = self.bucket.place(self._object(name))
+
+        def once() -> bytes:
+            with self.bucket.open(self._object(name)) as answer:
+                data = bytearray()
+                for piece in self.bucket.pieces(answer, place):
+                    data += piece
+                    _require_short(len(data), max_bytes, place)
+                _check_crc(answer, data, place)
+                return bytes(data)
+
+        return Patience(self.policy).call(once)
+
+    def names(self) -> dict[str, int]:
+        """Return every object's size by name; see `Place`."""
+        prefix = f"{self.path}/" if self.path else ""
+
+        def once() -> dict[str, int]:
+            found = {item.name.removeprefix(prefix): item.size_bytes for item in self.bucket.walk(prefix)}
+            # Consoles make objects that stand for folders.
+            return {name: size for name, size in found.items() if name and not name.endswith("/")}
+
+        return Patience(self.policy).call(once)
+
+    def download(
+        self,
+        name: str,
+        to: Path,
+        size_bytes: int | None = None,
+        sha256: str | None = None,
+        progress: Progress | None = None,
+        should_stop: ShouldStop | None = None,
+    ) -> None:
+        """Fetch an object; see `Place`."""
+        place = self.bucket.place(self._object(name))
+        patience = Patience(self.policy, should_stop)
+
+        def opened(start_byte: int) -> Generator[bytes, None, None]:
+            with self.bucket.open(self._object(name), start_byte) as answer:
+                if answer.status_code == BEYOND:
+                    return
+                if start_byte and answer.status_code != 206:
+                    raise UnavailableError(f"{place}: the service ignores ranges; remove {to}.part and try again")
+                for piece in self.bucket.pieces(answer, place):
+                    patience.reset()
+                    yield piece
+
+        file = Fetch(place, to, size_bytes, sha256, progress, lambda: check_stop(should_stop))
+        patience.call(lambda: file.run(opened))
+
+    def write(self, name: str, data: bytes, *, if_absent: bool = False) -> None:
+        """Write a whole object in one request; see `Place`.
+
+        Raises:
+            ConflictError: `if_absent`, and there is one with other content.
+        """
+        from google_crc32c import value
+
+        crc32c, target = crc32c_text(value(data)), self._object(name)
+
+        def once() -> None:
+            try:
+                self.bucket.insert(target, data, crc32c=crc32c, if_absent=if_absent)
+            except ConflictError:
+                # Ours, where only the answer was lost.
+                there = self.bucket.stat(target)
+                if there is None or (there.crc32c, there.size_bytes) != (crc32c, len(data)):
+                    raise
+
+        Patience(self.policy).call(once)
+
+    def _object(self, name: str) -> str:
+        return f"{self.path}/{check_name(name, self.location)}".lstrip("/")
+
+
+def _require_short(length: int, max_bytes: int, place: str) -> None:
+    if length > max_bytes:
+        raise TooLargeError(f"{place} is longer than the {max_bytes} bytes that are read at once")
+
+
+def _check_crc(answer: Any, data: bytearray, place: str) -> None:
+    from google_crc32c import value
+
+    hashes = dict(part.strip().split("=", 1) for part in answer.headers.get("X-Goog-Hash", "").split(",") if part)
+    if "crc32c" in hashes and hashes["crc32c"] != crc32c_text(value(bytes(data))):
+        raise UnavailableError(f"{place}: what arrived does not fit its checksum; it was damaged on the way")
+
+
+def open_place(text: str | Path, settings: CloudSettings, policy: RetryPolicy = _POLICY) -> Place:
+    """Return the place at `gs://bucket/path` or a local path; it need not exist, and nothing is asked yet.
+
+    `policy` says how often a call that gets no answer is repeated.
+
+    Raises:
+        InvalidError: the text has another scheme, or names no bucket.
+    """
+    split = split_place(text)
+    if split is None:
+        return LocalPlace(Path(text).expanduser().absolute())
+    bucket, path = split
+    return GcsPlace(Bucket(settings, bucket), path, policy)
