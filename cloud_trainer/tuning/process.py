@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 
 from brain_service.cloud.run_status import EXIT_PREEMPTED
-from brain_service.jobs.processes import die_with_parent
+from brain_service.processes import die_with_parent
 from brain_service.training.metrics import read_metrics
 
 __all__ = ["METRIC", "TrialFailedError", "advance", "objective_at"]

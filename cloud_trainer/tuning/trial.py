@@ -19,7 +19,7 @@ from functools import partial
 
 from brain_service.datasets.storage import open_folder
 from brain_service.errors import BrainError, InvalidError, NotFoundError
-from brain_service.jobs.processes import die_with_parent
+from brain_service.processes import die_with_parent
 from brain_service.training.config import TrainConfig
 from cloud_trainer.hypertune import report
 from cloud_trainer.tuning.process import METRIC
