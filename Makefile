@@ -2,12 +2,13 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
+FLEET  := $(VENV)/fleet
 # How many test files run at once: most of them wait for processes and clocks.
 JOBS   ?= 2
 DATA   ?= $(or $(BRAIN_DATA_DIR),build/demo/brain)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test slow quick soak crash-table check bench bench-learning bench-learning-quick lock check-wheels clean
+.PHONY: help demo serve test slow quick soak crash-table fleet check bench bench-learning bench-learning-quick lock check-wheels clean
 
 help: ## what each target does
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 24
@@ -22,7 +23,7 @@ test: $(VENV)/.dev ## every check, and every test but the longest (about 20 minu
 	$(MAKE) check
 	$(BIN)/python -m pytest -n $(JOBS) -m "not slow and not soak and not demo and not wheels"
 
-slow: $(VENV)/.dev ## the tests that compile or train for most of a minute
+slow: $(VENV)/.dev $(FLEET)/.installed ## the tests that compile or train for most of a minute
 	$(BIN)/python -m pytest -n $(JOBS) -m "slow or wheels"
 
 quick: $(VENV)/.dev ## the tests that take seconds
@@ -34,6 +35,8 @@ soak: $(VENV)/.dev ## hundreds of kills, power cuts and damaged bytes, and the d
 
 crash-table: $(VENV)/.dev ## the same faults, counted: writes docs/crash-table.md
 	$(BIN)/python -m tests.faults
+
+fleet: $(FLEET)/.installed ## Apache Beam and KFP for cloud-trainer convert and pipeline, in an environment of their own
 
 check: $(VENV)/.dev ## format, lint, types, import contracts
 	$(BIN)/ruff format --check .
@@ -78,3 +81,9 @@ $(VENV)/.demo: deploy/locks/demo.txt pyproject.toml | $(VENV)/pyvenv.cfg
 	$(call install,$@ $(VENV)/.runtime)
 $(VENV)/.dev: deploy/locks/dev.txt pyproject.toml | $(VENV)/pyvenv.cfg
 	$(call install,$@ $(VENV)/.demo $(VENV)/.runtime)
+# Apart, since Beam refuses the protobuf and NumPy of the others.
+$(FLEET)/.installed: deploy/locks/fleet.txt pyproject.toml | $(VENV)/pyvenv.cfg
+	$(PYTHON) -m venv $(FLEET)
+	$(FLEET)/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	$(FLEET)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@touch $@

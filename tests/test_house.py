@@ -33,7 +33,7 @@ def test_an_unknown_public_name_is_an_attribute_error() -> None:
         package.CoreModle  # noqa: B018
 
 
-@pytest.mark.parametrize("lock", ["runtime", "demo", "dev"])
+@pytest.mark.parametrize("lock", ["runtime", "demo", "dev", "fleet"])
 def test_a_lock_is_exact_and_names_no_host(lock: str) -> None:
     lines = (PROJECT / "deploy" / "locks" / f"{lock}.txt").read_text().splitlines()
     assert len(lines) > 30

@@ -26,7 +26,7 @@ from brain_service.datasets.tfrecord import read_record
 from brain_service.errors import CorruptDataError, InvalidError
 from brain_service.spec import EpisodeSpec
 
-__all__ = ["BuildOptions", "Changes", "Progress", "build_version", "compare", "nothing_to_convert"]
+__all__ = ["BuildOptions", "Changes", "Progress", "build_version", "compare", "encodings_of", "nothing_to_convert"]
 
 Progress = Callable[[int, int], None]
 """Called with the files done and their total, and again with the same figures while one of them takes long."""
@@ -198,12 +198,12 @@ def build_version(
         layout=LAYOUT,
     )
     write_statistics(target, builder.result())
-    write_layout(target, options.name, version, decision.spec, manifest.split_sizes(), _encodings(manifest))
+    write_layout(target, options.name, version, decision.spec, manifest.split_sizes(), encodings_of(manifest))
     write_manifest(target, manifest)
     return manifest, writer.linked
 
 
-def _encodings(manifest: Manifest) -> dict[str, ImageEncoding]:
+def encodings_of(manifest: Manifest) -> dict[str, ImageEncoding]:
     """Return how each image feature is encoded: `jpeg` where all its images are, else `png`."""
     entries = [entry for entries in manifest.splits.values() for entry in entries]
     names = (f"observation/{path}" for path in manifest.episode_spec().image_paths)

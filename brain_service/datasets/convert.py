@@ -10,7 +10,7 @@ changed and shares the shards that hold still. Memory holds one episode a proces
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -26,7 +26,7 @@ from brain_service.datasets.build import (
     nothing_to_convert,
 )
 from brain_service.datasets.columns import PROFILES, Profile
-from brain_service.datasets.manifest import LeftOut, Manifest
+from brain_service.datasets.manifest import LeftOut, Manifest, SourceEntry
 from brain_service.datasets.shards import Base
 from brain_service.datasets.source_cache import SourceCache
 from brain_service.datasets.sources import Inventory, require_input, sources_digest, take_inventory
@@ -34,7 +34,7 @@ from brain_service.datasets.versions import exclusive_work, find_bases, next_ver
 from brain_service.durable import publish_directory
 from brain_service.errors import CorruptDataError, InvalidError, UnavailableError
 
-__all__ = ["ConvertReport", "convert_directory_to_tfrecord"]
+__all__ = ["SHARD_BYTES", "ConvertReport", "check_options", "convert_directory_to_tfrecord", "version_digest"]
 
 SHARD_BYTES = 256 * 1024**2
 MOST_JOBS = 4
@@ -83,7 +83,12 @@ class ConvertReport:
         return asdict(self) | {"dataset_dir": str(self.dataset_dir), "archive_dir": archive}
 
 
-def _check(options: BuildOptions) -> None:
+def check_options(options: BuildOptions) -> None:
+    """Check what shapes a version.
+
+    Raises:
+        InvalidError: an option is out of its range; names it.
+    """
     if not _NAME.fullmatch(options.name):
         raise InvalidError(
             f"dataset name {options.name!r}: use lower-case letters, digits and '_', a letter first", field="name"
@@ -99,6 +104,12 @@ def _check(options: BuildOptions) -> None:
         raise InvalidError(f"shard_bytes {options.shard_bytes} is not positive", field="shard_bytes")
     if options.jobs <= 0:
         raise InvalidError(f"jobs {options.jobs} is not positive; 1 converts in this process", field="jobs")
+
+
+def version_digest(sources: Iterable[SourceEntry], options: BuildOptions) -> str:
+    """Return what tells a version from others: a hash of its sources and of the options that shape it."""
+    shape = {"format": _FORMAT, "profile": options.profile, "val_fraction": options.val_fraction}
+    return sources_digest(sources, shape)
 
 
 def convert_directory_to_tfrecord(
@@ -135,7 +146,7 @@ def convert_directory_to_tfrecord(
     """
     jobs = min(os.cpu_count() or 1, MOST_JOBS) if jobs is None else jobs
     options = BuildOptions(name, profile, val_fraction, shard_bytes, jobs)
-    _check(options)
+    check_options(options)
     source, folder = Path(input_dir), Path(output_dir) / name
     try:
         require_input(source)
@@ -207,12 +218,7 @@ class _Conversion:
         yield None
 
     def _digest(self, changes: Changes) -> str:
-        options = {
-            "format": _FORMAT,
-            "profile": self.options.profile,
-            "val_fraction": self.options.val_fraction,
-        }
-        return sources_digest([*self.inventory.sources, *changes.kept_sources], options)
+        return version_digest([*self.inventory.sources, *changes.kept_sources], self.options)
 
     def _report(
         self,

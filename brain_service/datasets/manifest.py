@@ -23,6 +23,7 @@ __all__ = [
     "EpisodeEntry",
     "LeftOut",
     "Manifest",
+    "MergedPart",
     "Rival",
     "ShardEntry",
     "SourceEntry",
@@ -97,12 +98,25 @@ class LeftOut(msgspec.Struct, frozen=True, omit_defaults=True):
     rival: Rival | None = None
 
 
+class MergedPart(msgspec.Struct, frozen=True, order=True):
+    """A dataset version that a merged one holds the episodes of; `sha256` is that of its manifest.
+
+    Names of its sources begin with `<robot>/<version>-<the first 8 digits of sha256>/`.
+    """
+
+    robot: str
+    name: str
+    version: str
+    sha256: str
+
+
 @prepared
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """The index of one dataset version. `control_period_s` is the median time between steps; 0 = unknown.
 
     `sources` are the capture files that the version stands for: those that were read, and earlier ones that are
     gone while their episodes are still here. `record_format` says how an episode is written in a shard.
+    `merged` is there where the version was merged of others.
     """
 
     schema: str = SCHEMA
@@ -119,6 +133,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     skipped_open: list[str]
     record_format: int = 2
     layout: int = 1
+    merged: list[MergedPart] | msgspec.UnsetType = msgspec.UNSET
 
     def split_sizes(self) -> dict[str, tuple[list[int], int]]:
         """Return per split the episodes of each shard, and the bytes of its records without framing."""

@@ -16,7 +16,7 @@ from brain_service.datasets.encoding import EncodedSource
 from brain_service.datasets.manifest import EpisodeEntry, LeftOut, Manifest, Rival
 from brain_service.spec import EpisodeSpec
 
-__all__ = ["Decision", "Member", "Record", "decide", "members_of_manifest", "members_of_source"]
+__all__ = ["Decision", "Member", "Record", "decide", "members_of_manifest", "members_of_source", "spec_difference"]
 
 
 @dataclass(frozen=True)
@@ -164,7 +164,7 @@ def decide(members: Sequence[Member], held: EpisodeSpec | None) -> Decision:
         if member.spec_key == chosen:
             found.append(member)
             continue
-        difference = _difference(EpisodeSpec.from_json(orjson.loads(member.spec_key)), spec)
+        difference = spec_difference(EpisodeSpec.from_json(orjson.loads(member.spec_key)), spec)
         reason = (
             f"its features differ from those of most episodes: {difference}; "
             "convert it by itself under another dataset name"
@@ -177,7 +177,8 @@ def _rival(member: Member) -> Rival:
     return Rival(member.episode_id, member.place, orjson.loads(member.spec_key))
 
 
-def _difference(found: EpisodeSpec, expected: EpisodeSpec) -> str:
+def spec_difference(found: EpisodeSpec, expected: EpisodeSpec) -> str:
+    """Return which features two specs do not share, and what each has; "" where they are the same."""
     parts = []
     for part in ("observation", "action"):
         mine, most = getattr(found, part), getattr(expected, part)

@@ -18,7 +18,7 @@ from brain_service.datasets.manifest import EpisodeEntry, Manifest, ShardEntry
 from brain_service.datasets.membership import Member, Record
 from brain_service.errors import CorruptDataError
 
-__all__ = ["Base", "SplitWriter", "link_or_copy"]
+__all__ = ["Base", "SplitWriter", "entry_of", "group_by_size", "link_or_copy"]
 
 _BLOCK_BYTES = 1 << 20
 _NO_LINKS = frozenset((errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK, errno.EXDEV, errno.ENOSYS))
@@ -75,7 +75,7 @@ class SplitWriter:
             self.shards.append(ShardEntry(name, split, len(plan.members), size_bytes, sha256))
             offset_bytes = 0
             for member in plan.members:
-                entries.append(_entry(member, name, offset_bytes))
+                entries.append(entry_of(member, name, offset_bytes))
                 offset_bytes += entries[-1].size_bytes
         return entries
 
@@ -89,7 +89,7 @@ class SplitWriter:
                 break
             rest = plans.pop().members + rest
             rest_bytes += last.size_bytes
-        return plans + [_Plan(group, None) for group in _group(rest, self._shard_bytes)]
+        return plans + [_Plan(group, None) for group in group_by_size(rest, self._shard_bytes)]
 
     def _unchanged(self, split: str, members: Sequence[Member]) -> tuple[list[_Plan], list[Member]]:
         """Return the shards of the base that hold nothing but episodes of this split, and the other episodes."""
@@ -145,7 +145,8 @@ def _blocks(fd: int, record: Record) -> Iterator[bytes]:
         offset_bytes += len(block)
 
 
-def _group(members: Sequence[Member], shard_bytes: int) -> list[list[Member]]:
+def group_by_size(members: Sequence[Member], shard_bytes: int) -> list[list[Member]]:
+    """Return the episodes of each shard, in order: as many as fit, and at least one."""
     groups: list[list[Member]] = []
     room_bytes = 0
     for member in members:
@@ -166,7 +167,8 @@ def _size_bytes(member: Member) -> int:
     return _record(member).size_bytes
 
 
-def _entry(member: Member, shard: str, offset_bytes: int) -> EpisodeEntry:
+def entry_of(member: Member, shard: str, offset_bytes: int) -> EpisodeEntry:
+    """Return the index entry of an episode at its place in a shard."""
     record = _record(member)
     return EpisodeEntry(
         episode_id=member.episode_id,

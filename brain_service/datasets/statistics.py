@@ -1,15 +1,16 @@
 """Mean, spread, range and quantiles of every numeric feature over the training split, in one streaming pass."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
 import numpy as np
-from jaxtyping import Float32, Float64, Shaped
+from jaxtyping import Float32, Shaped
 
 from brain_service.datasets.columns import Columns, Profile, action_name, valid_transitions
+from brain_service.datasets.moments import FeatureStatistics, Moments
 from brain_service.errors import CorruptDataError
 from brain_service.spec import EpisodeSpec, FeatureSpec
 from brain_service.structs import prepared
@@ -17,10 +18,14 @@ from brain_service.structs import prepared
 __all__ = [
     "STATISTICS_FILE",
     "FeatureStatistics",
+    "SamplePlace",
     "Statistics",
     "StatisticsBuilder",
+    "StatisticsPart",
+    "numeric_paths",
     "parse_statistics",
     "read_statistics",
+    "sample_stride",
     "write_statistics",
 ]
 
@@ -29,27 +34,8 @@ STATISTICS_FILE = "statistics.json"
 SAMPLE_STEPS = 65_536
 OCTO_FILE = "dataset_statistics.json"
 
-_BLOCK_NUMBERS = 1 << 15
 _STEPS_AT_ONCE = 512
-# Of float32 samples at a time, to be sorted for quantiles.
-_COLUMNS = 16
 Name = Literal["mean", "std", "min", "max", "p01", "p99", "q01", "q99"]
-
-
-class FeatureStatistics(msgspec.Struct, frozen=True):
-    """Figures of one feature, each a flat list over its elements; `std` is the population's.
-
-    `p01`/`p99` and `q01`/`q99` are the same quantiles under the names that Octo and OpenVLA look for.
-    """
-
-    mean: list[float]
-    std: list[float]
-    min: list[float]
-    max: list[float]
-    p01: list[float]
-    p99: list[float]
-    q01: list[float]
-    q99: list[float]
 
 
 @prepared
@@ -79,81 +65,68 @@ class Statistics(msgspec.Struct, frozen=True):
         }
 
 
-@dataclass
-class _Moments:
-    """Exact running moments of rows `[T, n]`, and every `stride`-th of them for quantiles."""
+def sample_stride(lengths: Iterable[int], sample_steps: int = SAMPLE_STEPS) -> int:
+    """Return which step in how many a builder keeps for quantiles, once it took episodes of these lengths."""
+    stride, kept, pending = 1, 0, 0
+    for length in [*lengths, None]:
+        pending += length or 0
+        if not pending or (length is not None and pending < _STEPS_AT_ONCE):
+            continue
+        while kept - (-pending // stride) > sample_steps:
+            stride, kept = stride * 2, -(-kept // 2)
+        kept += -(-pending // stride)
+        pending = 0
+    return stride
 
-    count: int
-    mean: Float64[np.ndarray, " n"]
-    squares: Float64[np.ndarray, " n"]
-    low: Float64[np.ndarray, " n"]
-    high: Float64[np.ndarray, " n"]
-    sample: list[Float32[np.ndarray, "t n"]] = field(default_factory=list)
-    sampled: list[int] = field(default_factory=list)
-    """For each part of the sample the number of rows that were sampled before it."""
+
+@dataclass(frozen=True)
+class SamplePlace:
+    """Where a part stands in the whole: `stride` of the whole's sample, its steps and transitions before."""
+
+    stride: int
+    steps: int
+    transitions: int
+
+
+@dataclass(frozen=True)
+class StatisticsPart:
+    """What a builder knows of its episodes, to be joined with what others know of theirs."""
+
+    moments: dict[str, Moments]
+    intervals_ns: list[int]
+    transitions: int
+    trajectories: int
 
     @staticmethod
-    def empty(size: int) -> "_Moments":
-        """Return the moments of no rows of `size` numbers."""
-        return _Moments(0, np.zeros(size), np.zeros(size), np.full(size, np.inf), np.full(size, -np.inf))
+    def joined(parts: Iterable["StatisticsPart"]) -> "StatisticsPart":
+        """Return the whole of parts that are given in its order; there must be at least one."""
+        first, *others = parts
+        # Of their own: joining must not change what was given.
+        moments = {key: replace(value, sample=[*value.sample]) for key, value in first.moments.items()}
+        intervals, transitions, trajectories = [*first.intervals_ns], first.transitions, first.trajectories
+        for part in others:
+            for key, value in part.moments.items():
+                moments[key].join(value)
+            intervals += part.intervals_ns
+            transitions += part.transitions
+            trajectories += part.trajectories
+        return StatisticsPart(moments, intervals, transitions, trajectories)
 
-    def add(self, rows: Shaped[np.ndarray, "T n"], stride: int) -> None:
-        """Merge rows into the moments (Chan, Golub, LeVeque 1979: no cancellation for large offsets)."""
-        if not len(rows):
-            return
-        first = -self.count % stride
-        self.sample.append(rows[first::stride].astype(np.float32))
-        self.sampled.append(-(-self.count // stride))
-        # A block at a time stays in the processor's cache, and a long episode takes no more memory than a short.
-        block = max(1, _BLOCK_NUMBERS // rows.shape[1]) if rows.shape[1] else len(rows)
-        for start in range(0, len(rows), block):
-            self._merge(rows[start : start + block])
+    @property
+    def control_period_s(self) -> float:
+        """Median time between steps in seconds; 0 where no episode has two steps."""
+        return float(np.median(self.intervals_ns)) / 1e9 if self.intervals_ns else 0.0
 
-    def _merge(self, rows: Shaped[np.ndarray, "T n"]) -> None:
-        added, mean = len(rows), rows.mean(axis=0, dtype=np.float64)
-        total = self.count + added
-        off = rows - mean
-        delta = mean - self.mean
-        self.squares += np.einsum("tn,tn->n", off, off) + delta**2 * (self.count * added / total)
-        self.mean += delta * (added / total)
-        self.low = np.minimum(self.low, rows.min(axis=0))
-        self.high = np.maximum(self.high, rows.max(axis=0))
-        self.count = total
-
-    def thin(self) -> None:
-        """Keep every second row of the sample, as if the stride had always been twice what it was."""
-        self.sample = [
-            part[before % 2 :: 2].copy() for part, before in zip(self.sample, self.sampled, strict=True)
-        ]
-        self.sampled = [-(-before // 2) for before in self.sampled]
-
-    def result(self) -> FeatureStatistics:
-        """Return the figures; zeros where there was no row."""
-        if self.count == 0:
-            zeros = [0.0] * len(self.mean)
-            return FeatureStatistics(*[zeros] * 8)
-        # A few columns at a time: all at once would take the memory of the sample twice again.
-        quantiles = [
-            _quantiles(np.concatenate([part[:, n : n + _COLUMNS] for part in self.sample]))
-            for n in range(0, len(self.mean), _COLUMNS)
-        ]
-        q01, q99 = np.concatenate(quantiles, axis=1).tolist()
-        std = np.sqrt(self.squares / self.count).tolist()
-        return FeatureStatistics(
-            self.mean.tolist(), std, self.low.tolist(), self.high.tolist(), q01, q99, q01, q99
+    def statistics(self) -> Statistics:
+        """Return the figures."""
+        figures = {key: moments.result() for key, moments in self.moments.items()}
+        return Statistics(
+            observation=_part(figures, "observation/"),
+            action=_part(figures, "action/"),
+            reward=figures["reward"],
+            num_transitions=self.transitions,
+            num_trajectories=self.trajectories,
         )
-
-
-def _quantiles(rows: Float32[np.ndarray, "t n"]) -> Float64[np.ndarray, "2 n"]:
-    """Return the 1st and 99th percentile of each column, interpolated linearly as NumPy has it."""
-    # Sorted whole, with vector instructions: a selection of four ranks takes several times as long.
-    columns = np.sort(np.ascontiguousarray(rows.T), axis=1)
-    ranks = np.array([0.01, 0.99]) * (len(rows) - 1)
-    low = np.floor(ranks).astype(np.int64)
-    high = np.minimum(low + 1, len(rows) - 1)
-    below, above = columns[:, low].astype(np.float64), columns[:, high].astype(np.float64)
-    found: Float64[np.ndarray, "2 n"] = (below + (above - below) * (ranks - low)).T
-    return found
 
 
 class StatisticsBuilder:
@@ -162,22 +135,31 @@ class StatisticsBuilder:
     At most about `sample_steps` steps are kept for quantiles: n doubles whenever they would be more. Equal
     episodes in equal order give equal figures, to the bit.
     Actions and rewards that the profile calls invalid are left out.
+
+    With `place` the episodes are a part of more, and the sample is what the whole's builder keeps of them.
     """
 
-    def __init__(self, spec: EpisodeSpec, profile: Profile, sample_steps: int = SAMPLE_STEPS) -> None:
+    def __init__(
+        self,
+        spec: EpisodeSpec,
+        profile: Profile,
+        sample_steps: int = SAMPLE_STEPS,
+        place: SamplePlace | None = None,
+    ) -> None:
         self._profile = profile
         self._sample_steps = sample_steps
-        self._stride = 1
+        self._place = place
+        self._stride = 1 if place is None else place.stride
         self._kept = 0
         self._steps = 0
         self._episodes = 0
         self._intervals_ns: list[int] = []
         self._names = {
-            **{f"observation/{path}": f"observation/{path}" for path in _numeric(spec.observation)},
-            **{f"action/{path}": action_name(spec, path) for path in _numeric(spec.action)},
+            **{f"observation/{path}": f"observation/{path}" for path in numeric_paths(spec.observation)},
+            **{f"action/{path}": action_name(spec, path) for path in numeric_paths(spec.action)},
             "reward": "reward",
         }
-        self._moments: dict[str, _Moments] = {}
+        self._moments: dict[str, Moments] = {}
         self._pending: list[Columns] = []
         self._pending_steps = 0
 
@@ -200,17 +182,22 @@ class StatisticsBuilder:
         valid = valid_transitions(_joined(pending, "is_last"), self._profile)
         all_valid = bool(valid.all())
         # Before, not after: of a long episode the sample would be a second copy.
-        while self._kept - (-len(valid) // self._stride) > self._sample_steps:
+        while self._place is None and self._kept - (-len(valid) // self._stride) > self._sample_steps:
             self._thin()
         for key, name in self._names.items():
             column = _joined(pending, name)
             rows = column.reshape(len(column), -1)
             rows = rows if key.startswith("observation/") or all_valid else rows[valid]
             if key not in self._moments:
-                self._moments[key] = _Moments.empty(rows.shape[1])
+                self._moments[key] = Moments.empty(rows.shape[1], self._before(key))
             self._moments[key].add(rows, self._stride)
         self._steps += int(valid.sum())
         self._kept += -(-len(valid) // self._stride)
+
+    def _before(self, key: str) -> int:
+        if self._place is None:
+            return 0
+        return self._place.steps if key.startswith("observation/") else self._place.transitions
 
     def _thin(self) -> None:
         self._stride *= 2
@@ -226,19 +213,16 @@ class StatisticsBuilder:
     @property
     def control_period_s(self) -> float:
         """Median time between steps in seconds; 0 where no episode has two steps."""
-        return float(np.median(self._intervals_ns)) / 1e9 if self._intervals_ns else 0.0
+        return self.part().control_period_s
+
+    def part(self) -> StatisticsPart:
+        """Return what is known of all episodes taken so far."""
+        self._take_pending()
+        return StatisticsPart(self._moments, self._intervals_ns, self._steps, self._episodes)
 
     def result(self) -> Statistics:
         """Return the figures of all episodes taken so far; there must be at least one."""
-        self._take_pending()
-        figures = {key: moments.result() for key, moments in self._moments.items()}
-        return Statistics(
-            observation=_part(figures, "observation/"),
-            action=_part(figures, "action/"),
-            reward=figures["reward"],
-            num_transitions=self._steps,
-            num_trajectories=self._episodes,
-        )
+        return self.part().statistics()
 
 
 def _array(columns: Columns, name: str) -> Shaped[np.ndarray, "_ ..."]:
@@ -252,7 +236,8 @@ def _joined(episodes: Sequence[Columns], name: str) -> Shaped[np.ndarray, "_ ...
     return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
 
 
-def _numeric(spec: FeatureSpec) -> list[str]:
+def numeric_paths(spec: FeatureSpec) -> list[str]:
+    """Return the features of a part that have figures."""
     return [path for path, feature in spec.items() if feature.is_numeric]
 
 

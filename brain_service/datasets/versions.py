@@ -3,24 +3,33 @@
 import fcntl
 import re
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from brain_service.datasets.columns import Profile
-from brain_service.datasets.manifest import RECORD_FORMAT, LeftOut, Manifest, read_manifest
+from brain_service.datasets.manifest import (
+    MANIFEST_FILE,
+    RECORD_FORMAT,
+    LeftOut,
+    Manifest,
+    parse_manifest,
+    read_manifest,
+)
 from brain_service.datasets.storage import Folder, LocalFolder
 from brain_service.durable import fsync_directory, make_directory
-from brain_service.errors import CorruptDataError
+from brain_service.errors import CorruptDataError, NotFoundError
 
 __all__ = [
     "check_index",
     "exclusive_work",
     "find_bases",
     "list_versions",
+    "newest_version",
     "next_version",
     "set_orphans_aside",
     "sort_versions",
+    "version_after",
 ]
 
 FIRST_VERSION = "1.0.0"
@@ -48,7 +57,11 @@ def _order(version: str) -> tuple[int, ...]:
 
 def next_version(folder: Path) -> str:
     """Return the version after the newest one: its patch number plus one."""
-    versions = list_versions(folder)
+    return version_after(list_versions(folder))
+
+
+def version_after(versions: Sequence[str]) -> str:
+    """Return the version after the last of these: its patch number plus one."""
     if not versions:
         return FIRST_VERSION
     major, minor, patch = _order(versions[-1])
@@ -69,6 +82,24 @@ def find_bases(folder: Path, profile: Profile) -> Iterator[tuple[Path, Manifest]
                 yield path, manifest
         except CorruptDataError as error:
             yield LeftOut(version, error.detail)
+
+
+def newest_version(folder: Folder, profile: Profile) -> Manifest | None:
+    """Return the manifest of the newest intact version of this profile, on disk or on a bucket; None without one.
+
+    Raises:
+        UnavailableError: the folder cannot be listed.
+    """
+    for version in reversed(sort_versions(folder.subfolders())):
+        place = folder.child(version)
+        try:
+            manifest = parse_manifest(place.read(MANIFEST_FILE), f"{place.location}/{MANIFEST_FILE}")
+            if manifest.profile == profile and manifest.record_format == RECORD_FORMAT:
+                check_index(place, manifest)
+                return manifest
+        except (CorruptDataError, NotFoundError):
+            continue
+    return None
 
 
 def set_orphans_aside(folder: Path, manifest: Manifest) -> list[str]:
