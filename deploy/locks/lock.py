@@ -30,5 +30,6 @@ if __name__ == "__main__":
     compile_lock("dev", "--extra", "dev")
     compile_lock("demo", "--extra", "demo", "--constraints", "deploy/locks/dev.txt")
     compile_lock("runtime", "--constraints", "deploy/locks/dev.txt")
+    compile_lock("tpu", "--extra", "tpu", "--constraints", "deploy/locks/dev.txt")
     # By itself: Apache Beam refuses what the others need.
     compile_lock("fleet", source="deploy/locks/fleet.in")
