@@ -81,7 +81,12 @@ class Soak:
                 if not session:
                     session, step = self._ask(http, "/sessions", {}).get("session_id", ""), 0
                     continue
-                body = {"session_id": session, "step": step, "observation": {"arm": {"joints": [1.0, 2.0]}, "load": 0.5}, "deadline_ms": 2000}
+                body = {
+                    "session_id": session,
+                    "step": step,
+                    "observation": {"arm": {"joints": [1.0, 2.0]}, "load": 0.5},
+                    "deadline_ms": 2000,
+                }
                 answer = self._ask(http, "/infer", body)
                 step += "action" in answer
                 session = "" if answer.get("status") in (404, 409) else session
