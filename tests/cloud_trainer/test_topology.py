@@ -28,7 +28,7 @@ SMALL = StepRequest(
     action_dim=8,
     model={"cms_sizes": [4, 4], "cms_periods": [1, 8], "cms_decays": [0.05, 0.03]},
 )
-LIMIT_S = 300.0
+LIMIT_S = 600.0
 
 
 @pytest.fixture(scope="module")
