@@ -75,7 +75,7 @@ def group(runs: list[Run], folder: Path) -> list[tuple[int, str]]:
         (process, *run["term_when"]) for process, run in zip(started, runs, strict=True) if "term_when" in run
     ]
     codes: dict[int, int] = {}
-    deadline_s = time.monotonic() + 400
+    deadline_s = time.monotonic() + 580
     while len(codes) < len(started):
         for process, file, text in list(waiting):
             if Path(file).exists() and text in Path(file).read_text():

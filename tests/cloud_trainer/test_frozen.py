@@ -1,12 +1,13 @@
 """The data of a run is the data that was frozen: held against the manifest once, later against the storage."""
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
 from brain_service.datasets.loader import open_dataset
+from brain_service.datasets.storage import GcsFolder, Range
 from brain_service.errors import CorruptDataError
 from brain_service.training.place import LocalPlace, open_place
 from cloud_trainer.distributed import Hosts
@@ -56,10 +57,13 @@ def test_on_a_bucket_a_later_start_reads_nothing_unless_the_service_says_otherwi
 
     again = open_dataset(place)
     reads: list[object] = []
-    original = type(again.folder).read_ranges
-    monkeypatch.setattr(
-        type(again.folder), "read_ranges", lambda self, ranges: reads.append(ranges) or original(self, ranges)
-    )
+    original = GcsFolder.read_ranges
+
+    def read_ranges(self: GcsFolder, ranges: Sequence[Range]) -> list[bytes]:
+        reads.append(ranges)
+        return original(self, ranges)
+
+    monkeypatch.setattr(GcsFolder, "read_ranges", read_ranges)
     check_frozen(again, output, Hosts())
     assert reads == []
 

@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -71,7 +72,11 @@ def found(dataset: Path, server: FakeGcs, tmp_path_factory: pytest.TempPathFacto
     words, rows = arguments(data, output.location, **RUN), str(root / "rows.txt")
     signalled = {"arguments": words, "records": rows, "pause_s": 0.2, "term_when": [rows, "\n6 0 "]}
     undisturbed = {"arguments": arguments(dataset.parent, local, **RUN)}
-    groups = [*([{"arguments": bad[name]}] for name in bad), [signalled], [undisturbed]]
+    groups: list[list[dict[str, Any]]] = [
+        *([{"arguments": bad[name]}] for name in bad),
+        [signalled],
+        [undisturbed],
+    ]
     done = do(root / "work", groups, server.environment())
     outcomes = dict(zip(bad, (group[0] for group in done), strict=False))
     assert [group[0][0] for group in done[len(bad) :]] == [75, 0], done
