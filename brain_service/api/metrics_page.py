@@ -22,6 +22,8 @@ from brain_service.hardware.throttling import read_throttling, vcgencmd_word
 from brain_service.health.check import Check, Status
 from brain_service.health.queues import job_counts, pending_uploads
 from brain_service.health.training import training_now
+from brain_service.jobs.job import STATES
+from brain_service.jobs.kinds import KINDS
 from brain_service.logs import LOGGED
 from brain_service.metrics import Page
 
@@ -206,10 +208,12 @@ def _disk(page: Page, services: Services, status: Mapping[str, Any]) -> None:
 def _jobs(page: Page, services: Services) -> None:
     database = services.settings.database
     runner = services.runner.status()
+    # Also those that are none: what appears out of nowhere has no growth for an alert to see.
+    counts = {(kind, state): 0 for kind in KINDS for state in STATES} | job_counts(database)
     page.gauge(
         "brain_jobs",
         "Jobs that are remembered, by kind and state.",
-        [({"kind": kind, "state": state}, count) for (kind, state), count in job_counts(database).items()],
+        [({"kind": kind, "state": state}, count) for (kind, state), count in counts.items()],
     )
     page.gauge("brain_runner_up", "Whether the job runner runs.", bool(runner["alive"]))
     page.counter("brain_runner_restarts_total", "Times the job runner was started again.", runner["restarts"])
