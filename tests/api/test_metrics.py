@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import subprocess
+import time
 from typing import Any
 
 import httpx
@@ -13,8 +14,8 @@ from websockets.sync.client import connect as connect_websocket
 
 from tests.api.conftest import TOKENS, Driven, bearer, token
 from tests.api.problems import assert_problem
-from tests.inference.toy import as_tree, toy_observation
 
+SEEN = {"arm": {"joints": [0.5, -0.25]}, "load": 0.5}
 BASE_UNITS = ("_seconds", "_bytes", "_celsius", "_total", "_info", "_per_day", "_per_second", "_per_core")
 
 
@@ -45,8 +46,8 @@ def act(http: httpx.Client, steps: int, **fields: Any) -> list[str]:
     session: str = http.post("/sessions", json={}, headers=robot).json()["session_id"]
     episode: str = http.post("/episodes", json={}, headers=robot).json()["episode_id"]
     for step in range(steps):
-        body = {"session_id": session, "step": step, "observation": as_tree(toy_observation(step)), **fields}
-        answer = http.post("/infer", content=json.dumps(body, default=float), headers=robot)
+        body = {"session_id": session, "step": step, "observation": SEEN, **fields}
+        answer = http.post("/infer", content=json.dumps(body), headers=robot)
         assert answer.status_code == 200, answer.text
         body = {"observation": {"state": [0.1]}, "action": {"command": [0.5]}}
         http.post(f"/episodes/{episode}/steps", json=body, headers=robot).raise_for_status()
@@ -80,11 +81,33 @@ def test_what_happens_is_counted(http: httpx.Client) -> None:
     assert value(after, "brain_check_status", check="disk") == 0
 
 
+def logged(driven: Driven) -> list[dict[str, Any]]:
+    """Return the lines of the daemon's log."""
+    return [json.loads(line) for line in driven.daemon.log_path.read_text().splitlines() if line.startswith("{")]
+
+
+def test_a_line_of_the_log_names_request_session_and_model(driven: Driven, http: httpx.Client) -> None:
+    robot = bearer("robot")
+    session = http.post("/sessions", json={}, headers=robot).json()["session_id"]
+    late = {"session_id": session, "observation": SEEN, "deadline_ms": 0.001}
+    # The same trouble is written once in ten seconds, and another test may have had it just now.
+    for attempt in range(15):
+        asked = robot | {"X-Request-ID": f"late-{attempt}"}
+        assert http.post("/infer", json=late, headers=asked).status_code == 504
+        if lines := [line for line in logged(driven) if line.get("request_id") == f"late-{attempt}"]:
+            break
+        time.sleep(1)
+    (failed,) = lines
+    assert failed["session_id"] == session
+    assert failed["model_id"] == driven.model_id
+    assert failed["status"] == 504
+
+
 def test_a_late_answer_and_a_refusal_are_counted_by_class(http: httpx.Client) -> None:
     before = families(http)
     session = http.post("/sessions", json={}, headers=bearer("robot")).json()["session_id"]
-    late = {"session_id": session, "observation": as_tree(toy_observation(0)), "deadline_ms": 0.001}
-    answer = http.post("/infer", content=json.dumps(late, default=float), headers=bearer("robot"))
+    late = {"session_id": session, "observation": SEEN, "deadline_ms": 0.001}
+    answer = http.post("/infer", content=json.dumps(late), headers=bearer("robot"))
     assert_problem(answer, 504)
     assert (
         http.post("/infer", json={}, headers={"Authorization": "Bearer nobody-knows-this-0000"}).status_code == 401
@@ -181,21 +204,15 @@ def test_an_id_that_is_none_is_replaced(http: httpx.Client, odd: str) -> None:
     assert re.fullmatch(r"[0-9a-f]{8}-[0-9]+", found)
 
 
-def test_the_log_names_request_session_and_model_and_never_a_token(driven: Driven, http: httpx.Client) -> None:
-    robot = bearer("robot")
-    session = http.post("/sessions", json={}, headers=robot).json()["session_id"]
-    late = {"session_id": session, "observation": as_tree(toy_observation(0)), "deadline_ms": 0.001}
-    asked = robot | {"X-Request-ID": "late-1"}
-    assert http.post("/infer", content=json.dumps(late, default=float), headers=asked).status_code == 504
+def test_no_line_of_the_log_holds_a_token(driven: Driven, http: httpx.Client) -> None:
     # Mistakes of clients that put their token where it does not belong.
-    secret = token("robot")
-    http.post(f"/episodes/{secret}/steps", content=b"{", headers=robot)
-    http.post("/infer", json={"session_id": secret, "observation": {}}, headers=robot)
-    http.get(f"/jobs/{secret}?token={secret}", headers=robot)
-    http.get("/livez", headers={"X-Request-ID": secret})
-    lines = [json.loads(line) for line in driven.daemon.log_path.read_text().splitlines() if line.startswith("{")]
-    (failed,) = [line for line in lines if line.get("request_id") == "late-1"]
-    assert failed["session_id"] == session
-    assert failed["model_id"] == driven.model_id
+    for name in TOKENS:
+        secret, robot = token(name), bearer("robot")
+        http.post(f"/episodes/{secret}/steps", content=b"{", headers=robot)
+        http.post("/infer", json={"session_id": secret, "observation": {}}, headers=robot)
+        http.get(f"/jobs/{secret}?token={secret}", headers=robot)
+        http.get("/livez", headers={"X-Request-ID": secret})
+        http.post(f"/models/{secret}/activate", headers=bearer("boss"))
     text = driven.daemon.log_path.read_text()
+    assert text
     assert not [name for name in TOKENS if token(name) in text]
