@@ -37,7 +37,7 @@ def value(found: dict[str, Any], name: str, **labels: str) -> float:
     """Return the sum of the samples of one name that carry these labels."""
     family = found.get(re.sub(r"_(total|bucket|count|sum)$", "", name)) or found.get(name)
     samples = family.samples if family is not None else ()
-    return sum(s.value for s in samples if s.name == name and labels.items() <= s.labels.items())
+    return float(sum(s.value for s in samples if s.name == name and labels.items() <= s.labels.items()))
 
 
 def act(http: httpx.Client, steps: int, **fields: Any) -> list[str]:

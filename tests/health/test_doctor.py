@@ -37,6 +37,11 @@ def pci(root: Path, driver: str = "4.21.0", library: str = "4.21.0", node: bool 
         write(root / "dev/hailo0", "")
 
 
+def lost_hailo(root: Path) -> None:
+    pci(root)
+    (root / "sys/bus/pci/devices/0001:01:00.0/vendor").unlink()
+
+
 def no_memory_controller(root: Path) -> None:
     write(root / "proc/cmdline", "console=tty1 cgroup_disable=memory")
     write(root / "sys/fs/cgroup/cgroup.controllers", "cpu")
@@ -128,7 +133,7 @@ SPOILT: list[tuple[str, Spoil, str, str, str]] = [
     ("hailo", lambda root: pci(root, node=False), "fail", "hailo0", "hailo-all"),
     (
         "hailo",
-        lambda root: (pci(root), (root / "sys/bus/pci/devices/0001:01:00.0/vendor").unlink()),
+        lost_hailo,
         "warn",
         "software",
         "reseat",
