@@ -20,7 +20,7 @@ from brain_service.jobs.folder import JobFolder
 from brain_service.jobs.pipeline import run_stages
 from brain_service.jobs.processes import become_background, die_with_parent
 from brain_service.jobs.table import JobTable
-from brain_service.logs import setup_logging
+from brain_service.logs import JOB_ID, setup_logging
 from brain_service.settings import Settings, load_settings
 
 __all__ = ["EXIT_STOPPED", "main", "problem_of"]
@@ -44,6 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
     become_background()
     settings = load_settings({"data_dir": options.data_dir})
     setup_logging(settings.log_level, "text")
+    JOB_ID.set(options.job_id)
     # The checkpoint library tells every file it opens; what went wrong is enough.
     logging.getLogger().setLevel(logging.WARNING)
     logging.getLogger("brain_service").setLevel(settings.log_level.upper())
