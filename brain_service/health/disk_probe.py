@@ -80,4 +80,5 @@ class DiskProbe:
         while not self._stopping.wait(wait_s):
             with contextlib.suppress(ValueError):
                 self.look()
-            wait_s = self._period_s
+            # What was mended shall not be called broken for a minute.
+            wait_s = min(self._first_s, self._period_s) if self._error else self._period_s

@@ -57,6 +57,9 @@ def test_a_medium_that_refuses_is_told_with_its_reason(tmp_path: Path) -> None:
     probe = DiskProbe(tmp_path / "gone")
     probe.look()
     assert "No such file" in probe.view().error
+    (tmp_path / "gone").mkdir()
+    probe.look()
+    assert probe.view().error == ""
 
 
 def test_a_medium_that_does_not_answer_is_seen_while_it_does_not(
