@@ -1,14 +1,10 @@
 """`brain`: serve, and the loop's steps by hand."""
 
 import argparse
-import contextlib
-import http.client
 import json
 import os
 import signal
 import sys
-import urllib.error
-import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,12 +12,14 @@ from typing import Any
 import brain_service
 from brain_service.cli_convert import add_convert_arguments, run_convert
 from brain_service.cli_datasets import add_datasets_command
+from brain_service.cli_doctor import add_doctor_command
 from brain_service.cli_episodes import add_episodes_command
 from brain_service.cli_evaluate import add_evaluate_command
 from brain_service.cli_export import add_export_command
 from brain_service.cli_formats import add_format_commands
 from brain_service.cli_hailo import add_export_hailo_command
 from brain_service.cli_hardware import add_hardware_command
+from brain_service.cli_health import add_health_command
 from brain_service.cli_keys import add_keys_command
 from brain_service.cli_pipeline import add_pipeline_command
 from brain_service.cli_replay import add_replay_command
@@ -34,7 +32,7 @@ from brain_service.cli_train import (
     run_train,
 )
 from brain_service.cli_upload import add_upload_command
-from brain_service.errors import BrainError, ConfigError, UnauthorizedError, UnavailableError
+from brain_service.errors import BrainError
 from brain_service.logs import setup_logging
 from brain_service.settings import load_settings
 from brain_service.terminal import printable, progress_bar
@@ -56,13 +54,14 @@ examples:
   brain hardware
   brain replay 20261122T201500-3f9a1c --data-dir ./brain
   brain health   --url http://127.0.0.1:8080
+  sudo brain doctor
 """
 
 Run = Callable[[argparse.Namespace], int]
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command and return its exit code: 0 done, 2 failed; `health` and `datasets report`:
+    """Run one command and return its exit code: 0 done, 2 failed; `health`, `doctor` and `datasets report`:
     0 pass, 1 warn, 2 fail; `sanity-check` and `replay`: 0 pass, 1 fail. Where the reader of the output is gone
     (`| head`): 141, as of other commands.
 
@@ -141,14 +140,8 @@ def _parser() -> argparse.ArgumentParser:
     add_export_hailo_command(commands)
     add_upload_command(commands)
     add_keys_command(commands)
-
-    health = command("health", _health, "Ask a running daemon how it is; exit code 0 pass, 1 warn, 2 fail.")
-    health.add_argument("--url", default="http://127.0.0.1:8080", help="(default: %(default)s)")
-    health.add_argument(
-        "--token-file",
-        type=Path,
-        help="a file that begins with a token of scope read, for a daemon with tokens",
-    )
+    add_health_command(commands)
+    add_doctor_command(commands)
     return parser
 
 
@@ -176,71 +169,6 @@ def _sanity(options: argparse.Namespace) -> int:
     text, code = run_sanity(options, progress_bar("checking"))
     print(text)
     return code
-
-
-def _health(options: argparse.Namespace) -> int:
-    document = _ask_health(f"{options.url.rstrip('/')}/health", _token(options.token_file))
-    for name, checks in document["checks"].items():
-        for check in checks:
-            observed = check["observed_value"]
-            value = "-" if observed is None else f"{observed} {check['observed_unit']}"
-            print(f"{check['status']:5} {name:12} {value}  {check['output']}".rstrip())
-    return {"pass": 0, "warn": 1}.get(document["status"], 2)
-
-
-def _token(path: Path | None) -> str:
-    """Return the first word of the file, nothing without one: a line of the daemon's own tokens file will do.
-
-    Raises:
-        ConfigError: it begins with no token.
-    """
-    if path is None:
-        return ""
-    try:
-        words = path.read_text(encoding="utf-8-sig").split()
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path} is no text; give a file that begins with a token") from error
-    if not words or words[0].startswith("#"):
-        raise ConfigError(f"{path} begins with no token; give a file that does")
-    if not (words[0].isascii() and words[0].isprintable()):
-        raise ConfigError(f"the token of {path} has characters outside ASCII; no daemon takes such a one")
-    return words[0]
-
-
-def _ask_health(url: str, token: str) -> dict[str, Any]:
-    """Return the document of `/health`.
-
-    Raises:
-        UnavailableError: no daemon answers there, or something else does.
-        UnauthorizedError: it wants a token, or another one.
-    """
-    if not url.startswith(("http://", "https://")):
-        raise UnavailableError(f"{url!r} is no address of a daemon; give one like http://127.0.0.1:8080")
-    headers = {"Authorization": f"Bearer {token}"} if token else {}
-    try:
-        asked = urllib.request.Request(url, headers=headers)  # noqa: S310  the scheme was checked above
-        with urllib.request.urlopen(asked, timeout=5) as answer:  # noqa: S310
-            document = json.load(answer)
-    except urllib.error.HTTPError as error:
-        if error.code in (401, 403):
-            given = "the token that was given is not enough" if token else "none was given"
-            raise UnauthorizedError(
-                f"the daemon at {url} wants a token with scope read, {given}; give one with --token-file"
-            ) from error
-        with contextlib.suppress(ValueError):
-            document = json.load(error)
-            if isinstance(document, dict) and "checks" in document:
-                return document
-        raise UnavailableError(
-            f"{url} answers {error.code} {error.reason}; is this a daemon's address?"
-        ) from error
-    except (urllib.error.URLError, http.client.HTTPException, TimeoutError) as error:
-        raise UnavailableError(f"no daemon answers at {url}: {error}; start one with 'brain serve'") from error
-    except ValueError as error:
-        raise UnavailableError(f"{url} is no address of a daemon: {error}") from error
-    if not isinstance(document, dict) or "checks" not in document:
-        raise UnavailableError(f"{url} answers something else than a daemon; check --url")
-    return document
 
 
 def _print(document: dict[str, Any]) -> None:

@@ -1,18 +1,70 @@
-"""Structured logs on standard error: one JSON object a line for machines, short text for a terminal."""
+"""Structured logs on standard error: one JSON object a line for machines, short text for a terminal.
+
+Every line says which request, session, model and job it belongs to, where there is one, and no line holds a
+secret: see `log_secrets`.
+"""
 
 import json
 import logging
 import sys
+import time
+from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-__all__ = ["RepeatFilter", "setup_logging"]
+from brain_service.log_secrets import mask_fields, mask_text
+
+__all__ = [
+    "JOB_ID",
+    "LOGGED",
+    "MODEL_ID",
+    "REQUEST_ID",
+    "SESSION_ID",
+    "LogCounts",
+    "RepeatFilter",
+    "setup_logging",
+]
+
+REQUEST_ID: ContextVar[str] = ContextVar("request_id")
+SESSION_ID: ContextVar[str] = ContextVar("session_id")
+MODEL_ID: ContextVar[str] = ContextVar("model_id")
+JOB_ID: ContextVar[str] = ContextVar("job_id")
+_CONTEXT = (REQUEST_ID, SESSION_ID, MODEL_ID, JOB_ID)
+"""What a line belongs to; set where it becomes known, seen by everything that the same task logs from there on."""
 
 # A robot that posts at 200 Hz to a failing medium is refused 200 times a second; one line says it.
 _REPEAT_S = 10.0
 _MAX_KNOWN = 1000
 
 _PLAIN = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName", "color_message"}
+
+
+class LogCounts(logging.Handler):
+    """Counts lines by level and keeps the last error, for `/metrics` and `/health`."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.by_level = {"warning": 0, "error": 0}
+        self.last_error: tuple[float, str] | None = None
+        """When (monotonic, in seconds) and what."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Count a record."""
+        level = "error" if record.levelno >= logging.ERROR else "warning"
+        self.by_level[level] += 1
+        if level == "error":
+            self.last_error = time.monotonic(), mask_text(record.getMessage())
+
+
+LOGGED = LogCounts()
+"""Of this process, from `setup_logging` on."""
+
+
+def _extra(record: logging.LogRecord) -> dict[str, Any]:
+    """Return what a record says beside its message: its own fields, and what it belongs to."""
+    own = {key: value for key, value in record.__dict__.items() if key not in _PLAIN}
+    context = {each.name: each.get("") for each in _CONTEXT}
+    return mask_fields({name: value for name, value in context.items() if value} | own)
 
 
 class JsonFormatter(logging.Formatter):
@@ -26,10 +78,10 @@ class JsonFormatter(logging.Formatter):
             "logger": record.name,
             "message": record.getMessage(),
         }
-        document |= {key: value for key, value in record.__dict__.items() if key not in _PLAIN}
+        document |= _extra(record)
         if record.exc_info:
             document["exception"] = self.formatException(record.exc_info)
-        return json.dumps(document, default=str)
+        return mask_text(json.dumps(document, default=str))
 
 
 class RepeatFilter(logging.Filter):
@@ -68,9 +120,9 @@ class TextFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """Return the line, with the traceback, if any, on the lines after it."""
         moment = datetime.fromtimestamp(record.created).astimezone().strftime("%H:%M:%S.%f")[:-3]
-        extra = "".join(f" {key}={value}" for key, value in record.__dict__.items() if key not in _PLAIN)
+        extra = "".join(f" {key}={value}" for key, value in _extra(record).items())
         line = f"{moment} {record.levelname.lower():7} {record.getMessage()}{extra}"
-        return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
+        return mask_text(f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line)
 
 
 def setup_logging(level: str, style: Literal["auto", "json", "text"] = "auto") -> None:
@@ -79,7 +131,7 @@ def setup_logging(level: str, style: Literal["auto", "json", "text"] = "auto") -
     handler = logging.StreamHandler()
     handler.setFormatter(TextFormatter() if text else JsonFormatter())
     handler.addFilter(RepeatFilter())
-    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    logging.basicConfig(level=level.upper(), handlers=[handler, LOGGED], force=True)
     for name in ("uvicorn", "uvicorn.error", "uvicorn.access"):
         logger = logging.getLogger(name)
         logger.handlers.clear()

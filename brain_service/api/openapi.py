@@ -278,6 +278,7 @@ _PROBLEM: Schema = {
         "next_step": {"type": "integer", "minimum": 0},
         "error": {"type": "string", "description": "Below /v2: the detail once more, as that protocol wants it."},
         "retry_after_s": {"type": "number"},
+        "request_id": {"type": "string", "description": "As in `X-Request-ID`: what the log calls this request."},
     },
 }
 

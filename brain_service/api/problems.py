@@ -14,6 +14,7 @@ from starlette.routing import compile_path
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from brain_service.errors import BrainError
+from brain_service.logs import REQUEST_ID
 
 __all__ = [
     "Answered",
@@ -33,7 +34,10 @@ IN_WORDS = {"idempotency-key": "1 to 255 printable characters of ASCII, a UUID f
 
 
 def encode_problem(document: dict[str, Any]) -> bytes:
-    """Return a problem document as JSON bytes."""
+    """Return a problem document as JSON bytes, with the id of the request that it answers, if there is one."""
+    request_id = REQUEST_ID.get("")
+    if request_id:
+        document = {**document, "request_id": request_id}
     return orjson.dumps(document, option=orjson.OPT_SERIALIZE_NUMPY)
 
 

@@ -21,6 +21,7 @@ from brain_service.api.services import open_services
 from brain_service.api.token_file import TokenFile
 from brain_service.durable import make_directory
 from brain_service.errors import ConfigError
+from brain_service.log_secrets import know_tokens
 from brain_service.settings import Settings
 
 __all__ = ["serve"]
@@ -39,6 +40,9 @@ def serve(settings: Settings) -> None:
     """
     with contextlib.ExitStack() as stack:
         tokens = stack.enter_context(TokenFile(settings.tokens_file)) if settings.tokens_file else None
+        if tokens is not None:
+            # Not even by mistake, as part of an address for instance, does one get into the log.
+            stack.callback(know_tokens(lambda: tokens.tokens.by_digest.keys()))
         stack.enter_context(_owned(settings.data_dir))
         sockets = [stack.enter_context(_bind_tcp(settings, tokens))]
         if (unix := _bind_unix(settings)) is not None:

@@ -5,7 +5,7 @@ import contextlib
 import logging
 import time
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
@@ -18,9 +18,11 @@ from brain_service.api.recording import Recorder
 from brain_service.api.token_file import TokenFile
 from brain_service.episodes.store import EpisodeStore
 from brain_service.health.checks import lost_history
+from brain_service.health.vitals import Vitals, open_vitals
 from brain_service.inference.router import InferenceRouter
 from brain_service.jobs.runner import RunnerProcess
 from brain_service.jobs.table import JobTable
+from brain_service.metrics import Growing
 from brain_service.settings import Settings
 
 __all__ = ["Services", "ServicesDep", "open_services"]
@@ -41,8 +43,11 @@ class Services:
     jobs: JobTable
     runner: RunnerProcess
     arrivals: Arrivals
+    vitals: Vitals
     started_ns: int
     tokens: TokenFile | None = None
+    # Of inference workers: models come and go, each with a count of its own.
+    restarts: Growing = field(default_factory=Growing)
 
 
 @contextlib.asynccontextmanager
@@ -86,8 +91,9 @@ async def open_services(settings: Settings, tokens: TokenFile | None = None) -> 
         stack.push_async_callback(_cancel, watching)
         learning = asyncio.create_task(watch_triggers(settings, jobs, store, router))
         stack.push_async_callback(_cancel, learning)
+        vitals = await stack.enter_async_context(open_vitals(settings.data_dir, settings.gates.sysfs))
         arrivals = Arrivals(settings.capture.max_queued_bytes)
-        yield Services(settings, store, router, recorder, jobs, runner, arrivals, started_ns, tokens)
+        yield Services(settings, store, router, recorder, jobs, runner, arrivals, vitals, started_ns, tokens)
 
 
 async def _make_when_there_is_room(directory: Path) -> None:

@@ -7,18 +7,11 @@ from fastapi import APIRouter, Query
 from starlette.responses import PlainTextResponse
 
 from brain_service.api.bodies import JsonResponse
+from brain_service.api.health_report import gather_checks
 from brain_service.api.services import ServicesDep
 from brain_service.errors import UnavailableError
-from brain_service.health.checks import (
-    Check,
-    capture_obstacle,
-    gather_checks,
-    jobs_check,
-    lost_history,
-    misplaced_files,
-    overall,
-    recording_check,
-)
+from brain_service.health.check import overall
+from brain_service.health.checks import capture_obstacle
 
 __all__ = ["router"]
 
@@ -63,19 +56,8 @@ async def health(services: ServicesDep) -> JsonResponse:
     """Check every part; 503 where one fails. Each check tells its value, and where it is not well, the fix."""
     # Asked on the event loop, where these two live; the rest may block.
     inference = services.router.status()
-    recording = recording_check(services.recorder.failed_steps, services.recorder.last_error)
-
-    def gather() -> dict[str, Check]:
-        jobs = jobs_check(
-            services.runner.status(),
-            services.jobs.problem(),
-            misplaced_files(services.settings),
-            lost_history(services.settings.database, services.started_ns),
-        )
-        checks = gather_checks(services.settings, services.store.status(), recording, inference, jobs)
-        return checks if services.tokens is None else {**checks, "tokens": services.tokens.check()}
-
-    checks = await asyncio.to_thread(gather)
+    recording = services.recorder.failed_steps, services.recorder.last_error
+    checks = await asyncio.to_thread(gather_checks, services, inference, recording)
     status = overall(checks)
     return JsonResponse(
         {"status": status, "checks": {name: [check.to_json()] for name, check in checks.items()}},

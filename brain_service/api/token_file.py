@@ -8,7 +8,7 @@ from types import TracebackType
 
 from brain_service.api.auth import Tokens
 from brain_service.errors import ConfigError
-from brain_service.health.checks import Check
+from brain_service.health.check import Check
 
 __all__ = ["TokenFile"]
 

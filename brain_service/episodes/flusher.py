@@ -12,6 +12,8 @@ import threading
 import time
 from typing import Protocol
 
+from brain_service.metrics import Histogram
+
 __all__ = ["Flusher", "Syncable"]
 
 _LOG = logging.getLogger(__name__)
@@ -30,10 +32,12 @@ class Flusher:
     """The flushing threads of a store or logger; `interval_s` bounds how long a step stays unflushed.
 
     One thread at a time, the leader, waits for the next target that is due; it takes it and makes way for the next
-    leader before it flushes. `side_by_side` is how many targets can be flushed at once.
+    leader before it flushes. `side_by_side` is how many targets can be flushed at once. `durations` is how long
+    flushes took, in seconds.
     """
 
     def __init__(self, interval_s: float, side_by_side: int = _SIDE_BY_SIDE) -> None:
+        self.durations = Histogram()
         self._interval_s = interval_s
         self._leading = threading.Lock()
         self._changed = threading.Condition()
@@ -88,12 +92,14 @@ class Flusher:
 
     def _run(self) -> None:
         while (target := self._next()) is not None:
+            begun_s = time.monotonic()
             try:
                 target.sync()
             except Exception:  # noqa: BLE001 - a defect in one episode must not end the flushing of all
                 _LOG.exception("an episode could not be flushed; trying again")
                 self.retry(target)
             with self._changed:
+                self.durations.observe(time.monotonic() - begun_s)
                 self._running.discard(target)
                 if target in self._due_s:
                     self._push(target)

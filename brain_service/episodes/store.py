@@ -41,6 +41,7 @@ from brain_service.errors import (
     TooLargeError,
     UnavailableError,
 )
+from brain_service.metrics import Histogram
 from brain_service.settings import CaptureSettings, RetentionSettings
 from brain_service.spec import EpisodeSpec
 
@@ -341,6 +342,11 @@ class EpisodeStore:
         """
         return self._house.retain()
 
+    @property
+    def flush_durations(self) -> Histogram:
+        """How long flushes to the medium took, in seconds."""
+        return self._flusher.durations
+
     def status(self) -> dict[str, Any]:
         """Return what `/health` shows: open episodes, unflushed steps and their age, free bytes, recovery."""
         writers = self._open.writers()
@@ -359,6 +365,8 @@ class EpisodeStore:
             "recovering": not self._recovery_done.is_set(),
             "recoveries": [*self._open.reports],
             "last_error": failed or self._open.last_error,
+            "total_steps": self._wear.total_steps,
+            "total_bytes": self._wear.total_bytes,
             **self._house.status(),
         }
 

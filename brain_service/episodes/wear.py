@@ -19,13 +19,14 @@ _DAY_S = 86_400
 class WearMeter:
     """Counts written bytes. Thread-safe; `add` takes under a microsecond and touches no file.
 
-    Days are those of the wall clock (to the minute), the pace is measured by the monotonic one: a robot without
-    a clock battery boots in another year.
+    `total_bytes` and `total_steps` count since the start. Days are those of the wall clock (to the minute), the
+    pace is measured by the monotonic one: a robot without a clock battery boots in another year.
     """
 
     def __init__(
         self, wall: Callable[[], float] = time.time, monotonic: Callable[[], float] = time.monotonic
     ) -> None:
+        self.total_bytes = self.total_steps = 0
         self._wall = wall
         self._monotonic = monotonic
         self._lock = threading.Lock()
@@ -45,6 +46,12 @@ class WearMeter:
             if minute != self._minute:
                 self._turn(minute)
             self._now_bytes += size_bytes
+            self.total_bytes += size_bytes
+
+    def count_steps(self, steps: int) -> None:
+        """Count steps that were just accepted."""
+        with self._lock:
+            self.total_steps += steps
 
     @property
     def bytes_today(self) -> int:

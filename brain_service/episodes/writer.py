@@ -43,6 +43,9 @@ class Wear(Protocol):
     def add(self, size_bytes: int) -> None:
         """Count bytes that were just written."""
 
+    def count_steps(self, steps: int) -> None:
+        """Count steps that were just accepted."""
+
 
 class EpisodeWriter:
     """The one writer of an open episode. Every method may be called from any thread but an event loop's."""
@@ -78,6 +81,7 @@ class EpisodeWriter:
         durability: Durability = found.header.durability or settings.durability
         self.answers_when_durable = durability == "step"
         self._flushes_by_itself = durability != "episode"
+        self._wear = wear
         if wear is not None:
             file.written = self._images.written = wear.add
 
@@ -299,6 +303,8 @@ class EpisodeWriter:
             offset += len(line)
         self._tail = new[-1].tail
         self._written = (self.steps, offset)
+        if self._wear is not None:
+            self._wear.count_steps(len(lines))
         self.last_used_s = time.monotonic()
         if self._unsynced_since_s is None:
             self._unsynced_since_s = self.last_used_s

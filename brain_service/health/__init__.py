@@ -1,5 +1,5 @@
 """Health: what an operator and `/health` look at."""
 
-from brain_service.health.checks import Check, gather_checks, overall
+from brain_service.health.check import Check, overall
 
-__all__ = ["Check", "gather_checks", "overall"]
+__all__ = ["Check", "overall"]

@@ -1,62 +1,38 @@
-"""The checks behind `/health`: each has a value, a limit, and where it is not well, the reason and the fix.
+"""The checks of the daemon's own parts: value, limit, and where a part is not well, the reason and the fix.
 
-The shape follows the health+json draft (draft-inadarei-api-health-check): `pass`, `warn` or `fail`. None of
-them depends on the cloud. A missing model warns and does not fail: capture is what a new robot needs.
+None of them depends on the cloud. A missing model warns and does not fail: capture is what a new robot needs.
 """
 
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import psutil
 
+from brain_service.health.check import Check
 from brain_service.settings import Settings
 
 __all__ = [
-    "Check",
+    "capture_check",
     "capture_obstacle",
-    "gather_checks",
+    "disk_check",
+    "episodes_check",
+    "inference_check",
     "jobs_check",
     "lost_history",
+    "memory_check",
     "misplaced_files",
-    "overall",
     "recording_check",
+    "wear_check",
 ]
-
-Status = Literal["pass", "warn", "fail"]
 
 MEMORY_WARN, MEMORY_FAIL = 75.0, 90.0  # percent in use
 WEAR_WARN_MB = 30_000.0  # a day; a good 64 GB card endures some 30 TB, which this uses up in under three years
 STALL_INTERVALS = 10.0  # steps unsynced for this many sync intervals: the medium stalls
-
-
-@dataclass(frozen=True, slots=True)
-class Check:
-    """One observation: its value with unit, and `output`, the reason and the fix where it is not `pass`."""
-
-    status: Status
-    observed_value: float | str | None
-    observed_unit: str
-    output: str = ""
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the JSON form used in `/health`."""
-        return {
-            "status": self.status,
-            "observed_value": self.observed_value,
-            "observed_unit": self.observed_unit,
-            "output": self.output,
-        }
-
-
-def overall(checks: Mapping[str, Check]) -> Status:
-    """Return the worst status among the checks."""
-    found = {check.status for check in checks.values()}
-    return "fail" if "fail" in found else "warn" if "warn" in found else "pass"
+FREE_SPACE = "free some space: brain episodes retention --dry-run shows what may go"
 
 
 def disk_check(data_dir: Path, min_free_bytes: int) -> Check:
@@ -64,14 +40,18 @@ def disk_check(data_dir: Path, min_free_bytes: int) -> Check:
     try:
         free = shutil.disk_usage(data_dir).free
     except OSError as error:
-        return Check("fail", None, "bytes", f"cannot look at {data_dir}: {error.strerror}; is its medium there?")
-    if free < min_free_bytes:
         return Check(
-            "fail", free, "bytes", f"below {min_free_bytes} bytes: new steps are refused; free some space"
+            *("fail", None, "bytes", f"cannot look at {data_dir}: {error.strerror}"),
+            limit=min_free_bytes,
+            fix="is its medium there?",
         )
+    if free < min_free_bytes:
+        reason = f"below {min_free_bytes} bytes: new steps are refused"
+        return Check("fail", free, "bytes", reason, min_free_bytes, FREE_SPACE)
     if free < 4 * min_free_bytes:
-        return Check("warn", free, "bytes", f"steps are refused below {min_free_bytes} bytes; free some space")
-    return Check("pass", free, "bytes")
+        reason = f"steps are refused below {min_free_bytes} bytes"
+        return Check("warn", free, "bytes", reason, min_free_bytes, FREE_SPACE)
+    return Check("pass", free, "bytes", limit=min_free_bytes)
 
 
 def capture_obstacle(episodes_dir: Path, min_free_bytes: int) -> str:
@@ -92,25 +72,28 @@ def memory_check() -> Check:
     """Share of the machine's memory in use, in percent."""
     used = psutil.virtual_memory().percent
     if used > MEMORY_FAIL:
-        return Check(
-            "fail", used, "percent", f"above {MEMORY_FAIL:.0f} %: cancel a training job or stop other programs"
-        )
+        fix = "cancel a training job (DELETE /jobs/{id}) or stop other programs"
+        return Check("fail", used, "percent", f"above {MEMORY_FAIL:.0f} %", MEMORY_FAIL, fix)
     if used > MEMORY_WARN:
-        return Check("warn", used, "percent", f"above {MEMORY_WARN:.0f} %")
-    return Check("pass", used, "percent")
+        fix = "stop other programs, or train with a smaller batch_size"
+        return Check("warn", used, "percent", f"above {MEMORY_WARN:.0f} %", MEMORY_WARN, fix)
+    return Check("pass", used, "percent", limit=MEMORY_WARN)
 
 
 def capture_check(status: Mapping[str, Any], sync_interval_s: float) -> Check:
     """Age in seconds of the oldest accepted step that is not yet on the medium (`EpisodeStore.status`)."""
     lag_s = float(status["unsynced_s"])
+    limit_s = STALL_INTERVALS * sync_interval_s
     if status["last_error"]:
-        return Check("fail", lag_s, "s", str(status["last_error"]))
-    if lag_s > STALL_INTERVALS * sync_interval_s:
-        return Check("fail", lag_s, "s", f"the medium has not taken a step for {lag_s:.1f} s; check the SD card")
+        return Check("fail", lag_s, "s", str(status["last_error"]), limit_s)
+    if lag_s > limit_s:
+        reason = f"the medium has not taken a step for {lag_s:.1f} s"
+        return Check("fail", lag_s, "s", reason, limit_s, "check the SD card: brain doctor")
     lost = [report for report in status["recoveries"] if report.get("bytes_cut")]
     if lost:
-        return Check("warn", lag_s, "s", f"after the last stop {len(lost)} logs were cut; see the daemon's log")
-    return Check("pass", lag_s, "s")
+        reason = f"after the last stop {len(lost)} logs were cut"
+        return Check("warn", lag_s, "s", reason, limit_s, "see the daemon's log: journalctl -u continuon-brain")
+    return Check("pass", lag_s, "s", limit=limit_s)
 
 
 def episodes_check(status: Mapping[str, Any]) -> Check:
@@ -137,29 +120,30 @@ def wear_check(wear: Mapping[str, Any]) -> Check:
     pace_mb = round(wear["bytes_per_day"] / 1e6, 1)
     output = f"{wear['bytes_today'] / 1e6:.1f} MB written today"
     if pace_mb > WEAR_WARN_MB:
+        output += f"; {365 * pace_mb / 1e6:.0f} TB a year"
         return Check(
-            "warn",
-            pace_mb,
-            "MB/day",
-            f"{output}; {365 * pace_mb / 1e6:.0f} TB a year: record fewer or coarser values, or use an SSD",
+            "warn", pace_mb, "MB/day", output, WEAR_WARN_MB, "record fewer or coarser values, or use an SSD"
         )
-    return Check("pass", pace_mb, "MB/day", output)
+    return Check("pass", pace_mb, "MB/day", output, WEAR_WARN_MB)
 
 
 def recording_check(failed_steps: int, last_error: str) -> Check:
     """Policy steps that `record` of `/infer` could not append since the start."""
     if failed_steps:
-        return Check("warn", failed_steps, "steps", f"the policy's last step was not recorded: {last_error}")
-    return Check("pass", 0, "steps")
+        reason = f"the policy's last step was not recorded: {last_error}"
+        return Check("warn", failed_steps, "steps", reason, 0, "name an open episode in 'record' of /infer")
+    return Check("pass", 0, "steps", limit=0)
 
 
 def inference_check(status: Mapping[str, Any]) -> Check:
     """p99 of an answer in microseconds and the state of the active model (`InferenceRouter.status`)."""
     p99_us = status["total_us"]["p99"]
     if status["state"] == "no-model":
-        return Check("warn", p99_us, "us", "no model yet; POST /pipeline trains one from what was recorded")
+        fix = "POST /pipeline trains one from what was recorded"
+        return Check("warn", p99_us, "us", "no model yet", fix=fix)
     if status["state"] == "failed":
-        return Check("fail", p99_us, "us", f"{status['error']}; POST /models/rollback serves the one before")
+        fix = "POST /models/rollback serves the one before"
+        return Check("fail", p99_us, "us", str(status["error"]), fix=fix)
     if not status["ready"]:
         return Check("warn", p99_us, "us", f"the model is {status['state']}; it answers within seconds")
     if status.get("safe_mode"):
@@ -194,7 +178,8 @@ def jobs_check(status: Mapping[str, Any], *problems_of_files: str) -> Check:
         reason = status["last_reason"] or "see the daemon's log"
         exit_code = status["last_exit"]
         problems.append(f"the job runner died (exit code {exit_code}) and starts again by itself: {reason}")
-    return Check("warn" if problems else "pass", restarts, "restarts", "; ".join(problems))
+    fix = "journalctl -u continuon-brain" if not status["settled"] else ""
+    return Check("warn" if problems else "pass", restarts, "restarts", "; ".join(problems), fix=fix)
 
 
 def misplaced_files(settings: Settings) -> str:
@@ -218,23 +203,3 @@ def lost_history(database: Path, since_ns: int) -> str:
                 "anew, queued jobs are to be asked for again; a restart of the daemon ends this warning"
             )
     return ""
-
-
-def gather_checks(
-    settings: Settings,
-    capture: Mapping[str, Any],
-    recording: Check,
-    inference: Mapping[str, Any],
-    jobs: Check,
-) -> dict[str, Check]:
-    """Run every check on the parts' own reports; asks the file system, so keep it off an event loop."""
-    return {
-        "disk": disk_check(settings.data_dir, settings.capture.min_free_bytes),
-        "memory": memory_check(),
-        "capture": capture_check(capture, settings.capture.sync_interval_s),
-        "episodes": episodes_check(capture),
-        "wear": wear_check(capture["wear"]),
-        "recording": recording,
-        "inference": inference_check(inference),
-        "jobs": jobs,
-    }

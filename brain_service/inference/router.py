@@ -19,6 +19,7 @@ from brain_service.inference.keeping import SessionKeeper
 from brain_service.inference.oversight import Oversight
 from brain_service.inference.sessions import SessionTable
 from brain_service.inference.stepping import Stepper
+from brain_service.metrics import HistogramFamily
 from brain_service.settings import InferenceSettings
 
 __all__ = ["InferReply", "InferRequest", "InferenceRouter", "SessionInfo"]
@@ -165,6 +166,11 @@ class InferenceRouter:
         """
         return await self._fleet.describe_one(model_id)
 
+    @property
+    def durations(self) -> HistogramFamily:
+        """Durations of the answered steps in seconds, by backend and part."""
+        return self._stepper.durations
+
     def status(self) -> dict[str, Any]:
         """Return the state of inference for /health; from memory, at once.
 
@@ -183,6 +189,7 @@ class InferenceRouter:
             "ready": self.ready,
             "state": state,
             "active_model": fleet.active.model_id if fleet.active else None,
+            "active_created_ns": fleet.active.manifest.created_ns if fleet.active else None,
             "previous_model": fleet.previous.model_id if fleet.previous else None,
             "backend": fleet.active.backend if fleet.active else None,
             "why": fleet.active.status()["why"] if fleet.active else [],

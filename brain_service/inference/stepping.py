@@ -13,6 +13,8 @@ from brain_service.inference.oversight import Oversight
 from brain_service.inference.protocol import Done, Status
 from brain_service.inference.sessions import Session, SessionTable
 from brain_service.inference.why import explain
+from brain_service.logs import MODEL_ID, SESSION_ID
+from brain_service.metrics import HistogramFamily
 from brain_service.settings import InferenceSettings
 from brain_service.spec import check_observation, check_values, flatten, from_vector, to_vector, unflatten
 
@@ -31,6 +33,11 @@ class Stepper:
         self._deadline_misses = 0
         self._nonfinite = 0
         self._retried = 0
+        self.durations = HistogramFamily(
+            "brain_infer_duration_seconds",
+            "Time of an answered step, from its receipt: until the computation, in it, and altogether.",
+            ("backend", "part"),
+        )
 
     def status(self) -> dict[str, Any]:
         """Return latencies in microseconds over the last 1024 answers, and what went wrong how often."""
@@ -46,6 +53,8 @@ class Stepper:
         """Answer one step; see `InferenceRouter.infer`."""
         received_ns = request.received_ns or time.monotonic_ns()
         session = self._sessions.for_infer(request.session_id)
+        SESSION_ID.set(session.session_id)
+        MODEL_ID.set(session.model.model_id)
         session.used_s = time.monotonic()
         try:
             request.check()
@@ -151,6 +160,7 @@ class Stepper:
         session.warnings = session.period.observe(received_ns)
         compute_us = (done.end_ns - done.start_ns) / 1e3
         total_us = (time.monotonic_ns() - received_ns) / 1e3
+        queue_us = max(0.0, (done.start_ns - received_ns) / 1e3)
         reply = InferReply(
             action=unflatten(action),
             step=session.next_step,
@@ -158,7 +168,7 @@ class Stepper:
             backend=backend,
             state_step=session.state_steps,
             timings_us={
-                "queue": max(0.0, (done.start_ns - received_ns) / 1e3),
+                "queue": queue_us,
                 "compute": compute_us,
                 "total": total_us,
             },
@@ -189,6 +199,9 @@ class Stepper:
         session.stored = reply
         self._compute_us.add(compute_us)
         self._total_us.add(total_us)
+        self.durations.of(backend, "queue").observe(queue_us / 1e6)
+        self.durations.of(backend, "compute").observe(compute_us / 1e6)
+        self.durations.of(backend, "total").observe(total_us / 1e6)
         return reply
 
     async def _answer(self, ticket: Ticket, session: Session, deadline_ns: int) -> Done:

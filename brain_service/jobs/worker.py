@@ -21,7 +21,7 @@ from brain_service.jobs.job import LANES, Lane
 from brain_service.jobs.pipeline import run_stages
 from brain_service.jobs.table import JobTable
 from brain_service.jobs.waits import EXIT_STOPPED
-from brain_service.logs import setup_logging
+from brain_service.logs import JOB_ID, setup_logging
 from brain_service.processes import become_background, die_with_parent
 from brain_service.settings import Settings, load_settings
 
@@ -50,6 +50,7 @@ def main(arguments: list[str] | None = None) -> int:
         os.nice(NETWORK_NICE)
     settings = load_settings({"data_dir": options.data_dir})
     setup_logging(settings.log_level, "text")
+    JOB_ID.set(options.job_id)
     # The checkpoint library tells every file it opens; what went wrong is enough.
     logging.getLogger().setLevel(logging.WARNING)
     logging.getLogger("brain_service").setLevel(settings.log_level.upper())

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from brain_service.health.check import Check, overall
 from brain_service.health.checks import (
-    Check,
     capture_check,
     disk_check,
     episodes_check,
@@ -16,7 +16,6 @@ from brain_service.health.checks import (
     jobs_check,
     lost_history,
     memory_check,
-    overall,
     recording_check,
     wear_check,
 )
