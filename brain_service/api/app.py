@@ -6,7 +6,8 @@ from fastapi import FastAPI, Request
 from starlette.types import Receive, Scope, Send
 
 import brain_service
-from brain_service.api import episodes, hardware, images, inference, jobs, models, open_inference, status
+from brain_service.api import audit, episodes, hardware, images, inference, jobs, models, open_inference, status
+from brain_service.api.audit import Audited
 from brain_service.api.auth import Guard, TokenSource
 from brain_service.api.capture import CaptureTransport
 from brain_service.api.infer_stream import serve_infer_stream
@@ -39,7 +40,8 @@ class _App(FastAPI):
         )
         self.state.services = services
         self._acting = Answered(self._act)
-        self._front = Guard(CaptureTransport(self._route, services.store, services.settings.capture), tokens)
+        capture = CaptureTransport(self._route, services.store, services.settings.capture)
+        self._front = Audited(Guard(capture, tokens), services.audit)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one ASGI connection."""
@@ -76,10 +78,10 @@ class _App(FastAPI):
 def create_app(services: Services, tokens: TokenSource | None = None) -> FastAPI:
     """Return the application; with `tokens`, every request but those for liveness and readiness needs one.
 
-    Outermost stands the guard, then the hot path of capture, then FastAPI's router.
+    Outermost stands the audit log, then the guard, then the hot path of capture, then FastAPI's router.
     """
     app = _App(services, tokens)
     install_problem_handlers(app)
-    for module in (status, hardware, episodes, images, inference, models, jobs, open_inference):
+    for module in (status, hardware, episodes, images, inference, models, jobs, audit, open_inference):
         app.include_router(module.router)
     return app

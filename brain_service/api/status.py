@@ -67,13 +67,17 @@ async def health(services: ServicesDep) -> JsonResponse:
 
     def gather() -> dict[str, Check]:
         jobs = jobs_check(
-            services.runner.status(),
+            services.runner.status() | ({"absent": "no job runs in safe mode"} if services.safe_mode else {}),
             services.jobs.problem(),
             misplaced_files(services.settings),
             lost_history(services.settings.database, services.started_ns),
         )
         checks = gather_checks(services.settings, services.store.status(), recording, inference, jobs)
-        return checks if services.tokens is None else {**checks, "tokens": services.tokens.check()}
+        if services.tokens is not None:
+            checks["tokens"] = services.tokens.check()
+        if services.safe_mode:
+            checks["start"] = Check("warn", "safe mode", "", services.safe_mode)
+        return checks
 
     checks = await asyncio.to_thread(gather)
     status = overall(checks)
