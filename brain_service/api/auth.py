@@ -1,10 +1,10 @@
 """Who may ask for what, decided before any route runs: bearer tokens with scopes, and no foreign web pages.
 
-The tokens file has one token a line: `<token> <scope>[,<scope>...]`, scopes `control`, `operate`, `read`;
-`#` starts a comment, and after a token its name for the audit log. `operate` and `control` include `read`. Without a file every request is allowed, and the
-daemon then refuses to bind anywhere but loopback and its Unix socket. A token comes in the `Authorization`
-header only, as `Bearer <token>` or, from openpi's clients, `Api-Key <token>`: what stands in an address ends up in
-histories and logs.
+The tokens file has one token a line: `<token> <scope>[,<scope>...] # <name>`, scopes `control`, `operate`, `read`.
+`#` starts a comment; after a token it is the name that the audit log knows it by. `operate` and `control` include
+`read`. Without a file every request is allowed, and the daemon then refuses to bind anywhere but loopback and its
+Unix socket. A token comes in the `Authorization` header only, as `Bearer <token>` or, from openpi's clients,
+`Api-Key <token>`: what stands in an address ends up in histories and logs.
 
 A browser names the page that asks in `Origin`. A page of another host may not change anything here nor open a
 WebSocket (they are not bound by CORS): 403. Without tokens the page must also have come from an address or a

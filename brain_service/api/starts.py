@@ -1,8 +1,8 @@
 """How the daemon's own starts went, on disk: what tells a crash loop from a stop, and ends it in safe mode.
 
 `inference/starts.py` counts the crashes of one model and puts another in its place. This counts the daemon's,
-whatever they come from, and acts two crashes later, so that the model's own remedy is tried first. In safe mode the
-daemon records and answers `/health`: no model is loaded, no job runs.
+whatever they come from, and acts two crashes later, so that the model's own remedy is tried first. In safe mode
+the daemon records and answers `/health`: no model is loaded, no job runs.
 """
 
 import json

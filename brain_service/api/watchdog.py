@@ -68,4 +68,6 @@ async def _extend(notifier: Notifier, limit_s: float) -> None:
     end_s = loop.time() + limit_s - EXTENSION_S
     while loop.time() < end_s:
         notifier.extend(EXTENSION_S)
+        # It has come this far: whether the watchdog runs during a stop is systemd's affair.
+        notifier.alive()
         await asyncio.sleep(EXTEND_INTERVAL_S)

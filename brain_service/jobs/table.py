@@ -118,7 +118,7 @@ class JobTable:
         marks = ", ".join("?" for _ in kinds)
         # Only question marks are put into the statement.
         rows = self._database.read(
-            f"SELECT * FROM jobs WHERE kind IN ({marks}) ORDER BY seq DESC LIMIT 1",
+            f"SELECT * FROM jobs WHERE kind IN ({marks}) ORDER BY seq DESC LIMIT 1",  # noqa: S608
             tuple(kinds),
         )
         return to_job(rows[0]) if rows else None

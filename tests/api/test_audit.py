@@ -83,9 +83,7 @@ def test_tokens_that_change_are_noted(tmp_path: Path) -> None:
         log = tmp_path / "brain" / "audit.jsonl"
         while not log.exists():
             pass
-        with httpx.Client(
-            base_url=daemon.url, headers={"Authorization": "Bearer boss-token-0123456789"}
-        ) as http:
+        with httpx.Client(base_url=daemon.url, headers={"Authorization": "Bearer boss-token-0123456789"}) as http:
             assert http.post("/models/rollback").status_code == 409
             rollback, reload = entries(http)
     assert (reload["action"], reload["tokens"]) == ("reload-tokens", 2)

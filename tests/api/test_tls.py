@@ -37,16 +37,14 @@ def certificate(folder: Path, name: str = "robot", passphrase: bytes = b"") -> t
     cert_path, key_path = folder / f"{name}.crt", folder / f"{name}.key"
     cert_path.write_bytes(made.public_bytes(serialization.Encoding.PEM))
     hidden = serialization.BestAvailableEncryption(passphrase) if passphrase else serialization.NoEncryption()
-    key_path.write_bytes(
-        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, hidden)
-    )
+    key_path.write_bytes(key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, hidden))
     return cert_path, key_path
 
 
 def test_tcp_is_encrypted_and_the_unix_socket_is_not(tmp_path: Path) -> None:
     cert, key = certificate(tmp_path)
     tls = {"BRAIN_TLS_CERTFILE": str(cert), "BRAIN_TLS_KEYFILE": str(key)}
-    with supervised(tmp_path / "brain", BRAIN_JOBS__RUNNER="external", **tls) as running:
+    with supervised(tmp_path / "brain", settings=tls) as running:
         running.wait_ready()
         context = ssl.create_default_context(cafile=str(cert))
         with httpx.Client(base_url=running.url.replace("http:", "https:"), verify=context) as http:
@@ -67,7 +65,7 @@ def test_tcp_is_encrypted_and_the_unix_socket_is_not(tmp_path: Path) -> None:
         with socket.create_connection(("127.0.0.1", running.port)) as plain, pytest.raises(ssl.SSLError):
             old.wrap_socket(plain)
         running.process.terminate()
-        assert running.process.wait(20) == 0
+        assert running.process.wait(60) == 0
         assert "https://127.0.0.1" in running.log_path.read_text()
         assert "Traceback" not in running.log_path.read_text()
 

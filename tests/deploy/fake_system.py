@@ -4,6 +4,7 @@
 account's tools (systemd-sysusers, systemd-tmpfiles) are the real ones, with `--root`.
 """
 
+import contextlib
 import json
 import os
 import shutil
@@ -203,15 +204,15 @@ class FakeSystem:
             stat = path.lstat()
             content = os.readlink(path) if path.is_symlink() else path.read_text() if path.is_file() else ""
             if not path.is_socket():
-                found[str(path.relative_to(self.root))] = f"{stat.st_mode} {stat.st_uid} {content} {stat.st_mtime_ns}"
+                found[str(path.relative_to(self.root))] = (
+                    f"{stat.st_mode} {stat.st_uid} {content} {stat.st_mtime_ns}"
+                )
         return found
 
     def close(self) -> None:
         """End the service and remove the tree."""
         pid_file = self.state / "continuon-brain.service"
         if pid_file.exists() and (pid := int(pid_file.read_text())) > 1:
-            try:
+            with contextlib.suppress(ProcessLookupError):
                 os.killpg(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
         shutil.rmtree(self.base)

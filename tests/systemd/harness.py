@@ -16,8 +16,11 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 UNITS = Path(__file__).resolve().parents[2] / "systemd"
+
+NO_SETTINGS: Mapping[str, str] = MappingProxyType({})
 
 # Between fork and exec, as systemd does it: the sockets become 3 and up, and the variables name this very process.
 _EXEC = """
@@ -86,7 +89,7 @@ class Supervised:
         assert self._process is not None, "start() comes first"
         return self._process
 
-    def start(self, **settings: str) -> "Supervised":
+    def start(self, settings: Mapping[str, str] = NO_SETTINGS) -> "Supervised":
         """Start it as the unit says, with the interpreter, the directories and the address of the tests."""
         (command,) = self.unit["ExecStart"]
         program = shlex.split(command)
@@ -122,7 +125,7 @@ class Supervised:
                 message = self._notify.recv(4096).decode()
                 self.heard.append((time.monotonic(), message))
 
-    def wait_for(self, found: Callable[[str], bool], timeout_s: float = 30.0) -> float:
+    def wait_for(self, found: Callable[[str], bool], timeout_s: float = 120.0) -> float:
         """Wait for a message and return when it came."""
         give_up = time.monotonic() + timeout_s
         while time.monotonic() < give_up:
@@ -156,11 +159,15 @@ class Supervised:
 
 @contextlib.contextmanager
 def supervised(
-    data_dir: Path, *, watchdog_s: float | None = None, activated: bool = False, **settings: str
+    data_dir: Path,
+    settings: Mapping[str, str] = NO_SETTINGS,
+    *,
+    watchdog_s: float | None = None,
+    activated: bool = False,
 ) -> Iterator[Supervised]:
     """Run the unit for a block; it is ended, whatever happened."""
     running = Supervised(data_dir, watchdog_s=watchdog_s, activated=activated)
     try:
-        yield running.start(**settings)
+        yield running.start(settings)
     finally:
         running.close()

@@ -97,7 +97,9 @@ def test_accounts_and_directories_are_made_by_systemds_own_tools(tmp_path: Path)
         place.mkdir(parents=True)
         shutil.copy(UNITS / f"continuon-brain.{name}.conf", place / "continuon-brain.conf")
     for command in (("systemd-sysusers",), ("systemd-tmpfiles", "--create")):
-        done = subprocess.run([*command, f"--root={tmp_path}", "continuon-brain.conf"], capture_output=True, text=True)
+        done = subprocess.run(
+            [*command, f"--root={tmp_path}", "continuon-brain.conf"], capture_output=True, text=True
+        )
         assert done.returncode == 0, done.stderr
     account = next(line for line in (tmp_path / "etc/passwd").read_text().splitlines() if "continuon" in line)
     assert account.endswith(":/var/lib/continuon-brain:/usr/sbin/nologin")
