@@ -186,7 +186,7 @@ class FakeSystem:
 
     def install(self, version: str, *arguments: str) -> "subprocess.CompletedProcess[str]":
         """Install a wheel of this version."""
-        return self.run("--wheel", str(self.wheel(version)), "--ready-timeout", "3", *arguments)
+        return self.run("--wheel", str(self.wheel(version)), "--ready-timeout", "30", *arguments)
 
     def release(self, link: str = "current") -> str:
         """Return the version that a link names; nothing where there is none."""

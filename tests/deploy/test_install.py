@@ -18,6 +18,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 STEPS = 8
+SOON = ("--ready-timeout", "6")  # for releases that never become ready
 
 
 @pytest.fixture
@@ -73,12 +74,13 @@ def test_an_update_that_comes_well_keeps_the_release_before_and_forgets_older_on
     assert system.releases() == ["0.2.0", "0.3.0"]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("how", ["never", "dies", "crashes"])
 def test_a_release_that_does_not_become_ready_gives_way_to_the_one_before(system: FakeSystem, how: str) -> None:
     system.behave(v0_2_0=how)
     assert system.install("0.1.0").returncode == 0
     tokens = (system.root / "etc/continuon-brain/tokens").read_text()
-    done = system.install("0.2.0")
+    done = system.install("0.2.0", *SOON)
     assert done.returncode == 3, done.stdout
     assert "0.1.0" in done.stdout.splitlines()[-1]
     assert "serves again" in done.stdout
@@ -95,30 +97,33 @@ def test_a_release_that_does_not_become_ready_gives_way_to_the_one_before(system
     assert (system.root / "etc/continuon-brain/tokens").read_text() == tokens
 
 
+@pytest.mark.long
 def test_going_back_goes_back_to_the_units_too(system: FakeSystem) -> None:
     system.behave(v0_2_0="never")
     assert system.install("0.1.0").returncode == 0
     unit = system.root / "etc/systemd/system/continuon-brain.service"
     kept = next(system.prefix.glob("releases/0.1.0-*/units/continuon-brain.service"))
     kept.write_text(kept.read_text() + "# of 0.1.0\n")
-    assert system.install("0.2.0").returncode == 3
+    assert system.install("0.2.0", *SOON).returncode == 3
     assert unit.read_text().endswith("# of 0.1.0\n")
 
 
+@pytest.mark.long
 def test_a_first_release_that_does_not_become_ready_is_told_with_its_log(system: FakeSystem) -> None:
     system.behave(v0_1_0="never")
-    done = system.install("0.1.0")
+    done = system.install("0.1.0", *SOON)
     assert done.returncode == 3
     assert "there is none before it" in done.stdout
     system.behave()
     assert system.install("0.1.0").returncode == 0
 
 
+@pytest.mark.slow
 def test_killed_at_any_step_the_next_run_goes_on(system: FakeSystem) -> None:
     assert system.install("0.1.0").returncode == 0
     for number in range(STEPS):
         version = f"0.2.{number}"
-        process = system.start("--wheel", str(system.wheel(version)), "--ready-timeout", "3")
+        process = system.start("--wheel", str(system.wheel(version)))
         assert process.stdout is not None
         seen = 0
         for line in process.stdout:
@@ -154,6 +159,7 @@ def test_killed_while_packages_install_the_half_release_is_built_anew(system: Fa
     assert "-m venv" in system.calls.read_text()
 
 
+@pytest.mark.long
 def test_killed_before_a_bad_release_was_proven_the_next_run_still_knows_the_good_one(system: FakeSystem) -> None:
     assert system.install("0.1.0").returncode == 0
     system.behave(v0_2_0="never", v0_3_0="never")
@@ -166,7 +172,7 @@ def test_killed_before_a_bad_release_was_proven_the_next_run_still_knows_the_goo
     process.wait()
     process.stdout.close()
     assert system.release() == "0.2.0"
-    done = system.install("0.3.0")
+    done = system.install("0.3.0", *SOON)
     assert done.returncode == 3, done.stdout
     assert system.release() == "0.1.0"
 
