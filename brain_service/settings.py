@@ -10,11 +10,19 @@ environment have no word of their own for it. An unknown key is fatal everywhere
 import difflib
 import os
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, MutableMapping
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from brain_service.errors import ConfigError
 
@@ -31,6 +39,7 @@ __all__ = [
     "Settings",
     "child_environment",
     "load_settings",
+    "take_variables",
 ]
 
 PREFIX = "BRAIN_"
@@ -153,8 +162,9 @@ class InferenceSettings(_Frozen):
 
 
 class JobSettings(_Frozen):
-    """The job runner."""
+    """The job runner: a child of the daemon, or, `external`, a service of its own that the daemon only watches."""
 
+    runner: Literal["child", "external"] = "child"
     poll_interval_s: float = Field(default=0.2, gt=0)
     cancel_grace_s: float = Field(default=2.0, gt=0)
     max_attempts: int = Field(default=3, gt=0)
@@ -242,6 +252,9 @@ class Settings(_Frozen):
     port: int = Field(default=8080, ge=0, le=65535)
     uds: Path | None = None
     tokens_file: Path | None = None
+    # For TCP alone: whoever opens the Unix socket is on this machine already.
+    tls_certfile: Path | None = None
+    tls_keyfile: Path | None = None
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["auto", "json", "text"] = "auto"
     capture: CaptureSettings = CaptureSettings()
@@ -253,10 +266,16 @@ class Settings(_Frozen):
     learning: LearningSettings = LearningSettings()
     cloud: CloudSettings = CloudSettings()
 
-    @field_validator("data_dir", "cache_dir", "uds", "tokens_file")
+    @field_validator("data_dir", "cache_dir", "uds", "tokens_file", "tls_certfile", "tls_keyfile")
     @classmethod
     def _absolute(cls, path: Path | None) -> Path | None:
         return path.expanduser().absolute() if path is not None else None
+
+    @model_validator(mode="after")
+    def _tls_is_a_pair(self) -> Self:
+        if (self.tls_certfile is None) != (self.tls_keyfile is None):
+            raise ValueError("tls_certfile and tls_keyfile go together: set both, or neither")
+        return self
 
     def as_environment(self) -> dict[str, str]:
         """Return the `BRAIN_*` variables that make a child process load these very settings."""
@@ -333,6 +352,12 @@ def load_settings(
         raise ConfigError(_explain(error)) from error
 
 
+def take_variables(names: Iterable[str], environ: MutableMapping[str, str] | None = None) -> dict[str, str]:
+    """Return those of the variables that are set, and remove them: no child is to take them for its own."""
+    env = os.environ if environ is None else environ
+    return {name: value for name in names if (value := env.pop(name, None)) is not None}
+
+
 def child_environment(extra: Mapping[str, str]) -> dict[str, str]:
     """Return this process's environment with `extra` on top, for a child process."""
     return {**os.environ, **extra}
@@ -386,7 +411,10 @@ def _explain(error: ValidationError) -> str:
     parts = []
     for problem in error.errors():
         key = ".".join(str(part) for part in problem["loc"])
-        if problem["type"] == "extra_forbidden":
+        if not key:
+            # Of several settings together; their values may be long.
+            parts.append(problem["msg"].removeprefix("Value error, "))
+        elif problem["type"] == "extra_forbidden":
             close = difflib.get_close_matches(key, _known_keys(), n=1)
             hint = f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(_known_keys())}"
             parts.append(f"unknown setting {key!r}{hint}")

@@ -6,7 +6,19 @@ from fastapi import FastAPI, Request
 from starlette.types import Receive, Scope, Send
 
 import brain_service
-from brain_service.api import episodes, hardware, images, inference, jobs, metrics, models, open_inference, status
+from brain_service.api import (
+    audit,
+    episodes,
+    hardware,
+    images,
+    inference,
+    jobs,
+    metrics,
+    models,
+    open_inference,
+    status,
+)
+from brain_service.api.audit import Audited
 from brain_service.api.auth import Guard, TokenSource
 from brain_service.api.capture import CaptureTransport
 from brain_service.api.infer_stream import serve_infer_stream
@@ -41,8 +53,9 @@ class _App(FastAPI):
         self.state.services = services
         self._acting = Answered(self._act)
         self.state.http_metrics = HttpMetrics()
-        guarded = Guard(CaptureTransport(self._route, services.store, services.settings.capture), tokens)
-        self._front = Observed(guarded, self.state.http_metrics)
+        capture = CaptureTransport(self._route, services.store, services.settings.capture)
+        audited = Audited(Guard(capture, tokens), services.audit)
+        self._front = Observed(audited, self.state.http_metrics)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one ASGI connection."""
@@ -79,11 +92,11 @@ class _App(FastAPI):
 def create_app(services: Services, tokens: TokenSource | None = None) -> FastAPI:
     """Return the application; with `tokens`, every request but those for liveness and readiness needs one.
 
-    Outermost requests are counted and get their ids; then come the guard, the hot path of capture, and FastAPI's
-    router.
+    Outermost requests are counted and get their ids; then come the audit log, the guard, the hot path of capture,
+    and FastAPI's router.
     """
     app = _App(services, tokens)
     install_problem_handlers(app)
-    for module in (status, metrics, hardware, episodes, images, inference, models, jobs, open_inference):
+    for module in (status, metrics, hardware, episodes, images, inference, models, jobs, audit, open_inference):
         app.include_router(module.router)
     return app

@@ -1,10 +1,10 @@
 """Who may ask for what, decided before any route runs: bearer tokens with scopes, and no foreign web pages.
 
-The tokens file has one token a line: `<token> <scope>[,<scope>...]`, scopes `control`, `operate`, `read`;
-`#` starts a comment. `operate` and `control` include `read`. Without a file every request is allowed, and the
-daemon then refuses to bind anywhere but loopback and its Unix socket. A token comes in the `Authorization`
-header only, as `Bearer <token>` or, from openpi's clients, `Api-Key <token>`: what stands in an address ends up in
-histories and logs.
+The tokens file has one token a line: `<token> <scope>[,<scope>...] # <name>`, scopes `control`, `operate`, `read`.
+`#` starts a comment; after a token it is the name that the audit log knows it by. `operate` and `control` include
+`read`. Without a file every request is allowed, and the daemon then refuses to bind anywhere but loopback and its
+Unix socket. A token comes in the `Authorization` header only, as `Bearer <token>` or, from openpi's clients,
+`Api-Key <token>`: what stands in an address ends up in histories and logs.
 
 A browser names the page that asks in `Origin`. A page of another host may not change anything here nor open a
 WebSocket (they are not bound by CORS): 403. Without tokens the page must also have come from an address or a
@@ -26,7 +26,10 @@ from brain_service.api.problems import problem_response, refuse_websocket
 from brain_service.api.stream import AUTHORISED
 from brain_service.errors import BrainError, ConfigError, ForbiddenError, UnauthorizedError
 
-__all__ = ["Guard", "TokenSource", "Tokens", "check_origin", "scope_for"]
+__all__ = ["ACTOR", "Guard", "TokenSource", "Tokens", "check_origin", "is_operators", "scope_for"]
+
+ACTOR = "brain.actor"
+"""Where the guard puts the name of the token that a request came with, for the audit log."""
 
 SCOPES = ("control", "operate", "read")
 OPEN_PATHS = frozenset({"/livez", "/readyz", "/healthz", "/v2/health/live", "/v2/health/ready"})
@@ -42,6 +45,7 @@ class Tokens:
     """Known tokens as SHA-256 digests, each with its scopes; the tokens themselves are not kept."""
 
     by_digest: Mapping[bytes, frozenset[str]] = field(repr=False)
+    names: Mapping[bytes, str] = field(default_factory=dict, repr=False)
 
     @staticmethod
     def read(path: Path) -> "Tokens":
@@ -63,8 +67,10 @@ class Tokens:
             reason = error.strerror if isinstance(error, OSError) else "it is no text"
             raise ConfigError(f"cannot read tokens_file {path}: {reason}") from error
         found: dict[bytes, frozenset[str]] = {}
+        names: dict[bytes, str] = {}
         for number, line in enumerate(lines, 1):
-            words = line.split("#", 1)[0].split()
+            stated, _, comment = line.partition("#")
+            words = stated.split()
             if not words:
                 continue
             scopes = frozenset(words[1].split(",")) if len(words) == 2 else frozenset()
@@ -78,10 +84,12 @@ class Tokens:
                     f"{path}, line {number}: a token is letters, digits and signs of ASCII, since no HTTP header "
                     "carries others the same way everywhere; 'openssl rand -hex 32' makes one"
                 )
-            found[_digest(words[0])] = scopes
+            digest = _digest(words[0])
+            found[digest] = scopes
+            names[digest] = " ".join(comment.split()) or f"token of line {number}"
         if not found:
             raise ConfigError(f"{path} holds no token; add a line '<token> control,operate,read'")
-        return Tokens(found)
+        return Tokens(found, names)
 
     def check(self, authorization: str, needed: str) -> None:
         """Hold an `Authorization` header against the scope that a request needs.
@@ -107,6 +115,13 @@ class Tokens:
                 f"this needs a token with scope {needed!r}, yours has {', '.join(sorted(scopes))}"
             )
 
+    def name(self, authorization: str) -> str:
+        """Return the name of the token in an `Authorization` header, whatever its scopes; nothing if unknown.
+
+        It takes no part in letting anyone in.
+        """
+        return self.names.get(_digest(authorization.partition(" ")[2].strip()), "")
+
 
 class TokenSource(Protocol):
     """Whoever knows the tokens that hold at this moment."""
@@ -129,11 +144,17 @@ def scope_for(method: str, path: str) -> str | None:
         return None
     root = path.strip("/").split("/")[0]
     if method in SAFE_METHODS:
-        return "read"
+        # Who did what is for those who may do it.
+        return "operate" if root == "audit" else "read"
     # What deletes a recording is an operator's act; ending a session is the controller's own.
     if method == "DELETE" and root == "episodes":
         return "operate"
     return "control" if root in CONTROL_ROOTS else "operate"
+
+
+def is_operators(method: str, path: str) -> bool:
+    """Tell whether a request is an operator's act: it changes something and needs the scope `operate`."""
+    return method not in SAFE_METHODS and scope_for(method, path) == "operate"
 
 
 def check_origin(origin: str, host: str, *, any_name: bool) -> None:
@@ -185,7 +206,10 @@ class Guard:
                 check_origin(origin.decode("latin-1"), host, any_name=self._source is not None)
             if self._source is not None and (needed := scope_for(method, scope["path"])):
                 given = headers.get(b"authorization", b"").decode("latin-1")
-                self._source.tokens.check(given, needed)
+                tokens = self._source.tokens
+                # Also of one that is refused for its scopes: the audit log tells whose it was.
+                scope[ACTOR] = tokens.name(given)
+                tokens.check(given, needed)
                 if kind == "websocket":
                     scope[AUTHORISED] = _StillAllowed(self._source, given, needed)
         except BrainError as error:

@@ -9,6 +9,7 @@ A client that has sent its request and closed its sending half still gets its an
 """
 
 import asyncio
+import socket
 import sys
 from typing import Any
 
@@ -16,6 +17,7 @@ from httptools import HttpParserInvalidMethodError
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from brain_service.api.door import Arrivals, Door, refusal
+from brain_service.api.peer import peer_of
 from brain_service.api.websocket import BoundedWebSocket
 from brain_service.errors import (
     BrainError,
@@ -88,6 +90,9 @@ class _BoundedHttp(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Take the connection in, or answer 503 and close it."""
         super().connection_made(transport)
+        bound = transport.get_extra_info("socket")
+        if bound is not None and bound.family == socket.AF_UNIX:
+            self.client = (peer_of(bound), 0)
         self._corked = _Corked(transport, self.loop)
         if self.door.enter(transport, self.loop.time()):
             self._set_timer(HEAD)

@@ -44,7 +44,7 @@ def gather_checks(
     settings = services.settings
     capture = services.store.status()
     jobs = jobs_check(
-        services.runner.status(),
+        services.runner.status() | ({"absent": "no job runs in safe mode"} if services.safe_mode else {}),
         services.jobs.problem(),
         misplaced_files(settings),
         lost_history(settings.database, services.started_ns),
@@ -69,7 +69,13 @@ def gather_checks(
         "uploads": uploads_check(pending_uploads(settings.database)),
         "last_error": last_error_check(LOGGED.last_error),
     }
-    return checks if services.tokens is None else {**checks, "tokens": services.tokens.check()}
+    if services.tokens is not None:
+        checks["tokens"] = services.tokens.check()
+    if services.safe_mode:
+        checks["start"] = Check("warn", "safe mode", "", services.safe_mode)
+    if services.audit.problem:
+        checks["audit"] = Check("warn", None, "", services.audit.problem)
+    return checks
 
 
 def hailo_telemetry(inference: Mapping[str, Any]) -> Mapping[str, Any] | None:

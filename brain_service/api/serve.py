@@ -1,24 +1,30 @@
-"""`brain serve`: binds the sockets, opens the services and runs uvicorn until SIGTERM or SIGINT."""
+"""`brain serve`: opens the sockets and the services and runs uvicorn until SIGTERM or SIGINT."""
 
 import asyncio
 import contextlib
-import errno
 import fcntl
-import ipaddress
 import logging
 import os
 import signal
 import socket
+import ssl
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
-import uvicorn
 import uvloop
 
 from brain_service.api.app import create_app
 from brain_service.api.connections import make_protocols
-from brain_service.api.services import open_services
+from brain_service.api.listening import address_of, bind_sockets, tls_context
+from brain_service.api.notify import Notifier
+from brain_service.api.server import Server, answers, make_server
+from brain_service.api.service_manager import ServiceManager
+from brain_service.api.services import Services, open_services
+from brain_service.api.starts import DaemonStarts
 from brain_service.api.token_file import TokenFile
+from brain_service.api.watchdog import extending, feed_watchdog
+from brain_service.audit import AuditLog
 from brain_service.durable import make_directory
 from brain_service.errors import ConfigError
 from brain_service.log_secrets import know_tokens
@@ -28,70 +34,144 @@ __all__ = ["serve"]
 
 log = logging.getLogger(__name__)
 
-KEEP_ALIVE_S = 75
-UNIX_PATH_LIMIT = 107  # sun_path holds 108 bytes with its NUL
+START_LIMIT_S = 300.0  # a card that is checked and a catalogue that is built anew take minutes, not more
+STOP_LIMIT_S = 60.0
+STUCK_S = 60.0  # what has not moved for this long, and waits for no medium, is a defect that a restart mends
+
+
+@dataclass(frozen=True)
+class _Daemon:
+    """What was made before the event loop."""
+
+    settings: Settings
+    sockets: list[socket.socket]
+    tls: ssl.SSLContext | None
+    tokens: TokenFile | None
+    audit: AuditLog
+    notifier: Notifier
+    watchdog_s: float | None
+    starts: DaemonStarts
+    safe_mode: str
 
 
 def serve(settings: Settings) -> None:
     """Serve until asked to stop.
 
     Raises:
-        ConfigError: the data directory cannot be used, is in use, or an address cannot be bound safely.
+        ConfigError: the data directory cannot be used, is in use, an address cannot be bound safely, or the
+            certificate cannot be used.
     """
+    manager = ServiceManager.take()
     with contextlib.ExitStack() as stack:
-        tokens = stack.enter_context(TokenFile(settings.tokens_file)) if settings.tokens_file else None
-        if tokens is not None:
-            # Not even by mistake, as part of an address for instance, does one get into the log.
-            stack.callback(know_tokens(lambda: tokens.tokens.by_digest.keys()))
-        stack.enter_context(_owned(settings.data_dir))
-        sockets = [stack.enter_context(_bind_tcp(settings, tokens))]
-        if (unix := _bind_unix(settings)) is not None:
-            sockets.append(stack.enter_context(unix))
-        uvloop.run(_run(settings, tokens, sockets))
+        notifier = Notifier(manager.notify_socket)
+        stack.callback(notifier.close)
+        try:
+            daemon = _prepare(settings, manager, notifier, stack)
+        except ConfigError as error:
+            notifier.status(f"refuses to start: {error.detail}")
+            raise
+        uvloop.run(_run(daemon))
+        daemon.starts.stopped()
 
 
-class _Server(uvicorn.Server):
-    """Leaves signals to `_run`: uvicorn would raise them again before the services are closed."""
+def _prepare(
+    settings: Settings, manager: ServiceManager, notifier: Notifier, stack: contextlib.ExitStack
+) -> _Daemon:
+    tls = tls_context(settings)
+    tokens = TokenFile(settings.tokens_file) if settings.tokens_file else None
+    stack.enter_context(_owned(settings.data_dir))
+    audit = AuditLog(settings.data_dir)
+    if tokens is not None:
+        tokens.on_change = audit.note_tokens
+        stack.enter_context(tokens)
+        # Not even by mistake, as part of an address for instance, does one get into the log.
+        stack.callback(know_tokens(lambda: tokens.tokens.by_digest.keys()))
+    sockets = bind_sockets(settings, manager, tokens=tokens is not None)
+    for each in sockets:
+        stack.enter_context(each)
+    # Only now: what is refused above is no crash.
+    starts = DaemonStarts(settings.data_dir, settings.inference.max_start_crashes)
+    if safe_mode := starts.begin():
+        log.error(safe_mode)
+    return _Daemon(settings, sockets, tls, tokens, audit, notifier, manager.watchdog_s, starts, safe_mode)
 
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
 
+async def _run(daemon: _Daemon) -> None:
+    notifier = daemon.notifier
+    with contextlib.ExitStack() as asking:
+        asking.enter_context(extending(notifier, START_LIMIT_S))
+        async with open_services(
+            daemon.settings, daemon.tokens, audit=daemon.audit, safe_mode=daemon.safe_mode
+        ) as services:
+            protocols = make_protocols(daemon.settings.http, services.arrivals)
+            server = make_server(create_app(services, daemon.tokens), protocols, daemon.settings, daemon.tls)
 
-async def _run(settings: Settings, tokens: TokenFile | None, sockets: list[socket.socket]) -> None:
-    async with open_services(settings, tokens) as services:
-        http, websocket = make_protocols(settings.http, services.arrivals)
-        server = _Server(
-            uvicorn.Config(
-                create_app(services, tokens),
-                http=http,
-                ws=websocket,
-                # Compressing 3 kB of numbers costs more than the step that they are.
-                ws_per_message_deflate=False,
-                ws_max_size=settings.capture.max_body_bytes,
-                log_config=None,
-                access_log=False,
-                server_header=False,
-                # No proxy stands before a robot: whoever asks is who the socket says.
-                proxy_headers=False,
-                lifespan="off",
-                # Longer than clients keep an idle connection, so that none is closed under a request.
-                timeout_keep_alive=KEEP_ALIVE_S,
-                # An open event stream would otherwise hold the shutdown for ever.
-                timeout_graceful_shutdown=3,
-            )
-        )
-        for number in (signal.SIGTERM, signal.SIGINT):
-            asyncio.get_running_loop().add_signal_handler(number, setattr, server, "should_exit", True)
-        for bound in sockets:
-            log.info("listening", extra={"address": _address(bound)})
-        await server.serve(sockets=sockets)
+            def stop() -> None:
+                server.should_exit = True
+                if not server.stopping.is_set():
+                    server.stopping.set()
+                    notifier.stopping()
+                    asking.enter_context(extending(notifier, STOP_LIMIT_S))
+
+            for number in (signal.SIGTERM, signal.SIGINT):
+                asyncio.get_running_loop().add_signal_handler(number, stop)
+            for bound in daemon.sockets:
+                log.info("listening", extra={"address": address_of(bound, tls=daemon.tls is not None)})
+            living = asyncio.create_task(_live(daemon, services, server, asking))
+            try:
+                await server.serve(sockets=daemon.sockets)
+            finally:
+                living.cancel()
+                await asyncio.gather(living, return_exceptions=True)
     log.info("stopped")
 
 
-def _address(bound: socket.socket) -> str:
-    name = bound.getsockname()
-    return f"http://{name[0]}:{name[1]}" if isinstance(name, tuple) else f"unix:{name}"
+async def _live(daemon: _Daemon, services: Services, server: Server, asking: contextlib.ExitStack) -> None:
+    """Once every socket answers, say so; then show the service manager that the daemon moves, until it stops."""
+    await server.listening.wait()
+    try:
+        for bound in daemon.sockets:
+            await answers(bound, tls=daemon.tls is not None)
+    except OSError as error:  # TimeoutError is one
+        # Without READY the service manager starts the daemon again when its time is over.
+        log.error("a socket of our own does not answer", extra={"reason": str(error) or "no answer within 30 s"})
+        asking.close()
+        return
+    if server.stopping.is_set():
+        return
+    asking.close()
+    notifier = daemon.notifier
+    notifier.ready(_status(daemon, services))
+    steady = asyncio.get_running_loop().call_later(
+        daemon.settings.inference.healthy_after_s,
+        lambda: asyncio.get_running_loop().run_in_executor(None, daemon.starts.steady),
+    )
+
+    def obstacle() -> str:
+        return services.store.stuck(STUCK_S) or services.router.stuck(STUCK_S)
+
+    feeding = asyncio.create_task(
+        feed_watchdog(notifier, daemon.watchdog_s, obstacle, lambda: _status(daemon, services))
+    )
+    try:
+        await server.stopping.wait()
+    finally:
+        feeding.cancel()
+        steady.cancel()
+
+
+def _status(daemon: _Daemon, services: Services) -> str:
+    """Say in a line how the daemon is; from memory."""
+    if daemon.safe_mode:
+        return daemon.safe_mode
+    inference = services.router.status()
+    if inference["state"] == "serving":
+        return f"capture is up; model {inference['active_model']} on {inference['backend']}"
+    if inference["state"] == "no-model":
+        return "capture is up; no model yet"
+    return f"capture is up; the model is {inference['state']}" + (
+        f": {inference['error']}" if inference["error"] else ""
+    )
 
 
 @contextlib.contextmanager
@@ -113,53 +193,3 @@ def _owned(data_dir: Path) -> Iterator[None]:
         ) from error
     finally:
         os.close(fd)
-
-
-def _bind_tcp(settings: Settings, tokens: TokenFile | None) -> socket.socket:
-    host, port = settings.host, settings.port
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-    except OSError as error:
-        raise ConfigError(f"host {host!r} is no address of this machine: {error}") from error
-    if tokens is None and not ipaddress.ip_address(str(address[0]).split("%")[0]).is_loopback:
-        raise ConfigError(
-            f"refusing to listen on {host} without tokens: anyone on the network could drive the robot; "
-            "set tokens_file, or use host 127.0.0.1"
-        )
-    bound = socket.socket(family, kind, protocol)
-    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        bound.bind(address)
-    except OSError as error:
-        bound.close()
-        if error.errno == errno.EADDRINUSE:
-            raise ConfigError(
-                f"port {port} on {host} is in use; choose another with --port, or find its owner with "
-                f"'ss -ltnp sport = :{port}'"
-            ) from error
-        raise ConfigError(f"cannot listen on {host}:{port}: {error.strerror}") from error
-    return bound
-
-
-def _bind_unix(settings: Settings) -> socket.socket | None:
-    path = settings.uds or settings.data_dir / "brain.sock"
-    if len(os.fsencode(path)) > UNIX_PATH_LIMIT:
-        if settings.uds is None:
-            log.warning("no Unix socket: the path is too long; set uds", extra={"path": str(path)})
-            return None
-        raise ConfigError(f"uds {path} is longer than {UNIX_PATH_LIMIT} bytes; choose a shorter path")
-    bound = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        # The data directory's lock is held: a socket file that stands there has no living owner.
-        path.unlink(missing_ok=True)
-        bound.bind(str(path))
-        path.chmod(0o660)
-    except OSError as error:
-        bound.close()
-        if settings.uds is None and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            log.warning("no Unix socket: the disk is full", extra={"path": str(path)})
-            return None
-        raise ConfigError(f"cannot listen on uds {path}: {error.strerror}") from error
-    return bound

@@ -16,10 +16,12 @@ from brain_service.api.door import Arrivals
 from brain_service.api.learning import watch_triggers
 from brain_service.api.recording import Recorder
 from brain_service.api.token_file import TokenFile
+from brain_service.audit import AuditLog
 from brain_service.episodes.store import EpisodeStore
 from brain_service.health.checks import lost_history
 from brain_service.health.vitals import Vitals, open_vitals
 from brain_service.inference.router import InferenceRouter
+from brain_service.jobs.external import ExternalRunner
 from brain_service.jobs.runner import RunnerProcess
 from brain_service.jobs.table import JobTable
 from brain_service.metrics import Growing
@@ -41,20 +43,25 @@ class Services:
     router: InferenceRouter
     recorder: Recorder
     jobs: JobTable
-    runner: RunnerProcess
+    runner: RunnerProcess | ExternalRunner
     arrivals: Arrivals
     vitals: Vitals
     started_ns: int
+    audit: AuditLog
     tokens: TokenFile | None = None
     # Of inference workers: models come and go, each with a count of its own.
     restarts: Growing = field(default_factory=Growing)
+    safe_mode: str = ""
 
 
 @contextlib.asynccontextmanager
-async def open_services(settings: Settings, tokens: TokenFile | None = None) -> AsyncIterator[Services]:
+async def open_services(
+    settings: Settings, tokens: TokenFile | None = None, *, audit: AuditLog | None = None, safe_mode: str = ""
+) -> AsyncIterator[Services]:
     """Start every part, capture first, and stop them in reverse on exit.
 
-    The router loads its model in the background: capture never waits for it.
+    The router loads its model in the background: capture never waits for it. With `safe_mode`, a reason, it loads
+    none, and no runner is started.
 
     Raises:
         ConfigError: the directory of episodes cannot be made or written.
@@ -81,19 +88,32 @@ async def open_services(settings: Settings, tokens: TokenFile | None = None) -> 
         router = InferenceRouter(
             settings.models_dir, settings.inference, settings.cache_dir, recorder.release, settings.sessions_dir
         )
-        await router.start()
+        await router.start(safe_mode)
         stack.push_async_callback(router.close)
-        runner = RunnerProcess(settings.data_dir, settings.as_environment())
-        await asyncio.to_thread(runner.start)
+        runner = _runner(settings)
+        if not safe_mode:
+            await asyncio.to_thread(runner.start)
         stack.push_async_callback(asyncio.to_thread, runner.stop)
         await stack.enter_async_context(recorder)
-        watching = asyncio.create_task(watch_activations(jobs, router, settings.jobs.poll_interval_s))
-        stack.push_async_callback(_cancel, watching)
-        learning = asyncio.create_task(watch_triggers(settings, jobs, store, router))
-        stack.push_async_callback(_cancel, learning)
+        if not safe_mode:
+            watching = asyncio.create_task(watch_activations(jobs, router, settings.jobs.poll_interval_s))
+            stack.push_async_callback(_cancel, watching)
+            learning = asyncio.create_task(watch_triggers(settings, jobs, store, router))
+            stack.push_async_callback(_cancel, learning)
         vitals = await stack.enter_async_context(open_vitals(settings.data_dir, settings.gates.sysfs))
         arrivals = Arrivals(settings.capture.max_queued_bytes)
-        yield Services(settings, store, router, recorder, jobs, runner, arrivals, vitals, started_ns, tokens)
+        yield Services(
+            *(settings, store, router, recorder, jobs, runner, arrivals, vitals, started_ns),
+            audit=audit or AuditLog(settings.data_dir),
+            tokens=tokens,
+            safe_mode=safe_mode,
+        )
+
+
+def _runner(settings: Settings) -> RunnerProcess | ExternalRunner:
+    if settings.jobs.runner == "external":
+        return ExternalRunner(settings.jobs_dir)
+    return RunnerProcess(settings.data_dir, settings.as_environment())
 
 
 async def _make_when_there_is_room(directory: Path) -> None:

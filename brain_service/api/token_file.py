@@ -3,6 +3,7 @@
 import logging
 import stat
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 
@@ -23,7 +24,8 @@ class TokenFile:
     """The tokens of a file, as it is now; use it as a context manager, and it follows the file's changes.
 
     A thread of its own looks at the file: a stat on the event loop could wait for a slow medium. A file that
-    cannot be read, or is wrong, changes nothing: the tokens before it hold on, and `check` tells so.
+    cannot be read, or is wrong, changes nothing: the tokens before it hold on, and `check` tells so. `on_change`
+    is called from that thread with the number of tokens that hold, and the reason if the file was refused.
     """
 
     def __init__(self, path: Path) -> None:
@@ -36,6 +38,7 @@ class TokenFile:
         self._stamp = _stamp(path)
         self._tokens = Tokens.read(path)
         self._error = ""
+        self.on_change: Callable[[int, str], None] = _ignore
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._follow, name="tokens", daemon=True)
         self._warn_if_readable()
@@ -77,9 +80,11 @@ class TokenFile:
         except ConfigError as error:
             self._error = f"{error.detail}; the tokens read before still hold"
             log.error("tokens file not taken over", extra={"reason": error.detail})
+            self.on_change(len(self._tokens.by_digest), error.detail)
         else:
             self._error = ""
             log.info("tokens read again", extra={"count": len(self._tokens.by_digest)})
+            self.on_change(len(self._tokens.by_digest), "")
             self._warn_if_readable()
 
     def _warn_if_readable(self) -> None:
@@ -94,6 +99,10 @@ class TokenFile:
         if mode & stat.S_IROTH:
             return f"tokens_file {self._path} can be read by every user; chmod 640 {self._path}"
         return ""
+
+
+def _ignore(count: int, refused: str) -> None:
+    """Tell nobody."""
 
 
 def _stamp(path: Path) -> Stamp | None:

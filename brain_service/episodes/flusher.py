@@ -10,6 +10,7 @@ import itertools
 import logging
 import threading
 import time
+from pathlib import Path
 from typing import Protocol
 
 from brain_service.metrics import Histogram
@@ -45,7 +46,8 @@ class Flusher:
         # Entries whose time is no longer that in `_due_s` are stale: their target was noted for an earlier time.
         self._queue: list[tuple[float, int, Syncable]] = []
         self._due_s: dict[Syncable, float] = {}
-        self._running: set[Syncable] = set()
+        # Each with the moment it began, on the monotonic clock.
+        self._running: dict[Syncable, float] = {}
         self._closing = False
         self._threads = [
             threading.Thread(target=self._run, name=f"capture-sync-{n}", daemon=True) for n in range(side_by_side)
@@ -76,6 +78,22 @@ class Flusher:
             if thread.ident is not None:
                 thread.join()
 
+    def stuck(self, limit_s: float, tasks: Path = Path("/proc/self/task")) -> str:
+        """Tell what hangs in our own code, where only a restart helps; nothing while all moves. Never blocks.
+
+        A flush that runs for more than `limit_s` while a thread of this process waits for the medium (state `D`
+        in `tasks`) is the medium's: no restart mends that.
+        """
+        # Without the lock: one that is never given back is what this is to tell.
+        dead = [thread.name for thread in self._threads if thread.ident is not None and not thread.is_alive()]
+        if dead and not self._closing:
+            return f"{dead[0]}, which flushes episodes, has died"
+        now_s = time.monotonic()
+        longest_s = max((now_s - begun_s for begun_s in list(self._running.values())), default=0.0)
+        if longest_s > limit_s and not _waits_for_the_medium(tasks):
+            return f"a flush of an episode hangs for {longest_s:.0f} s, and not for the medium"
+        return ""
+
     def _enter(self, target: Syncable, due_s: float) -> None:
         with self._changed:
             if due_s < self._due_s.get(target, float("inf")):
@@ -100,7 +118,7 @@ class Flusher:
                 self.retry(target)
             with self._changed:
                 self.durations.observe(time.monotonic() - begun_s)
-                self._running.discard(target)
+                del self._running[target]
                 if target in self._due_s:
                     self._push(target)
 
@@ -114,7 +132,7 @@ class Flusher:
                 if self._queue and (self._closing or (wait_s is not None and wait_s <= 0)):
                     target = heapq.heappop(self._queue)[2]
                     del self._due_s[target]
-                    self._running.add(target)
+                    self._running[target] = time.monotonic()
                     return target
                 if self._closing:
                     return None
@@ -123,3 +141,15 @@ class Flusher:
     def _is_stale(self, entry: tuple[float, int, Syncable]) -> bool:
         due_s, _, target = entry
         return self._due_s.get(target) != due_s or target in self._running
+
+
+def _waits_for_the_medium(tasks: Path) -> bool:
+    for stat in tasks.glob("*/stat"):
+        try:
+            # The name, in parentheses, may hold spaces; the state follows it (proc(5)).
+            state = stat.read_text().rpartition(")")[2].split()[0]
+        except (OSError, IndexError):
+            continue
+        if state == "D":
+            return True
+    return False

@@ -142,6 +142,10 @@ class EpisodeStore:
         """Wait until the background recovery has seen every log; False after `timeout_s` seconds."""
         return self._recovery_done.wait(timeout_s)
 
+    def stuck(self, limit_s: float) -> str:
+        """Tell what of capture hangs in our own code for more than `limit_s`, or nothing; never blocks."""
+        return self._flusher.stuck(limit_s)
+
     def create(self, body: Mapping[str, Any], idempotency_key: str | None = None) -> EpisodeHeader:
         """Start an episode from the body of `POST /episodes`; its header is durable before the return.
 

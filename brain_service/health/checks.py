@@ -168,13 +168,15 @@ def _distrusted(status: Mapping[str, Any]) -> list[str]:
 
 
 def jobs_check(status: Mapping[str, Any], *problems_of_files: str) -> Check:
-    """Whether jobs are taken and run (`RunnerProcess.status`); its value is the number of the runner's restarts.
+    """Whether jobs are taken and run (`status` of the runner); its value is the number of the runner's restarts.
 
     `problems_of_files` tell what is wrong with the files that jobs need; an empty one is none.
     """
     restarts = int(status["restarts"])
     problems = [problem for problem in problems_of_files if problem]
-    if not status["settled"]:
+    if status.get("absent"):
+        problems.append(status["absent"])
+    elif not status["settled"]:
         reason = status["last_reason"] or "see the daemon's log"
         exit_code = status["last_exit"]
         problems.append(f"the job runner died (exit code {exit_code}) and starts again by itself: {reason}")

@@ -53,14 +53,30 @@ class InferenceRouter:
         self._oversight = Oversight(self._fleet, self._sessions, settings)
         self._stepper = Stepper(self._sessions, self._oversight, settings)
         self._tasks: list[asyncio.Task[None]] = []
+        self._kept_s = 0.0
 
-    async def start(self) -> None:
-        """Begin to load the active model, if there is one, with its saved sessions, and return at once."""
+    async def start(self, safe_mode: str = "") -> None:
+        """Begin to load the active model, if there is one, with its saved sessions, and return at once.
+
+        With `safe_mode`, a reason, nothing is loaded before an operator activates a model.
+        """
+        self._kept_s = asyncio.get_running_loop().time()
         self._tasks = [
-            asyncio.create_task(self._open()),
-            asyncio.create_task(self._keep_house()),
-            asyncio.create_task(self._oversight.run()),
+            asyncio.create_task(self._keep_house(), name="the router's housekeeping"),
+            asyncio.create_task(self._oversight.run(), name="the router's oversight"),
         ]
+        if safe_mode:
+            self._fleet.error = safe_mode
+        else:
+            self._tasks.append(asyncio.create_task(self._open()))
+
+    def stuck(self, limit_s: float) -> str:
+        """Tell which background task is dead, or has not come round for `limit_s`; nothing while all is well."""
+        dead = [task.get_name() for task in self._tasks[:2] if task.done()]
+        if dead:
+            return f"{dead[0]} has died"
+        idle_s = asyncio.get_running_loop().time() - self._kept_s
+        return f"the router's housekeeping has not come round for {idle_s:.0f} s" if idle_s > limit_s else ""
 
     async def close(self) -> None:
         """Save and end every session and stop every worker."""
@@ -232,6 +248,7 @@ class InferenceRouter:
     async def _keep_house(self) -> None:
         while True:
             await asyncio.sleep(min(_HOUSEKEEPING_S, self._settings.session_idle_s / 2))
+            self._kept_s = asyncio.get_running_loop().time()
             self._sessions.evict_idle()
             with contextlib.suppress(BrainError):
                 await self._fleet.drop_drained()

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from brain_service.errors import ConflictError, UnavailableError
 from brain_service.jobs.events import EventLog
+from brain_service.jobs.external import RUNNER_LOCK
 from brain_service.jobs.folder import JobFolder
 from brain_service.jobs.job import LANES, Job, Lane
 from brain_service.jobs.table import JobTable
@@ -117,7 +118,7 @@ class RunnerLoop:
             self._settings.jobs_dir.mkdir(parents=True, exist_ok=True)
         except FileExistsError as error:
             raise UnavailableError(f"{self._settings.jobs_dir} is no directory; move it away") from error
-        lock = os.open(self._settings.jobs_dir / ".runner.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+        lock = os.open(self._settings.jobs_dir / RUNNER_LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
         try:
             held = False
             while not held and not self._stopping:

@@ -129,8 +129,8 @@ class JobTable:
         marks = ", ".join("?" for _ in kinds)
         # Only question marks are put into the statement.
         rows = self._database.read(
-            f"SELECT * FROM jobs WHERE kind IN ({marks}) AND NOT ifnull(json_extract(params, '$.dry_run'), 0)"
-            " ORDER BY seq DESC LIMIT 1",
+            f"SELECT * FROM jobs WHERE kind IN ({marks})"  # noqa: S608
+            " AND NOT ifnull(json_extract(params, '$.dry_run'), 0) ORDER BY seq DESC LIMIT 1",
             tuple(kinds),
         )
         return to_job(rows[0]) if rows else None
@@ -149,7 +149,8 @@ class JobTable:
             marks = ", ".join("?" for _ in kinds)
             # Only question marks and a constant are put into the statement.
             row = connection.execute(
-                "UPDATE jobs SET state = 'running', attempt = attempt + 1, started_ns = ifnull(started_ns, ?)"
+                "UPDATE jobs SET state = 'running', attempt = attempt + 1,"  # noqa: S608
+                " started_ns = ifnull(started_ns, ?)"
                 " WHERE seq = (SELECT seq FROM jobs WHERE state = 'queued'"
                 f" AND kind IN ({marks}) ORDER BY {BY_PRIORITY}, seq LIMIT 1) RETURNING *",
                 (time.time_ns(), *kinds),

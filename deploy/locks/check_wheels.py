@@ -1,7 +1,8 @@
 """Check that every locked runtime dependency has a wheel for a Raspberry Pi: aarch64, CPython 3.11 and 3.13.
 
 `pip download` evaluates environment markers for the interpreter it runs on, so the lock is filtered for the
-target first. Exits 1 and names the package when one has no wheel. Run it through `make check-wheels`.
+target first. Exits 1 and names the package when one has no wheel, or when one is locked that a robot must do without:
+TensorFlow and torch are gigabytes. Run it through `make check-wheels`.
 """
 
 import argparse
@@ -16,6 +17,13 @@ LOCK = Path(__file__).with_name("runtime.txt")
 PYTHONS = ("3.11", "3.13")
 # Raspberry Pi OS Bookworm has glibc 2.36: every manylinux tag up to it installs there.
 PLATFORMS = ["manylinux2014_aarch64", *(f"manylinux_2_{minor}_aarch64" for minor in range(17, 37))]
+
+UNWANTED = ("tensorflow", "torch", "nvidia-", "triton", "libtpu")
+
+
+def unwanted(requirements: list[str]) -> list[str]:
+    """Return those that a robot must do without."""
+    return [line for line in requirements if line.startswith(UNWANTED)]
 
 
 def requirements_for(python: str, lock: Path = LOCK) -> list[str]:
@@ -53,6 +61,9 @@ def main() -> int:
     status = 0
     for python in PYTHONS:
         requirements = requirements_for(python)
+        if heavy := unwanted(requirements):
+            status = 1
+            print(f"CPython {python}: a robot does without {', '.join(heavy)}", file=sys.stderr)
         with tempfile.TemporaryDirectory() as folder:
             done = download(python, requirements, Path(folder))
             wheels = sorted(Path(folder).glob("*.whl"))
