@@ -6,7 +6,18 @@ from fastapi import FastAPI, Request
 from starlette.types import Receive, Scope, Send
 
 import brain_service
-from brain_service.api import episodes, hardware, images, inference, jobs, models, open_inference, status
+from brain_service.api import (
+    dashboard,
+    episodes,
+    hardware,
+    images,
+    inference,
+    job_pause,
+    jobs,
+    models,
+    open_inference,
+    status,
+)
 from brain_service.api.auth import Guard, TokenSource
 from brain_service.api.capture import CaptureTransport
 from brain_service.api.infer_stream import serve_infer_stream
@@ -14,6 +25,8 @@ from brain_service.api.openapi import state_parameters_plainly
 from brain_service.api.openpi import serve_openpi
 from brain_service.api.problems import Answered, install_problem_handlers, refuse_websocket
 from brain_service.api.services import Services
+from brain_service.dashboard import load_assets
+from brain_service.dashboard.snapshots import Snapshots
 from brain_service.errors import NotFoundError
 
 __all__ = ["create_app"]
@@ -39,7 +52,7 @@ class _App(FastAPI):
         )
         self.state.services = services
         self._acting = Answered(self._act)
-        self._front = Guard(CaptureTransport(self._route, services.store, services.settings.capture), tokens)
+        self._front = Guard(CaptureTransport(self._route, services.store, services.settings.capture), tokens, (services.settings.host,))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one ASGI connection."""
@@ -80,6 +93,10 @@ def create_app(services: Services, tokens: TokenSource | None = None) -> FastAPI
     """
     app = _App(services, tokens)
     install_problem_handlers(app)
-    for module in (status, hardware, episodes, images, inference, models, jobs, open_inference):
+    app.state.page, app.state.snapshots = load_assets(), Snapshots(services)
+    for module in (
+        *(dashboard, status, hardware, episodes, images),
+        *(inference, models, job_pause, jobs, open_inference),
+    ):
         app.include_router(module.router)
     return app

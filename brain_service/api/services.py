@@ -13,6 +13,7 @@ from fastapi import Depends, Request
 
 from brain_service.api.activation import watch_activations
 from brain_service.api.door import Arrivals
+from brain_service.api.observer import Observer
 from brain_service.api.recording import Recorder
 from brain_service.api.token_file import TokenFile
 from brain_service.episodes.store import EpisodeStore
@@ -40,6 +41,7 @@ class Services:
     jobs: JobTable
     runner: RunnerProcess
     arrivals: Arrivals
+    observer: Observer
     started_ns: int
     tokens: TokenFile | None = None
 
@@ -83,8 +85,11 @@ async def open_services(settings: Settings, tokens: TokenFile | None = None) -> 
         await stack.enter_async_context(recorder)
         watching = asyncio.create_task(watch_activations(jobs, router, settings.jobs.poll_interval_s))
         stack.push_async_callback(_cancel, watching)
+        observer = await asyncio.to_thread(Observer, settings, store, router, jobs, runner)
+        observing = asyncio.create_task(observer.run())
+        stack.push_async_callback(_cancel, observing)
         arrivals = Arrivals(settings.capture.max_queued_bytes)
-        yield Services(settings, store, router, recorder, jobs, runner, arrivals, started_ns, tokens)
+        yield Services(settings, store, router, recorder, jobs, runner, arrivals, observer, started_ns, tokens)
 
 
 async def _make_when_there_is_room(directory: Path) -> None:

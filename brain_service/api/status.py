@@ -7,7 +7,7 @@ from fastapi import APIRouter, Query
 from starlette.responses import PlainTextResponse
 
 from brain_service.api.bodies import JsonResponse
-from brain_service.api.services import ServicesDep
+from brain_service.api.services import Services, ServicesDep
 from brain_service.errors import UnavailableError
 from brain_service.health.checks import (
     Check,
@@ -20,7 +20,7 @@ from brain_service.health.checks import (
     recording_check,
 )
 
-__all__ = ["router"]
+__all__ = ["health_checks", "router"]
 
 router = APIRouter(tags=["status"])
 
@@ -61,6 +61,16 @@ async def readyz(
 @router.get("/health", operation_id="health")
 async def health(services: ServicesDep) -> JsonResponse:
     """Check every part; 503 where one fails. Each check tells its value, and where it is not well, the fix."""
+    checks = await health_checks(services)
+    status = overall(checks)
+    return JsonResponse(
+        {"status": status, "checks": {name: [check.to_json()] for name, check in checks.items()}},
+        status_code=503 if status == "fail" else 200,
+    )
+
+
+async def health_checks(services: Services) -> dict[str, Check]:
+    """Return the checks of `/health` by name."""
     # Asked on the event loop, where these two live; the rest may block.
     inference = services.router.status()
     recording = recording_check(services.recorder.failed_steps, services.recorder.last_error)
@@ -75,9 +85,4 @@ async def health(services: ServicesDep) -> JsonResponse:
         checks = gather_checks(services.settings, services.store.status(), recording, inference, jobs)
         return checks if services.tokens is None else {**checks, "tokens": services.tokens.check()}
 
-    checks = await asyncio.to_thread(gather)
-    status = overall(checks)
-    return JsonResponse(
-        {"status": status, "checks": {name: [check.to_json()] for name, check in checks.items()}},
-        status_code=503 if status == "fail" else 200,
-    )
+    return await asyncio.to_thread(gather)
