@@ -25,7 +25,6 @@ from brain_service.api.openapi import state_parameters_plainly
 from brain_service.api.openpi import serve_openpi
 from brain_service.api.problems import Answered, install_problem_handlers, refuse_websocket
 from brain_service.api.services import Services
-from brain_service.dashboard import load_assets
 from brain_service.dashboard.snapshots import Snapshots
 from brain_service.errors import NotFoundError
 
@@ -52,7 +51,11 @@ class _App(FastAPI):
         )
         self.state.services = services
         self._acting = Answered(self._act)
-        self._front = Guard(CaptureTransport(self._route, services.store, services.settings.capture), tokens, (services.settings.host,))
+        self._front = Guard(
+            CaptureTransport(self._route, services.store, services.settings.capture),
+            tokens,
+            (services.settings.host,),
+        )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one ASGI connection."""
@@ -93,7 +96,7 @@ def create_app(services: Services, tokens: TokenSource | None = None) -> FastAPI
     """
     app = _App(services, tokens)
     install_problem_handlers(app)
-    app.state.page, app.state.snapshots = load_assets(), Snapshots(services)
+    app.state.snapshots = Snapshots(services)
     for module in (
         *(dashboard, status, hardware, episodes, images),
         *(inference, models, job_pause, jobs, open_inference),

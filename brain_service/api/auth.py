@@ -7,15 +7,16 @@ header only, as `Bearer <token>` or, from openpi's clients, `Api-Key <token>`: w
 histories and logs.
 
 A browser names the page that asks in `Origin`, and in `Sec-Fetch-Site` how far it is from here. A page of another
-host may not change anything here nor open a WebSocket (they are not bound by CORS): 403; nor may a form, whose media
-types need no permission: 415. Robots and curl send neither header and are not concerned. Without tokens nothing is
-read or changed under a foreign name, or a name that was made to resolve to this machine would do for one of its own
-(DNS rebinding): `Host` must be an address, a local name, or one that this machine is known by.
+host may not change anything here nor open a WebSocket (they are not bound by CORS): 403; nor may a form, whose
+media types need no permission: 415. Robots and curl send neither header and are not concerned. Without tokens
+nothing is read or changed under a foreign name, or a name that was made to resolve to this machine would do for
+one of its own (DNS rebinding): `Host` must be an address, a local name, or one that this machine is known by.
 """
 
 import hashlib
 import hmac
 import ipaddress
+import re
 import socket
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
@@ -45,6 +46,7 @@ SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 # What a form sends without asking; multipart, which images come in, is left to the check of the origin.
 FORM_TYPES = frozenset({b"text/plain", b"application/x-www-form-urlencoded"})
 MAX_KNOWN_HOSTS = 64
+_LABEL = re.compile(r"[a-z0-9_-]+")
 LOCAL_SUFFIXES = (".local", ".lan", ".internal", ".home.arpa")
 
 
@@ -155,9 +157,9 @@ def check_host(host: str, known: Collection[str] = ()) -> None:
         ForbiddenError: it is another one.
     """
     try:
-        name = urlsplit(f"//{host}").hostname or ""
+        name = urlsplit(f"//{host}").hostname or "."
     except ValueError:
-        name = host
+        name = "."  # the name of no machine
     if name not in known and not _is_local(name):
         raise ForbiddenError(
             f"this daemon is not known as {host[:200]!r}; use its address or its local name, or set tokens_file "
@@ -189,7 +191,7 @@ def _is_local(name: str) -> bool:
     try:
         ipaddress.ip_address(name)
     except ValueError:
-        return "." not in name or name.endswith(LOCAL_SUFFIXES) or name.endswith(".localhost")
+        return _LABEL.fullmatch(name) is not None or name.endswith(LOCAL_SUFFIXES) or name.endswith(".localhost")
     return True
 
 
@@ -232,8 +234,9 @@ class Guard:
 
     def _check_host(self, scope: Scope, headers: Mapping[bytes, bytes]) -> None:
         """Refuse a foreign `Host`, but on the Unix socket and for what says only that the daemon lives."""
-        host = headers.get(b"host")
-        if host is None or scope.get("server") is None or scope["path"] in OPEN_PATHS:
+        host, server = headers.get(b"host"), scope.get("server")
+        unix = server is None or server[1] is None
+        if host is None or unix or scope["path"] in OPEN_PATHS:
             return
         check_host(host.decode("latin-1"), self._names)
         if len(self._good_hosts) < MAX_KNOWN_HOSTS:

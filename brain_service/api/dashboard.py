@@ -10,6 +10,7 @@ from starlette.responses import Response, StreamingResponse
 from brain_service.api.auth import GRANTED, STATUS_STREAM
 from brain_service.api.bodies import JsonResponse
 from brain_service.api.openapi import answers
+from brain_service.api.services import ServicesDep
 from brain_service.api.stream import AUTHORISED
 from brain_service.dashboard import PAGE_HEADERS, Asset
 from brain_service.dashboard.snapshots import Snapshots
@@ -48,22 +49,28 @@ def _file(assets: Mapping[str, Asset], path: str, known: str | None) -> Response
 
 
 @router.api_route(
-    "/", methods=["GET", "HEAD"], operation_id="page", responses=answers(), response_class=Response,
+    "/",
+    methods=["GET", "HEAD"],
+    operation_id="page",
+    responses=answers(),
+    response_class=Response,
     include_in_schema=False,
 )
-async def page(request: Request, if_none_match: Annotated[str | None, Header()] = None) -> Response:
+async def page(services: ServicesDep, if_none_match: Annotated[str | None, Header()] = None) -> Response:
     """Return the operator's page; it is the same for everybody and shows nothing without a token."""
-    return _file(request.app.state.page, "/", if_none_match)
+    return _file(services.page, "/", if_none_match)
 
 
 @router.api_route("/dashboard/{name}", methods=["GET", "HEAD"], operation_id="page_file", include_in_schema=False)
-async def page_file(name: str, request: Request, if_none_match: Annotated[str | None, Header()] = None) -> Response:
+async def page_file(
+    name: str, services: ServicesDep, if_none_match: Annotated[str | None, Header()] = None
+) -> Response:
     """Return one of the page's files.
 
     Raises:
         NotFoundError: it has no such file.
     """
-    return _file(request.app.state.page, f"/dashboard/{name}", if_none_match)
+    return _file(services.page, f"/dashboard/{name}", if_none_match)
 
 
 @router.get("/status", operation_id="status", responses=answers(schema=_STATUS))
@@ -86,8 +93,8 @@ async def status(request: Request) -> Response:
 async def status_stream(request: Request) -> StreamingResponse:
     """Stream the same once a second (server-sent events) until the client leaves.
 
-    The first event is `access`, the second `snapshot` with everything, then `changes` with the parts that differ. A
-    client that falls behind gets a `snapshot` again. The stream ends when its token is taken out of the file.
+    The first event is `access`, the second `snapshot` with everything, then `changes` with the parts that differ.
+    A client that falls behind gets a `snapshot` again. The stream ends when its token is taken out of the file.
     """
     allowed: Callable[[], bool] = request.scope.get(AUTHORISED, lambda: True)
 

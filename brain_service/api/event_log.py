@@ -66,7 +66,6 @@ class EventRing:
             self._seq += 1
             times = 1
             if same is not None and abs(now_ns - same.t_ns) < SAME_WITHIN_S * 1e9:
-                del self._events[same.seq]
                 times = same.times + 1
             event = OperatorEvent(self._seq, now_ns, kind, level, text, times, job_id)
             self._put(event)
@@ -87,7 +86,8 @@ class EventRing:
     def _put(self, event: OperatorEvent) -> None:
         if event.times > 1:
             # Read back from the file, the count before this one stands there too.
-            for seq in [s for s, e in self._events.items() if (e.text, e.times) == (event.text, event.times - 1)]:
+            before = (event.kind, event.text, event.job_id, event.times - 1)
+            for seq in [s for s, e in self._events.items() if (e.kind, e.text, e.job_id, e.times) == before]:
                 del self._events[seq]
         self._events[event.seq] = event
         while len(self._events) > KEPT:

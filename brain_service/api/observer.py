@@ -1,4 +1,4 @@
-"""Looks once a second at what the daemon's parts tell of themselves, and keeps what an operator asks about later."""
+"""Looks once a second at what the daemon's parts tell of themselves, keeps what operators ask about later."""
 
 import asyncio
 import logging

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -16,6 +16,7 @@ from brain_service.api.door import Arrivals
 from brain_service.api.observer import Observer
 from brain_service.api.recording import Recorder
 from brain_service.api.token_file import TokenFile
+from brain_service.dashboard import Asset, load_assets
 from brain_service.episodes.store import EpisodeStore
 from brain_service.health.checks import lost_history
 from brain_service.inference.router import InferenceRouter
@@ -42,6 +43,7 @@ class Services:
     runner: RunnerProcess
     arrivals: Arrivals
     observer: Observer
+    page: Mapping[str, Asset]
     started_ns: int
     tokens: TokenFile | None = None
 
@@ -53,9 +55,10 @@ async def open_services(settings: Settings, tokens: TokenFile | None = None) -> 
     The router loads its model in the background: capture never waits for it.
 
     Raises:
-        ConfigError: the directory of episodes cannot be made or written.
+        ConfigError: the directory of episodes cannot be made or written, or the page's files are missing.
     """
     started_ns = time.time_ns()
+    page = await asyncio.to_thread(load_assets)
     async with contextlib.AsyncExitStack() as stack:
         store = EpisodeStore(
             settings.episodes_dir,
@@ -89,7 +92,9 @@ async def open_services(settings: Settings, tokens: TokenFile | None = None) -> 
         observing = asyncio.create_task(observer.run())
         stack.push_async_callback(_cancel, observing)
         arrivals = Arrivals(settings.capture.max_queued_bytes)
-        yield Services(settings, store, router, recorder, jobs, runner, arrivals, observer, started_ns, tokens)
+        yield Services(
+            settings, store, router, recorder, jobs, runner, arrivals, observer, page, started_ns, tokens
+        )
 
 
 async def _make_when_there_is_room(directory: Path) -> None:

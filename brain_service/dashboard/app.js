@@ -10,6 +10,7 @@ let seen = null;
 
 const LIVE_STATES = new Set(["queued", "running"]);
 const STAGE_KINDS = { done: "ok", running: "warn", failed: "bad", cancelled: "bad" };
+const STAGE_SIGNS = { done: "✓", running: "▸", failed: "✕", cancelled: "✕", skipped: "–" };
 const JOB_KINDS = { succeeded: "ok", running: "warn", queued: "", failed: "bad", cancelled: "" };
 const CHECK_KINDS = { pass: "ok", warn: "warn", fail: "bad" };
 const TARGETS = { local: "here", vertex: "Vertex AI", queued_resource: "queued resource", process: "own process" };
@@ -105,7 +106,7 @@ function showSessions(part) {
       node.children[0].className = `tag ${acting ? "ok" : ""}`;
       node.children[0].textContent = acting ? "acting" : "waits";
       node.children[1].textContent = session.session_id;
-      node.children[2].textContent = `step ${session.next_step} on ${session.model_id}, asked ${duration(session.idle_s)} ago`;
+      node.children[2].textContent = `step ${session.next_step} on ${session.model_id}, asked ${session.idle_s < 1 ? "just now" : `${duration(session.idle_s)} ago`}`;
     },
   );
 }
@@ -151,7 +152,7 @@ function showLearning(part) {
   at("learning-figures").replaceChildren(
     figure(curve.loss === null || curve.loss === undefined ? "–" : String(Number(curve.loss.toPrecision(4))), "loss"),
     figure(curve.step === null ? "–" : `${curve.step} / ${curve.steps ?? "?"}`, "step"),
-    figure(curve.steps_per_s === null ? "–" : `${curve.steps_per_s}`, "steps/s"),
+    figure(curve.steps_per_s === null ? "–" : String(Number(curve.steps_per_s.toPrecision(3))), "steps/s"),
     figure(!running ? { succeeded: "done", queued: "waits" }[curve.state] ?? curve.state : curve.paused ? "rests" : curve.eta_s === null ? "–" : duration(curve.eta_s), running ? "left" : "state"),
   );
   if (curve.paused && !part.paused) notes.push(`Rests: ${curve.paused}.`);
@@ -212,15 +213,21 @@ function updateJob(node, job) {
   const took = job.finished_ns && job.started_ns ? `, took ${duration((job.finished_ns - job.started_ns) / 1e9)}` : "";
   head.children[3].textContent = `${job.started_ns ? "began" : "asked for"} ${moment(began)}${took}`;
   if (job.state === "running") {
-    const left = job.eta_s === null ? "" : `, about ${duration(job.eta_s)} left`;
+    const rests = now.learning?.paused && job.target === "local";
+    const left = job.eta_s === null || rests ? "" : `, about ${duration(job.eta_s)} left`;
     bar.className = "meter";
     bar.replaceChildren(...meter("progress", `${percent(job.progress)}${left}`, job.progress).children);
   } else bar.replaceChildren();
   stages.replaceChildren(
-    ...job.stages.map((stage) => {
-      const mine = tag(`${stage.name}${stage.status === "pending" ? "" : `: ${stage.status}`}`, STAGE_KINDS[stage.status] ?? "");
-      return mine;
-    }),
+    ...job.stages.map((stage) =>
+      el(
+        "span",
+        { class: `tag ${STAGE_KINDS[stage.status] ?? "wait"}` },
+        el("span", { "aria-hidden": "true", text: STAGE_SIGNS[stage.status] ?? "" }),
+        el("span", { text: stage.name }),
+        el("span", { class: "hidden", text: stage.status }),
+      ),
+    ),
   );
   const telling = [...job.stages].reverse().find((stage) => stage.details && stage.status !== "failed");
   details.textContent = telling && job.state !== "failed" ? `${telling.name}: ${telling.details}` : "";
@@ -247,7 +254,7 @@ function showModels(list) {
           problem: at("models-problem"),
         }),
       );
-      return el("tr", {}, el("td", {}, el("span", { class: "mono", text: model.model_id }), document.createTextNode(" "), tag("")), el("td"), el("td"), el("td"), el("td"), el("td", {}, tag(""), el("p", { class: "quiet" })), el("td", {}, serve));
+      return el("tr", {}, el("td", {}, el("span", { class: "mono", text: model.model_id }), document.createTextNode(" "), tag("")), ...["made", "action error", "mean action", "skill"].map((name) => el("td", { "data-name": name })), el("td", {}, tag(""), el("p", { class: "quiet" })), el("td", {}, serve));
     },
     (row, model) => {
       const cells = row.cells;

@@ -65,6 +65,8 @@ def load_assets(folder: Path = _FOLDER) -> Mapping[str, Asset]:
         try:
             body = (folder / name).read_bytes()
         except OSError as error:
-            raise ConfigError(f"cannot read {folder / name}: {error.strerror}; install the program again") from error
+            raise ConfigError(
+                f"cannot read {folder / name}: {error.strerror}; install the program again"
+            ) from error
         found[path] = Asset(body, media_type, f'"{hashlib.sha256(body).hexdigest()[:16]}"')
     return found

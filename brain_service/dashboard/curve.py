@@ -15,14 +15,14 @@ READS_A_LOOK = 4  # of a mebibyte each: a long run's curve is caught up within s
 
 
 class _Line:
-    """Points of one curve, evenly thinned: when there are too many, every second one goes, and of those to come."""
+    """Points of one curve, evenly thinned: when there are too many, every second one goes."""
 
     def __init__(self) -> None:
         self.points: list[tuple[int, float]] = []
         self._stride = 1
 
     def add(self, step: object, value: object) -> None:
-        """Take in a point; what is no number is left out, and a resumed run's second pass takes the first's place."""
+        """Take in a point unless it is no number; what a resumed run repeats takes the place of the first."""
         if not isinstance(step, int) or not isinstance(value, int | float) or not math.isfinite(value):
             return
         while self.points and self.points[-1][0] >= step:

@@ -12,7 +12,7 @@ from brain_service.inference.calls import SessionInfo
 from brain_service.jobs.job import ENDED, Job
 from brain_service.settings import Settings
 
-__all__ = ["capture_part", "inference_part", "job_part", "machine_part", "model_part", "sessions_part"]
+__all__ = ["capture_part", "inference_part", "job_part", "machine_part", "model_part", "sessions_part", "strain"]
 
 SHOWN_SESSIONS = 12
 
@@ -27,7 +27,7 @@ _STAGE = ("name", "status", "details", "duration_s")
 
 def inference_part(status: Mapping[str, Any], settings: Settings) -> dict[str, Any]:
     """Return model, backends with the reason for each, and latencies in microseconds beside the deadline."""
-    active = next((model for model in status["models"] if model["role"] == "active"), {})
+    active: Mapping[str, Any] = next((model for model in status["models"] if model["role"] == "active"), {})
     decisions = [{name: why[name] for name in ("device", "backend", "used", "reason")} for why in status["why"]]
     return {name: status[name] for name in _INFERENCE} | {
         "deadline_ms": settings.inference.deadline_ms,
@@ -111,7 +111,9 @@ def model_part(model: Mapping[str, Any]) -> dict[str, Any]:
         "size_bytes": model.get("size_bytes"),
         "evaluation": evaluation or None,
         "success_rate": closed_loop.get("success_rate"),
-        "promotion": {name: promotion.get(name) for name in ("promoted", "reason", "growth")} if promotion else None,
+        "promotion": {name: promotion.get(name) for name in ("promoted", "reason", "growth")}
+        if promotion
+        else None,
     }
 
 
@@ -126,3 +128,14 @@ def machine_part(sensors: Sensors, settings: Settings) -> dict[str, Any]:
         "cpu_percent": psutil.cpu_percent(),
         "cpus": psutil.cpu_count() or 1,
     }
+
+
+def strain(sensors: Sensors, settings: Settings) -> str:
+    """Return what is wrong with heat and supply, and the fix; empty where they are well or nobody knows."""
+    limit_c, now_c = settings.gates.max_temperature_c, sensors.temperature_c
+    found = []
+    if sensors.under_voltage:
+        found.append("under-voltage, the supply is too weak: use the supply that the board asks for")
+    if limit_c is not None and now_c is not None and now_c >= limit_c:
+        found.append(f"{now_c:.0f} C, learning rests from {limit_c:.0f} C on: give it air or a fan")
+    return "; ".join(found)

@@ -20,6 +20,7 @@ from brain_service.dashboard.parts import (
     machine_part,
     model_part,
     sessions_part,
+    strain,
 )
 from brain_service.dashboard.state import state_of
 from brain_service.errors import BrainError
@@ -117,6 +118,7 @@ class Snapshots:
             running,
             acting=services.observer.acting,
             paused=held["reason"] if held["paused"] else "",
+            strained=strain(self._slow["sensors"], settings),
         )
         listed = [job for job in running if job not in jobs] + list(jobs)
         return {
@@ -140,12 +142,15 @@ class Snapshots:
     def _learn(self, jobs: list[Job]) -> dict[str, Any] | None:
         """Return the curve of the training that runs, else of the last one that ran."""
         learning = [job for job in jobs if job.kind in _LEARNING and job.started_ns is not None]
-        job = next((job for job in learning if job.state == "running"), learning[0] if learning else None)
+        folders = {job.job_id: JobFolder(self._services.settings.jobs_dir, job.job_id) for job in learning}
+        # One elsewhere may run beside one here, and have nothing to tell yet.
+        running = [job for job in learning if job.state == "running"]
+        telling = [job for job in running if folders[job.job_id].events.exists()]
+        job = next(iter([*telling, *running, *learning]), None)
         if job is None:
             return None
         if self._curve is None or self._curve.job_id != job.job_id:
-            folder = JobFolder(self._services.settings.jobs_dir, job.job_id)
-            self._curve = LearningCurve(job.job_id, folder.events)
+            self._curve = LearningCurve(job.job_id, folders[job.job_id].events)
         self._curve.look()
         return self._curve.to_json() | {"kind": job.kind, "state": job.state}
 

@@ -34,11 +34,13 @@ def state_of(
     *,
     acting: bool,
     paused: str,
+    strained: str = "",
 ) -> State:
     """Return the state: what fails first, then what the robot does, the most urgent of it first.
 
-    `checks` are those of `/health` by name, `inference` and `capture` what those parts tell of themselves, `acting`
-    whether an action was answered just now, `paused` why an operator lets learning rest, empty where none does.
+    `checks` are those of `/health` by name, `inference` and `capture` what those parts tell of themselves,
+    `acting` whether an action was answered just now, `paused` why an operator lets learning rest (empty: nobody
+    does), `strained` what is wrong with heat and supply (empty: nothing).
     """
     failing = [name for name, check in checks.items() if check["status"] == "fail"]
     for name in (*_NEEDED, *failing):
@@ -53,11 +55,14 @@ def state_of(
         new = name == "inference" and inference["state"] == "no-model"
         if check["status"] == "warn" and name in _TELLING and not new:
             return State("Degraded", _told(name, check), "warn")
+    if strained:
+        return State("Degraded", strained, "warn")
     doing = _activities(inference, capture, running, acting=acting, paused=paused)
     if not doing:
         return State("Idle", _idle(inference), "ok")
     word, reason = doing[0]
-    rest = "".join(f"; {also.lower()} too" for also, _ in doing[1:] if also != word)
+    others = dict.fromkeys(also.lower() for also, _ in doing if also != word)
+    rest = f"; {' and '.join(others)} too" if others else ""
     return State(word, f"{reason}{rest}", "ok")
 
 
@@ -67,12 +72,15 @@ def _activities(
     found: list[tuple[Word, str]] = []
     if acting:
         sessions = _count(inference["sessions"], "session")
-        found.append(("Acting", f"{sessions} on model {inference['active_model']}, backend {inference['backend']}"))
+        found.append(
+            ("Acting", f"{sessions} on model {inference['active_model']}, backend {inference['backend']}")
+        )
     if capture["open_episodes"]:
         found.append(("Recording", f"{_count(capture['open_episodes'], 'episode')} open"))
     for job in running:
         stage = next((stage.name for stage in job.stages if stage.status == "running"), "")
-        told = f"{job.kind}{f', stage {stage}' if stage and stage != job.kind else ''}, {job.progress:.0%}"
+        # Without its progress: a screen reader tells of each change of the reason.
+        told = f"{job.kind}{f', stage {stage}' if stage and stage != job.kind else ''}"
         if job.kind in _LEARNING and paused:
             found.append(("Paused", f"learning rests: {paused}"))
         else:

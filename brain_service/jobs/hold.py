@@ -17,7 +17,7 @@ UNREADABLE = "paused by an operator"
 
 
 class Hold:
-    """Tells whether an operator paused learning, and lets one do it. Trainings here rest as they do when it is hot.
+    """Tells whether an operator paused learning, and pauses it. Trainings here rest as they do when it is hot.
 
     Asked by the training process between its steps and set by the daemon; the file is all that they share. What
     stands in the file counts for little: a file that cannot be read still pauses.

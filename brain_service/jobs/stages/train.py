@@ -39,7 +39,8 @@ def command(context: JobContext) -> str:
 def run(context: JobContext) -> Outcome:
     """Train on the dataset of the stage before; the run is named after the job.
 
-    While a gate is closed (heat, power, an operator's pause) the job rests and says so; it can be cancelled all the same.
+    While a gate is closed (heat, power, an operator's pause) the job rests and says so; it can be cancelled all
+    the same.
 
     Raises:
         InvalidError: a setting does not fit the data.
