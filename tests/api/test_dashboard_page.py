@@ -58,13 +58,6 @@ class Stage:
         answer.raise_for_status()
         return answer.json() if answer.content else None
 
-    def ended(self, job_id: str) -> None:
-        """Wait for the end of a job."""
-        give_up = time.monotonic() + 60
-        while self.http("GET", f"/jobs/{job_id}")["state"] in ("queued", "running"):
-            assert time.monotonic() < give_up, "the job does not end"
-            time.sleep(0.1)
-
 
 @pytest.fixture(scope="module")
 def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
@@ -88,9 +81,8 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
         browser = play.chromium.launch(executable_path=CHROMIUM, headless=True, args=list(FLAGS))
         built = Stage(daemon, browser, sysfs, (first, second))
         try:
-            # Nothing was recorded: it fails. Then a training that goes on beside all the tests, on idle time.
-            built.failing = built.http("POST", "/convert", json={})["job_id"]
-            built.ended(built.failing)
+            # One that fails, then a training that goes on beside all the tests, in idle time.
+            built.failing = built.http("POST", "/train", json={"dataset": "nothing"})["job_id"]
             record(built)
             built.training = built.http("POST", "/train", json=SMALL | {"steps": 1_000_000})["job_id"]
             for model in (second, first):
@@ -226,8 +218,8 @@ def test_roll_back_asks_first_and_is_seen(opened: Any, stage: Stage) -> None:
 def test_pause_a_real_training_its_curve_an_error_and_cancel(opened: Any, stage: Stage) -> None:
     page = opened()
     wait_text(page, f"[data-key='{stage.failing}']", "failed")
-    wait_text(page, f"[data-key='{stage.failing}'] .problem", "record")
-    wait_text(page, "#events", "convert failed")
+    wait_text(page, f"[data-key='{stage.failing}']", "no dataset")
+    wait_text(page, "#events", "train failed")
 
     page.locator("#train").click()
     page.locator("#training-kind").select_option("train")
@@ -309,7 +301,7 @@ def picture(page: Any, name: str, **more: Any) -> None:
 @pytest.mark.parametrize("viewport", [PHONE, DESK], ids=["phone", "desk"])
 def test_it_fits_and_every_text_has_contrast(opened: Any, viewport: dict[str, int], scheme: str) -> None:
     page = opened(READER if scheme == "dark" else BOSS, viewport, color_scheme=scheme)
-    wait_text(page, "#jobs", "train")
+    page.locator("#learning-plot svg").wait_for()
     assert page.evaluate("() => document.documentElement.scrollWidth") <= viewport["width"]
     poor = page.evaluate(CONTRAST)
     assert poor == []
@@ -351,7 +343,7 @@ CONTRAST = r"""() => {
 
 def test_everything_is_reached_by_keyboard_and_seen_to_be(opened: Any) -> None:
     page = opened()
-    wait_text(page, "#jobs", "train")
+    page.locator("#learning-plot svg").wait_for()
     wanted = page.evaluate(
         "() => [...document.querySelectorAll('button, summary, a[href], [tabindex=\"0\"]')]"
         ".filter(n => n.checkVisibility() && !n.closest('dialog')).length"
@@ -380,7 +372,7 @@ FOCUSED = """() => {
 
 def test_what_is_drawn_is_said_too(opened: Any) -> None:
     page = opened(reduced_motion="reduce")
-    wait_text(page, "#jobs", "train")
+    page.locator("#learning-plot svg").wait_for()
     nameless = page.evaluate(
         """() => [...document.querySelectorAll("input, select, button, [role=img], section")]
           .filter(n => n.id !== "ask-yes")

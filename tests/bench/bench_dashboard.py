@@ -1,12 +1,11 @@
-"""What the page costs: the daemon's CPU with 0, 1 and 5 viewers, and `/infer` beside them.
+"""What the page costs: the daemon's CPU with 1 and 5 viewers, and `/infer` beside them; the floor is no viewer.
 
-    python -m tests.bench.dashboard [--seconds 20] [--rounds 3]
+    python -m tests.bench bench_dashboard
 
-Rounds alternate between the numbers of viewers, since a shared machine changes its mood. The daemon's CPU is that of
-its own process; its floor is the same daemon with no viewer. Latency is the client's, one request at a time at 50 Hz.
+Rounds alternate between the numbers of viewers, since a shared machine changes its mood. CPU is that of the
+daemon's own process. Latency is the client's, one request at a time at 50 Hz.
 """
 
-import argparse
 import contextlib
 import statistics
 import tempfile
@@ -19,11 +18,13 @@ import httpx
 import numpy as np
 import psutil
 
+from tests.bench.rows import Row
 from tests.inference.toy import build_toy
 from tests.processes import Daemon, running_daemon
 
 VIEWERS = (0, 1, 5)
 PERIOD_S = 0.02
+ROUNDS, SECONDS = 2, 8.0
 
 
 @contextlib.contextmanager
@@ -61,8 +62,8 @@ def cpu_share(daemon: Daemon, seconds: float) -> float:
 
 
 def drive(daemon: Daemon, seconds: float) -> list[float]:
-    """Ask for an action every 20 ms; return the milliseconds that each took."""
-    took_ms = []
+    """Ask for an action every 20 ms; return the microseconds that each took."""
+    took_us = []
     with httpx.Client(base_url=daemon.url, timeout=30) as http:
         session = http.post("/sessions", json={}).json()["session_id"]
         body = {"session_id": session, "observation": {"arm": {"joints": [0.1, 0.2]}, "load": 0.5}}
@@ -70,40 +71,33 @@ def drive(daemon: Daemon, seconds: float) -> list[float]:
         while time.monotonic() < give_up:
             began_s = time.perf_counter()
             http.post("/infer", json=body).raise_for_status()
-            took_ms.append(1e3 * (time.perf_counter() - began_s))
-            time.sleep(max(0.0, PERIOD_S - took_ms[-1] / 1e3))
+            took_us.append(1e6 * (time.perf_counter() - began_s))
+            time.sleep(max(0.0, PERIOD_S - took_us[-1] / 1e6))
         http.delete(f"/sessions/{session}")
-    return took_ms
+    return took_us
 
 
-def main() -> None:
-    """Measure and print one line a number of viewers."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seconds", type=float, default=20.0)
-    parser.add_argument("--rounds", type=int, default=3)
-    options = parser.parse_args()
+def measure() -> list[Row]:
+    """Measure and return the rows."""
     idle: dict[int, list[float]] = {count: [] for count in VIEWERS}
-    took: dict[int, list[float]] = {count: [] for count in VIEWERS}
-    bytes_s: dict[int, list[float]] = {count: [] for count in VIEWERS}
+    took_us: dict[int, list[float]] = {count: [] for count in VIEWERS}
+    sent: list[float] = []
     with tempfile.TemporaryDirectory() as folder:
         model = build_toy(Path(folder) / "brain" / "models")
         with running_daemon(Path(folder) / "brain", env={"BRAIN_INFERENCE__DEADLINE_MS": "30000"}) as daemon:
             httpx.post(f"{daemon.url}/models/{model}/activate", timeout=120).raise_for_status()
-            for _ in range(options.rounds):
+            for _ in range(ROUNDS):
                 for count in VIEWERS:
                     with viewers(daemon, count) as got:
                         before = sum(got)
-                        idle[count].append(cpu_share(daemon, options.seconds))
-                        bytes_s[count].append((sum(got) - before) / options.seconds / max(count, 1))
-                        took[count] += drive(daemon, options.seconds)
-    for count in VIEWERS:
-        p50, p99 = np.percentile(took[count], [50, 99])
-        print(
-            f"{count} viewers: idle daemon {100 * statistics.median(idle[count]):.2f} % of a core, "
-            f"{statistics.median(bytes_s[count]) / 1e3:.1f} kB/s each; /infer p50 {p50:.2f} ms, p99 {p99:.2f} ms "
-            f"({len(took[count])} steps)"
-        )
-
-
-if __name__ == "__main__":
-    main()
+                        idle[count].append(cpu_share(daemon, SECONDS))
+                        sent.append((sum(got) - before) / SECONDS / max(count, 1))
+                        took_us[count] += drive(daemon, SECONDS)
+    floor = 100 * statistics.median(idle[0])
+    rows = [Row("bytes to a viewer", max(sent) / 1e3, "kB/s", "nothing", 0.0)]
+    for count in VIEWERS[1:]:
+        share = 100 * statistics.median(idle[count])
+        rows.append(Row(f"idle daemon, {count} viewers", share, "% of a core", "no viewer", floor))
+        pair = np.array(took_us[count]), np.array(took_us[0])
+        rows += Row.pair(f"/infer beside {count} viewers", *pair, floor_name="no viewer")
+    return rows
