@@ -45,7 +45,7 @@ function showInference(part) {
   at("latency-figures").replaceChildren(
     figure(none ? "–" : micros(p50), "p50"),
     figure(none ? "–" : micros(p99), "p99"),
-    figure(`${part.deadline_ms} ms`, "deadline"),
+    figure(part.deadline_ms < 1000 ? `${part.deadline_ms} ms` : duration(part.deadline_ms / 1000), "deadline"),
   );
   const bar = at("latency-bar");
   const late = p99 >= limit ? "bad" : p99 >= 0.5 * limit ? "warn" : "";
@@ -223,7 +223,7 @@ function updateJob(node, job) {
       el(
         "span",
         { class: `tag ${STAGE_KINDS[stage.status] ?? "wait"}` },
-        el("span", { "aria-hidden": "true", text: STAGE_SIGNS[stage.status] ?? "" }),
+        STAGE_SIGNS[stage.status] ? el("span", { "aria-hidden": "true", text: STAGE_SIGNS[stage.status] }) : null,
         el("span", { text: stage.name }),
         el("span", { class: "hidden", text: stage.status }),
       ),

@@ -11,6 +11,7 @@ __all__ = ["LearningCurve"]
 
 MAX_POINTS = 240
 PACE_S = 60.0
+TELLING_S = 2.0  # reports nearer to one another came in a burst: a relay's, not the trainer's pace
 READS_A_LOOK = 4  # of a mebibyte each: a long run's curve is caught up within seconds, and no look takes long
 
 
@@ -94,10 +95,10 @@ class LearningCurve:
         self._held_out.add(event.get("held_out_step", step), event.get("held_out_loss"))
 
     def _pace(self) -> float | None:
-        """Steps a second over the last minute; the trainer's own figure until there are two reports."""
+        """Steps a second over the last minute; the trainer's own figure until there are enough reports."""
         if len(self._paces) > 1:
             (began_s, first), (ended_s, last) = self._paces[0], self._paces[-1]
-            if ended_s > began_s and last > first:
+            if ended_s - began_s >= TELLING_S and last > first:
                 return (last - first) / (ended_s - began_s)
         told = self._last.get("steps_per_s")
         return float(told) if isinstance(told, int | float) and told > 0 else None

@@ -40,7 +40,7 @@ export async function ask(method, path, body, key) {
   try {
     response = await fetch(path, options);
   } catch {
-    throw new Error("the daemon cannot be reached; nothing was changed for sure, look again before you repeat it");
+    throw new Error("the daemon cannot be reached; it may have taken this all the same, look before you repeat it");
   }
   if (!response.ok) throw new Error(await problemOf(response));
   return response.status === 204 ? null : response.json();

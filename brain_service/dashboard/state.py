@@ -80,7 +80,8 @@ def _activities(
     for job in running:
         stage = next((stage.name for stage in job.stages if stage.status == "running"), "")
         # Without its progress: a screen reader tells of each change of the reason.
-        told = f"{job.kind}{f', stage {stage}' if stage and stage != job.kind else ''}"
+        where = job.params.get("target", "local")
+        told = f"job {job.kind}{f' at stage {stage}' if stage else ''}{f' on {where}' if where != 'local' else ''}"
         if job.kind in _LEARNING and paused:
             found.append(("Paused", f"learning rests: {paused}"))
         else:

@@ -1,6 +1,7 @@
 """The page in a real browser: headless Chromium beside a daemon with the toy model, a session and real jobs."""
 
 import contextlib
+import io
 import json
 import math
 import os
@@ -11,13 +12,15 @@ import sqlite3
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from PIL import Image
 
+from brain_service.export.bundle import read_manifest, write_bundle
 from brain_service.jobs.events import EventLog
 from tests.hardware.sysfs import set_battery, set_temperature, set_under_voltage
 from tests.inference.toy import build_toy
@@ -68,7 +71,7 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
     folder = tmp_path_factory.mktemp("page")
     (folder / "tokens").write_text(f"{BOSS} control,operate\n{READER} read\n")
     (folder / "tokens").chmod(0o640)
-    first, second = (build_toy(folder / "brain" / "models", scale) for scale in (1.0, 2.0))
+    second, first = (judged_model(folder, scale, verdict) for scale, verdict in ((1.0, None), (2.0, PROMOTED)))
     sysfs = folder / "sys"
     set_temperature(sysfs, 55)
     set_under_voltage(sysfs, False)
@@ -78,7 +81,7 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
         "BRAIN_GATES__SYSFS": str(sysfs),
         "BRAIN_GATES__POLL_INTERVAL_S": "0.2",
         "BRAIN_INFERENCE__BACKENDS": "hailo,cpu",
-        "BRAIN_INFERENCE__DEADLINE_MS": "1000",
+        "BRAIN_INFERENCE__DEADLINE_MS": "500",
     }
     daemon = Daemon(folder / "brain", port=free_port(), env=env).start()
     with playwright.sync_playwright() as play:
@@ -94,6 +97,22 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
             browser.close()
             if daemon.process.poll() is None:
                 daemon.stop()
+
+
+PROMOTED = {"promoted": True, "reason": "no worse than the active model on 12 held-out episodes", "growth": -0.2}
+
+
+def judged_model(folder: Path, scale: float, promotion: dict[str, Any] | None) -> str:
+    """Make a toy bundle with an evaluation as the pipeline writes it; return its id."""
+    made = folder / "made"
+    source = made / build_toy(made, scale)
+    manifest = read_manifest(source)
+    error = 0.084 if promotion else 0.106
+    figures = {"relative_rmse": error, "baseline_relative_rmse": 0.231, "skill": 1 - (error / 0.231) ** 2}
+    evaluation = figures | {"episodes": 12, "steps": 1800, "promotion": promotion}
+    files = {name: (source / name).read_bytes() for name in manifest.files}
+    draft = replace(manifest, evaluation=evaluation, files={}, model_id="")
+    return write_bundle(folder / "brain" / "models", draft, files)
 
 
 @pytest.fixture
@@ -143,6 +162,8 @@ def test_the_page_loads_within_a_second_and_shows_how_it_is(opened: Any, stage: 
     wait_text(page, "#model-why", "in use")
     wait_text(page, "#model-why", "hailo")
     wait_text(page, "#machine", "55 °C")
+    wait_text(page, f"tr[data-key='{stage.models[0]}']", re.compile(r"8.4 %.*23.1 %.*0.87.*promoted", re.DOTALL))
+    wait_text(page, f"tr[data-key='{stage.models[1]}']", "no rival")
     wait_text(page, "#events", f"model {stage.models[0]} serves")
     sent = page.evaluate("() => performance.getEntriesByType('resource').map(entry => new URL(entry.name).origin)")
     assert set(sent) <= {stage.daemon.url}
@@ -262,6 +283,7 @@ def test_a_training_elsewhere_is_shown_like_one_here(opened: Any, stage: Stage) 
     wait_text(page, row, re.compile(r"50 %, about \d+ (s|min) left"))
     wait_text(page, "#state-word", "Training")
     assert page.locator("#learning-table tbody tr").count() >= 10
+    picture(opened(color_scheme="dark"), "dashboard-dark", full_page=True)
     page.get_by_role("button", name=f"Cancel train {stage.training}").click()
     page.locator("#ask-yes").click()
     wait_text(page, row, "stopping")
@@ -348,7 +370,10 @@ def record(stage: Stage) -> None:
 def picture(page: Any, name: str, **more: Any) -> None:
     """Take a picture for the documentation, where the environment names a folder for it."""
     if (folder := os.environ.get("DASHBOARD_PICTURES")) is not None:
-        page.screenshot(path=str(Path(folder) / f"{name}.png"), **more)
+        page.evaluate("() => scrollTo(0, 0)")
+        taken = Image.open(io.BytesIO(page.screenshot(**more))).convert("RGB")
+        # A palette: what is looked at in the documentation weighs little.
+        taken.quantize(160).save(Path(folder) / f"{name}.png", optimize=True)
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
