@@ -77,9 +77,9 @@ class Observer:
             self._answers = answers
             try:
                 await asyncio.to_thread(self._look, inference, looks % SENSOR_LOOKS == 0)
-            except BrainError as error:
+            except (BrainError, OSError) as error:
                 # brain.db is locked, or its medium is gone for a while: /health tells so; the next look finds it.
-                log.debug("cannot look at the jobs", extra={"reason": error.detail})
+                log.debug("cannot look at every part", extra={"reason": str(error)})
             looks += 1
             await asyncio.sleep(LOOK_INTERVAL_S)
 

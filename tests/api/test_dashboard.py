@@ -237,6 +237,17 @@ def test_a_stream_ends_when_its_token_is_taken_away(tmp_path: Path) -> None:
         assert time.monotonic() - began_s < 15
 
 
+def test_viewers_hold_no_stop_up(tmp_path: Path) -> None:
+    with running_daemon(tmp_path / "brain") as daemon:
+        with httpx.stream("GET", f"{daemon.url}/status/stream", timeout=20) as answer:
+            next(answer.iter_raw())
+            began_s = time.monotonic()
+            assert daemon.stop() == 0
+            assert time.monotonic() - began_s < 12
+        told = [line for line in daemon.log_path.read_text().splitlines() if '"exception"' in line]
+        assert told == []
+
+
 CHANGES = [
     ("POST", "/jobs/pause"),
     ("POST", "/jobs/resume"),
