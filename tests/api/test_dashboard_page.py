@@ -147,8 +147,8 @@ def opened(stage: Stage) -> Iterator[Any]:
     assert unexpected == []
 
 
-def wait_text(page: Any, selector: str, text: str | re.Pattern[str]) -> None:
-    playwright.expect(page.locator(selector)).to_contain_text(text, timeout=PATIENCE_MS)
+def wait_text(page: Any, selector: str, text: str | re.Pattern[str], timeout_ms: int = PATIENCE_MS) -> None:
+    playwright.expect(page.locator(selector)).to_contain_text(text, timeout=timeout_ms)
 
 
 def test_the_page_loads_within_a_second_and_shows_how_it_is(opened: Any, stage: Stage) -> None:
@@ -336,7 +336,8 @@ def test_a_real_training_rests_goes_on_and_is_cancelled_from_the_page(opened: An
     record(stage)
     job_id = stage.http("POST", "/train", json=SMALL | {"steps": 1_000_000})["job_id"]
     row = f"[data-key='{job_id}']"
-    wait_text(page, "#learning-figures", "/ 1000000")
+    # In idle time, after JAX was loaded and compiled: on a busy machine that takes minutes.
+    wait_text(page, "#learning-figures", "/ 1000000", 400_000)
     wait_text(page, "#learning-note", "held-out loss")
     page.locator("#pause").click()
     wait_text(page, row, "train: paused: paused on the page")
