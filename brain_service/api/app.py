@@ -8,10 +8,12 @@ from starlette.types import Receive, Scope, Send
 import brain_service
 from brain_service.api import (
     audit,
+    dashboard,
     episodes,
     hardware,
     images,
     inference,
+    job_pause,
     jobs,
     metrics,
     models,
@@ -27,6 +29,7 @@ from brain_service.api.openapi import state_parameters_plainly
 from brain_service.api.openpi import serve_openpi
 from brain_service.api.problems import Answered, install_problem_handlers, refuse_websocket
 from brain_service.api.services import Services
+from brain_service.dashboard.snapshots import Snapshots
 from brain_service.errors import NotFoundError
 
 __all__ = ["create_app"]
@@ -54,7 +57,7 @@ class _App(FastAPI):
         self._acting = Answered(self._act)
         self.state.http_metrics = HttpMetrics()
         capture = CaptureTransport(self._route, services.store, services.settings.capture)
-        audited = Audited(Guard(capture, tokens), services.audit)
+        audited = Audited(Guard(capture, tokens, (services.settings.host,)), services.audit)
         self._front = Observed(audited, self.state.http_metrics)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -97,6 +100,10 @@ def create_app(services: Services, tokens: TokenSource | None = None) -> FastAPI
     """
     app = _App(services, tokens)
     install_problem_handlers(app)
-    for module in (status, metrics, hardware, episodes, images, inference, models, jobs, audit, open_inference):
+    app.state.snapshots = Snapshots(services)
+    for module in (
+        *(dashboard, status, metrics, hardware, episodes, images),
+        *(inference, models, job_pause, jobs, audit, open_inference),
+    ):
         app.include_router(module.router)
     return app

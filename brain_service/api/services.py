@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -14,9 +14,11 @@ from fastapi import Depends, Request
 from brain_service.api.activation import watch_activations
 from brain_service.api.door import Arrivals
 from brain_service.api.learning import watch_triggers
+from brain_service.api.observer import Observer
 from brain_service.api.recording import Recorder
 from brain_service.api.token_file import TokenFile
 from brain_service.audit import AuditLog
+from brain_service.dashboard import Asset, load_assets
 from brain_service.episodes.store import EpisodeStore
 from brain_service.health.checks import lost_history
 from brain_service.health.vitals import Vitals, open_vitals
@@ -46,6 +48,8 @@ class Services:
     runner: RunnerProcess | ExternalRunner
     arrivals: Arrivals
     vitals: Vitals
+    observer: Observer
+    page: Mapping[str, Asset]
     started_ns: int
     audit: AuditLog
     tokens: TokenFile | None = None
@@ -64,9 +68,10 @@ async def open_services(
     none, and no runner is started.
 
     Raises:
-        ConfigError: the directory of episodes cannot be made or written.
+        ConfigError: the directory of episodes cannot be made or written, or the page's files are missing.
     """
     started_ns = time.time_ns()
+    page = await asyncio.to_thread(load_assets)
     async with contextlib.AsyncExitStack() as stack:
         store = EpisodeStore(
             settings.episodes_dir,
@@ -101,9 +106,13 @@ async def open_services(
             learning = asyncio.create_task(watch_triggers(settings, jobs, store, router))
             stack.push_async_callback(_cancel, learning)
         vitals = await stack.enter_async_context(open_vitals(settings.data_dir, settings.gates.sysfs))
+        observer = await asyncio.to_thread(Observer, settings, store, router, jobs, runner)
+        observing = asyncio.create_task(observer.run())
+        stack.push_async_callback(_cancel, observing)
         arrivals = Arrivals(settings.capture.max_queued_bytes)
         yield Services(
-            *(settings, store, router, recorder, jobs, runner, arrivals, vitals, started_ns),
+            *(settings, store, router, recorder, jobs, runner, arrivals),
+            *(vitals, observer, page, started_ns),
             audit=audit or AuditLog(settings.data_dir),
             tokens=tokens,
             safe_mode=safe_mode,

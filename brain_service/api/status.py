@@ -8,12 +8,12 @@ from starlette.responses import PlainTextResponse
 
 from brain_service.api.bodies import JsonResponse
 from brain_service.api.health_report import gather_checks
-from brain_service.api.services import ServicesDep
+from brain_service.api.services import Services, ServicesDep
 from brain_service.errors import UnavailableError
-from brain_service.health.check import overall
+from brain_service.health.check import Check, overall
 from brain_service.health.checks import capture_obstacle
 
-__all__ = ["router"]
+__all__ = ["health_checks", "router"]
 
 router = APIRouter(tags=["status"])
 
@@ -54,12 +54,17 @@ async def readyz(
 @router.get("/health", operation_id="health")
 async def health(services: ServicesDep) -> JsonResponse:
     """Check every part; 503 where one fails. Each check tells its value, and where it is not well, the fix."""
-    # Asked on the event loop, where these two live; the rest may block.
-    inference = services.router.status()
-    recording = services.recorder.failed_steps, services.recorder.last_error
-    checks = await asyncio.to_thread(gather_checks, services, inference, recording)
+    checks = await health_checks(services)
     status = overall(checks)
     return JsonResponse(
         {"status": status, "checks": {name: [check.to_json()] for name, check in checks.items()}},
         status_code=503 if status == "fail" else 200,
     )
+
+
+async def health_checks(services: Services) -> dict[str, Check]:
+    """Return the checks of `/health` by name."""
+    # Asked on the event loop, where these two live; the rest may block.
+    inference = services.router.status()
+    recording = services.recorder.failed_steps, services.recorder.last_error
+    return await asyncio.to_thread(gather_checks, services, inference, recording)

@@ -10,6 +10,7 @@ from brain_service.lazy import lazy_names
 if TYPE_CHECKING:
     from brain_service.jobs.events import read_events
     from brain_service.jobs.folder import JobFolder
+    from brain_service.jobs.hold import Hold
     from brain_service.jobs.job import Activation, Job, JobPage, StageReport
     from brain_service.jobs.kinds import KINDS, parse_params
     from brain_service.jobs.runner import RunnerProcess
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = [
     "KINDS",
     "Activation",
+    "Hold",
     "Job",
     "JobFolder",
     "JobPage",
@@ -33,6 +35,7 @@ __getattr__ = lazy_names(
     {
         "KINDS": "kinds",
         "Activation": "job",
+        "Hold": "hold",
         "Job": "job",
         "JobFolder": "folder",
         "JobPage": "job",

@@ -37,7 +37,10 @@ PAUSE_POLL_S = 0.1
 
 @dataclass(frozen=True)
 class TrainProgress:
-    """Where a run stands after `step` of `steps`; `metrics` are the loss's parts at that step."""
+    """Where a run stands after `step` of `steps`; `metrics` are the loss's parts at that step.
+
+    Where the run looks at a held-out loss, the last one is among them, with its step (`held_out_step`).
+    """
 
     step: int
     steps: int
@@ -204,6 +207,7 @@ class _Loop:
         self.step = resumed_from or 0
         self.saved = resumed_from
         self.metrics: Metrics | None = None
+        self.held_out: dict[str, float] = {}
         self.clock = _Clock()
         self._reported_s = time.monotonic()
 
@@ -297,6 +301,7 @@ class _Loop:
             extra["held_out_loss"] = self.run.held_out_loss(self.state.params)
             self.standing = self.standing.after(self.step, extra["held_out_loss"])
             better = self.standing.best_step == self.step
+            self.held_out = extra | {"held_out_step": self.step}
         if self.step % config.log_every == 0 or last or extra:
             values = self._finite()
             if curves is not None:
@@ -311,7 +316,11 @@ class _Loop:
         self._reported_s = time.monotonic()
         values = self._finite()
         progress = TrainProgress(
-            self.step, self.config.steps, values["loss"], self.clock.steps_per_s, values | self._pace()
+            self.step,
+            self.config.steps,
+            values["loss"],
+            self.clock.steps_per_s,
+            values | self._pace() | self.held_out,
         )
         self.hooks.on_progress(progress)
 

@@ -1,8 +1,8 @@
 """Check that every locked runtime dependency has a wheel for a Raspberry Pi: aarch64, CPython 3.11 and 3.13.
 
 `pip download` evaluates environment markers for the interpreter it runs on, so the lock is filtered for the
-target first. Exits 1 and names the package when one has no wheel, or when one is locked that a robot must do without:
-TensorFlow and torch are gigabytes. Run it through `make check-wheels`.
+target first. Exits 1 and names the package when one has no wheel, or when one is locked that a robot must do
+without: TensorFlow and torch are gigabytes. Run it through `make check-wheels`.
 """
 
 import argparse

@@ -5,6 +5,7 @@ from typing import Any
 
 from brain_service.hardware.gate import Gate
 from brain_service.jobs.context import JobContext
+from brain_service.jobs.hold import Hold
 from brain_service.jobs.params import TrainParams
 from brain_service.jobs.references import dataset_folder, job_dataset
 from brain_service.jobs.stages import Outcome
@@ -38,7 +39,8 @@ def command(context: JobContext) -> str:
 def run(context: JobContext) -> Outcome:
     """Train on the dataset of the stage before; the run is named after the job.
 
-    While a gate is closed (heat, power) the job rests and says so; it can be cancelled all the same.
+    While a gate is closed (heat, power, an operator's pause) the job rests and says so; it can be cancelled all
+    the same.
 
     Raises:
         InvalidError: a setting does not fit the data.
@@ -46,6 +48,7 @@ def run(context: JobContext) -> Outcome:
         CancelledJobError: the job was asked to stop.
     """
     run_id = context.job.job_id
+    gates = (Hold(context.settings.jobs_dir), Gate(context.settings.gates))
     done = train(
         job_dataset(context.settings, context.result),
         context.settings.checkpoints_dir / run_id,
@@ -53,7 +56,7 @@ def run(context: JobContext) -> Outcome:
         hooks=Hooks(
             on_progress=lambda progress: _report(context, progress),
             should_stop=context.should_stop,
-            pause_reason=Gate(context.settings.gates).reason,
+            pause_reason=lambda: "; ".join(reason for gate in gates if (reason := gate.reason())),
             on_pause=context.pause,
         ),
     )
