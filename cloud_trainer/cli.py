@@ -52,7 +52,7 @@ def _command(name: str) -> Callable[[list[str]], int]:
     except ModuleNotFoundError as error:
         if error.name != module:
             raise ConfigError(
-                f"{name}: the package {error.name} is missing: pip install 'continuon-brain[cloud]'"
+                f"{name}: the package {error.name} is missing: pip install 'continuon-brain[tpu]'"
             ) from error
         raise ConfigError(f"{name} is not part of this installation") from error
     return found
