@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import httpx
@@ -79,6 +80,15 @@ def test_what_happens_is_counted(http: httpx.Client) -> None:
     assert value(after, "brain_model_info", role="active") == 1
     assert value(after, "brain_jobs", state="failed") == 0
     assert value(after, "brain_check_status", check="disk") == 0
+
+
+@pytest.fixture(autouse=True, scope="module")
+def as_found(driven: Driven) -> Iterator[None]:
+    """Leave no session to the tests that come after these on the same daemon."""
+    yield
+    with httpx.Client(base_url=driven.url, headers=bearer("robot"), timeout=30) as client:
+        for session in client.get("/sessions").json()["sessions"]:
+            client.delete(f"/sessions/{session['session_id']}").raise_for_status()
 
 
 def logged(driven: Driven) -> list[dict[str, Any]]:
