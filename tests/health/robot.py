@@ -1,5 +1,6 @@
 """A Raspberry Pi as files on which every probe of the doctor passes, for tests to spoil one thing at a time."""
 
+import os
 import socket
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,11 @@ def machine(root: Path, **changes: Any) -> Machine:
 
 def bind_socket(path: Path, mode: int) -> None:
     """Leave a Unix socket at a path, as a daemon does."""
-    with socket.socket(socket.AF_UNIX) as bound:
-        bound.bind(str(path))
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        # A test's folder may have a longer name than an address of a socket can be.
+        with socket.socket(socket.AF_UNIX) as bound:
+            bound.bind(f"/proc/self/fd/{folder}/{path.name}")
+    finally:
+        os.close(folder)
     path.chmod(mode)
