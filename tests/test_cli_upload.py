@@ -157,7 +157,13 @@ def test_after_ctrl_c_or_a_kill_the_same_command_goes_on(
     command += ["--gcs-bucket", "robots", "--gcs-prefix", f"big-{with_signal}"]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     gcs.hold = hold = Hold(5, done=True)
-    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as process:
+    # A shell that runs this in the background has Ctrl-C ignored, which children inherit.
+    heed = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    finally:
+        signal.signal(signal.SIGINT, heed)
+    with process:
         assert hold.reached.wait(30)
         process.send_signal(with_signal)
         time.sleep(0.05)
