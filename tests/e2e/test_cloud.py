@@ -121,8 +121,9 @@ def test_a_model_comes_back_from_the_cloud_whatever_is_killed(cloud: Cloud, targ
         assert sum(report["creations"].values()) == 2 and report["max_live"] == 1 and report["live"] == 0, report
         run = job.result["run"]
         assert run["attempts"] == 2 and run["steps"] == TRAIN["steps"]
-        models = httpx.get(f"{daemon.url}/models", timeout=30).json()
-        assert models["active"] == run["model_id"] == job.result["model_id"], models
+        models = httpx.get(f"{daemon.url}/models", timeout=30).json()["models"]
+        assert [model["model_id"] for model in models] == [run["model_id"]]
+        assert (cloud.folder / "brain" / "models" / "active").readlink().name == run["model_id"]
         session = httpx.post(f"{daemon.url}/sessions", json={}, timeout=30).raise_for_status().json()["session_id"]
         body = {"session_id": session, "step": 0, "observation": {"state": [0.0, 0.5]}, "deadline_ms": 5000}
         acted = httpx.post(f"{daemon.url}/infer", json=body, timeout=30).raise_for_status().json()
