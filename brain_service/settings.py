@@ -75,6 +75,9 @@ class Settings(Frozen):
     tls_keyfile: Path | None = None
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["auto", "json", "text"] = "auto"
+    # A collector of OpenTelemetry (OTLP over HTTP), and the share of traces that it gets.
+    otlp_endpoint: str | None = Field(default=None, pattern=r"^https?://")
+    trace_share: float = Field(default=1.0, ge=0, le=1)
     capture: CaptureSettings = CaptureSettings()
     retention: RetentionSettings = RetentionSettings()
     http: HttpSettings = HttpSettings()

@@ -58,7 +58,7 @@ class _App(FastAPI):
         self.state.http_metrics = HttpMetrics()
         capture = CaptureTransport(self._route, services.store, services.settings.capture)
         audited = Audited(Guard(capture, tokens, (services.settings.host,)), services.audit)
-        self._front = Observed(audited, self.state.http_metrics)
+        self._front = Observed(audited, self.state.http_metrics, services.tracing)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one ASGI connection."""

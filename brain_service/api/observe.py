@@ -15,6 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from brain_service.logs import REQUEST_ID
 from brain_service.metrics import OTHER, HistogramFamily
+from brain_service.tracing import Tracing
 
 __all__ = ["HttpMetrics", "Observed"]
 
@@ -40,8 +41,9 @@ class HttpMetrics:
 class Observed:
     """ASGI middleware around everything else. `X-Request-ID` comes and goes here."""
 
-    def __init__(self, app: ASGIApp, metrics: HttpMetrics) -> None:
+    def __init__(self, app: ASGIApp, metrics: HttpMetrics, tracing: Tracing | None = None) -> None:
         self.app = app
+        self._tracing = tracing
         self._metrics = metrics
         self._prefix = secrets.token_hex(4)
         self._numbers = itertools.count(1)
@@ -75,6 +77,21 @@ class Observed:
             series = self._metrics.durations.of(method, _route(scope), _CLASSES.get(status // 100, OTHER))
             # A client that left before the answer's head is counted until it left.
             series.observe((answered_s or time.perf_counter()) - begun_s)
+            if self._tracing is not None:
+                self._trace(scope, status, time.perf_counter() - begun_s, request_id)
+
+    def _trace(self, scope: Scope, status: int, duration_s: float, request_id: str) -> None:
+        assert self._tracing is not None
+        route = _route(scope)
+        attributes = {
+            "http.request.method": scope["method"],
+            "http.route": route,
+            "http.response.status_code": status,
+            "brain.request_id": request_id,
+        }
+        parent = next((value for name, value in scope["headers"] if name == b"traceparent"), b"").decode("latin-1")
+        name = f"{scope['method']} {route}"
+        self._tracing.ended(name, duration_s, attributes, failed=status >= 500, parent=parent)
 
     async def _websocket(self, scope: Scope, receive: Receive, send: Send, header: tuple[bytes, bytes]) -> None:
         route = ""

@@ -28,6 +28,7 @@ from brain_service.jobs.runner import RunnerProcess
 from brain_service.jobs.table import JobTable
 from brain_service.metrics import Growing
 from brain_service.settings import Settings
+from brain_service.tracing import Tracing
 
 __all__ = ["Services", "ServicesDep", "open_services"]
 
@@ -56,6 +57,7 @@ class Services:
     # Of inference workers: models come and go, each with a count of its own.
     restarts: Growing = field(default_factory=Growing)
     safe_mode: str = ""
+    tracing: Tracing | None = None
 
 
 @contextlib.asynccontextmanager
@@ -68,11 +70,15 @@ async def open_services(
     none, and no runner is started.
 
     Raises:
-        ConfigError: the directory of episodes cannot be made or written, or the page's files are missing.
+        ConfigError: the directory of episodes cannot be made or written, or the page's files are missing,
+            or what traces need is not installed.
     """
     started_ns = time.time_ns()
+    tracing = await asyncio.to_thread(Tracing.of, settings, "brain")
     page = await asyncio.to_thread(load_assets)
     async with contextlib.AsyncExitStack() as stack:
+        if tracing is not None:
+            stack.push_async_callback(asyncio.to_thread, tracing.close)
         store = EpisodeStore(
             settings.episodes_dir,
             settings.capture,
@@ -116,6 +122,7 @@ async def open_services(
             audit=audit or AuditLog(settings.data_dir),
             tokens=tokens,
             safe_mode=safe_mode,
+            tracing=tracing,
         )
 
 

@@ -12,6 +12,7 @@ from brain_service.jobs.job import Job, Lane, StageReport
 from brain_service.jobs.kinds import parse_params, stages_of
 from brain_service.jobs.table import JobTable
 from brain_service.settings import Settings
+from brain_service.tracing import Tracing
 
 __all__ = ["JobContext", "ParkedJob"]
 
@@ -50,6 +51,7 @@ class JobContext:
         self._span = (0.0, 1.0)
         self._reported_s = 0.0
         self._stop = job.cancel_requested
+        self._tracing = Tracing.of(settings, "brain-jobs")
 
     def request_stop(self, *_: object) -> None:
         """Make `should_stop` true; also a signal handler."""
@@ -83,6 +85,7 @@ class JobContext:
         """Record a stage's end; what it returned joins the job's result, durably."""
         self.result.update(result)
         self._set(report)
+        self.trace(report)
         self._publish(self._span[1], self.result)
         self._events.append(
             "stage",
@@ -92,6 +95,21 @@ class JobContext:
             duration_s=report.duration_s,
         )
         log.info("stage %s %s: %s", report.name, report.status, report.details)
+
+    def trace(self, report: StageReport, failed: bool = False) -> None:
+        """Tell the collector of traces, where there is one, of a stage that has ended."""
+        if self._tracing is not None:
+            attributes = {
+                "brain.job_id": self.job.job_id,
+                "brain.job_kind": self.job.kind,
+                "brain.stage": report.name,
+            }
+            self._tracing.ended(f"stage {report.name}", report.duration_s or 0.0, attributes, failed=failed)
+
+    def close(self) -> None:
+        """Send what is left of traces."""
+        if self._tracing is not None:
+            self._tracing.close()
 
     def report(self, fraction: float, **metrics: Any) -> None:
         """Report the running stage: `fraction` of it in 0..1, and numbers worth plotting.
@@ -144,6 +162,7 @@ class JobContext:
         for report in list(self.stages.values()):
             if report.status == "running":
                 self._set(replace(report, status="failed", details=reason))
+                self.trace(report, failed=True)
                 self._publish(self._fraction)
                 self._events.append("stage", name=report.name, status="failed", details=reason)
 

@@ -108,5 +108,5 @@ def require_target(params: Params, cloud: CloudSettings) -> None:
         raise InvalidError(
             f"{where} needs {' and '.join(missing)}; set {'them' if len(missing) > 1 else 'it'} in brain.toml "
             "([cloud]) and restart, see docs/cloud.md",
-            field="target",
+            field="target" if target != "local" else None,
         )

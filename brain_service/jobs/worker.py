@@ -84,6 +84,9 @@ def _carry_out(settings: Settings, table: JobTable, job_id: str, lane: Lane) -> 
                 context.fail_stage(str(problem["detail"]))
             table.finish(job_id, "failed", error=problem)
             return 1
+        finally:
+            if context is not None:
+                context.close()
         table.finish(job_id, "succeeded", result=context.result)
     return 0
 
