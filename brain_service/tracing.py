@@ -1,7 +1,7 @@
 """Traces for OpenTelemetry: a span a request and a span a stage of a job, where `otlp_endpoint` names a collector.
 
-Without that setting nothing is imported but this file, and nothing is paid. Spans are made when they are over, kept
-in a bounded queue, and sent in the background: a collector that is away costs spans, never an answer.
+Without that setting nothing is imported but this file, and nothing is paid. Spans are made when they are over,
+kept in a bounded queue, and sent in the background: a collector that is away costs spans, never an answer.
 """
 
 import time
@@ -47,7 +47,7 @@ class Tracing:
             from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
         except ImportError as error:
             raise ConfigError(
-                f"otlp_endpoint is set, but {error.name} is missing: pip install 'continuon-brain[otel]', or unset it"
+                f"otlp_endpoint is set and {error.name} is missing: pip install 'continuon-brain[otel]' or unset it"
             ) from error
         provider = TracerProvider(
             resource=Resource.create({"service.name": service}),
