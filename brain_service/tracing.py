@@ -47,7 +47,7 @@ class Tracing:
             from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
         except ImportError as error:
             raise ConfigError(
-                f"otlp_endpoint is set and {error.name} is missing: pip install 'continuon-brain[otel]' or unset it"
+                f"otlp_endpoint is set and {error.name} is missing; pip install 'continuon-brain[otel]'"
             ) from error
         provider = TracerProvider(
             resource=Resource.create({"service.name": service}),
