@@ -111,3 +111,19 @@ def test_a_parked_job_is_not_taken_while_its_last_worker_lives(table: JobTable) 
     table.park(job_id, "network", 0.0)
     assert table.claim_next("network", {job_id}) is None
     assert claimed(table, "network").job_id == job_id
+
+
+def test_a_table_of_before_there_were_waits_is_taken_on(tmp_path: Path) -> None:
+    without = ";".join(part for part in SCHEMA.split(";") if "waits" not in part)
+    old = Database(tmp_path / "brain.db", without, VERSION)
+    with old.transaction() as connection:
+        connection.execute(
+            "INSERT INTO jobs (job_id, kind, params, created_ns, stages) VALUES ('old', 'convert', '{}', 1, ?)",
+            ('[{"name":"convert","status":"pending","details":"","duration_s":null,"command":null}]',),
+        )
+    old.close()
+    table = JobTable(tmp_path / "brain.db")
+    assert claimed(table).job_id == "old"
+    table.park("old", "work", 0.0)
+    assert claimed(table).stages[0].started_ns is None
+    table.close()
