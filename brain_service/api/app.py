@@ -25,7 +25,7 @@ from brain_service.api.auth import Guard, TokenSource
 from brain_service.api.capture import CaptureTransport
 from brain_service.api.infer_stream import serve_infer_stream
 from brain_service.api.observe import HttpMetrics, Observed
-from brain_service.api.openapi import state_parameters_plainly
+from brain_service.api.openapi import state_parameters_plainly, state_problems
 from brain_service.api.openpi import serve_openpi
 from brain_service.api.problems import Answered, install_problem_handlers, refuse_websocket
 from brain_service.api.services import Services
@@ -87,7 +87,9 @@ class _App(FastAPI):
     def openapi(self) -> dict[str, Any]:
         """Return the OpenAPI document; it is made once."""
         if self.openapi_schema is None:
-            state_parameters_plainly(super().openapi())
+            document = super().openapi()
+            state_parameters_plainly(document)
+            state_problems(document)
         assert self.openapi_schema is not None
         return self.openapi_schema
 

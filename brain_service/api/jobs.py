@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import orjson
 from fastapi import APIRouter, Header, Query, Request
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import PlainTextResponse, Response, StreamingResponse
 
 from brain_service.api.bodies import JsonResponse, read_body, read_object
 from brain_service.api.services import Services, ServicesDep
@@ -91,7 +91,7 @@ async def cancel_job(job_id: str, services: ServicesDep) -> JsonResponse:
     return JsonResponse((await asyncio.to_thread(services.jobs.cancel, job_id)).to_json(), status_code=202)
 
 
-@router.get("/jobs/{job_id}/log", operation_id="job_log")
+@router.get("/jobs/{job_id}/log", operation_id="job_log", response_class=PlainTextResponse)
 async def job_log(job_id: str, services: ServicesDep) -> Response:
     """Return what the job's process printed, at most its last mebibyte, as text."""
     job = await asyncio.to_thread(services.jobs.get, job_id)

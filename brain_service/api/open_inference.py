@@ -55,13 +55,18 @@ async def server() -> JsonResponse:
     )
 
 
-@router.get("/health/live", operation_id="v2_live")
+@router.get("/health/live", operation_id="v2_live", response_class=Response)
 async def live() -> Response:
     """Answer 200 while the event loop turns."""
     return Response()
 
 
-@router.get("/health/ready", operation_id="v2_ready", responses={400: {"description": "No model answers now"}})
+@router.get(
+    "/health/ready",
+    operation_id="v2_ready",
+    response_class=Response,
+    responses={400: {"description": "No model answers now"}},
+)
 async def ready(services: ServicesDep) -> Response:
     """Answer 200 when a warmed model answers, else 400; `GET /readyz?for=inference` says why."""
     return _truth(services.router.ready)
@@ -79,7 +84,12 @@ async def model_of_version(model_name: str, model_version: str, services: Servic
     return await _describe(services, model_name, model_version)
 
 
-@router.get("/models/{model_name}/ready", operation_id="v2_model_ready", responses={400: {"description": "No"}})
+@router.get(
+    "/models/{model_name}/ready",
+    operation_id="v2_model_ready",
+    response_class=Response,
+    responses={400: {"description": "No"}},
+)
 async def model_ready(model_name: str, services: ServicesDep) -> Response:
     """Answer 200 when a sequence could start on this model now, else 400."""
     return _truth(_serves(services, model_name, None))
@@ -88,6 +98,7 @@ async def model_ready(model_name: str, services: ServicesDep) -> Response:
 @router.get(
     "/models/{model_name}/versions/{model_version}/ready",
     operation_id="v2_model_version_ready",
+    response_class=Response,
     responses={400: {"description": "No"}},
 )
 async def model_of_version_ready(model_name: str, model_version: str, services: ServicesDep) -> Response:

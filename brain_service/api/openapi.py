@@ -23,6 +23,7 @@ __all__ = [
     "answers",
     "body",
     "state_parameters_plainly",
+    "state_problems",
 ]
 
 Schema = dict[str, Any]
@@ -319,6 +320,20 @@ def answers(
         if status in (429, 503):
             found[status]["headers"] = _RETRY_AFTER
     return found
+
+
+def state_problems(document: Schema) -> None:
+    """State the problems of operations that name none of their own: every status that an answer may have.
+
+    FastAPI's own word on a wrong parameter goes: here that is a problem document as any other.
+    """
+    known = answers(*_MEANING)
+    for operations in document["paths"].values():
+        for operation in operations.values():
+            responses = operation["responses"]
+            if not any("application/problem+json" in answer.get("content", {}) for answer in responses.values()):
+                responses.pop("422", None)
+                operation["responses"] = {str(status): answer for status, answer in known.items()} | responses
 
 
 def body(schemas: Mapping[str, Schema], *, required: bool) -> Schema:

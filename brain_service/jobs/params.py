@@ -83,12 +83,17 @@ class TrainParams(Params):
     sequence_length: int | None = Field(default=None, gt=0, le=65_536, description="Steps a sequence.")
     learning_rate: float | None = Field(default=None, gt=0, le=10, description="Peak of the schedule.")
     seed: int | None = Field(default=None, ge=0, lt=2**31, description="Initialisation and shuffling.")
-    checkpoint_every: int | None = Field(default=None, gt=0, description="Steps between two checkpoints.")
+    checkpoint_every: int | None = Field(
+        default=None, gt=0, le=100_000_000, description="Steps between two checkpoints."
+    )
     evaluate_every: int | None = Field(
-        default=None, ge=0, description="Steps between two looks at the held-out loss; 0 = none."
+        default=None, ge=0, le=100_000_000, description="Steps between two looks at the held-out loss; 0 = none."
     )
     patience: int | None = Field(
-        default=None, ge=0, description="Looks without a better held-out loss before the run ends; 0 = all steps."
+        default=None,
+        ge=0,
+        le=100_000_000,
+        description="Looks without a better held-out loss before the run ends; 0 = all steps.",
     )
     trainer: Literal["auto", "jax", "pytorch"] = Field(default="auto", description="Who trains.")
     target: Literal["local", "process", "vertex", "queued_resource"] = Field(
