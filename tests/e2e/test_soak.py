@@ -81,12 +81,10 @@ class Soak:
                 if not session:
                     session, step = self._ask(http, "/sessions", {}).get("session_id", ""), 0
                     continue
-                body = {
-                    "session_id": session,
-                    "step": step,
-                    "observation": {"arm": {"joints": [1.0, 2.0]}, "load": 0.5},
-                    "deadline_ms": 2000,
-                }
+                # To and fro: the toy model sums up what it sees, and its actions are to stay off their limits.
+                angle = step * np.pi / 2
+                seen = {"arm": {"joints": [0.1 * float(np.sin(angle)), 0.1 * float(np.cos(angle))]}, "load": 0.5}
+                body = {"session_id": session, "step": step, "observation": seen, "deadline_ms": 2000}
                 answer = self._ask(http, "/infer", body)
                 step += "action" in answer
                 session = "" if answer.get("status") in (404, 409) else session
@@ -151,7 +149,9 @@ def soaking(folder: Path) -> Iterator[Soak]:
     env = {
         "BRAIN_INFERENCE__BACKENDS": "cpu",
         "BRAIN_INFERENCE__CANARY_STEPS": "0",
-        "BRAIN_JOBS__MAX_ATTEMPTS": "9",
+        # A toy is no policy: what its actions look like is not judged here.
+        "BRAIN_INFERENCE__ROLLBACK__PROBATION_S": "0",
+        "BRAIN_JOBS__MAX_ATTEMPTS": "99",
     }
     daemon = Daemon(folder / "brain", env=env).start()
     soak = Soak(daemon, models)
@@ -186,7 +186,7 @@ def test_everything_at_once_loses_nothing_and_holds_on_to_nothing(tmp_path: Path
     with soaking(tmp_path) as soak:
         time.sleep(MINUTES * 60)
     assert not soak.wrong, soak.wrong[:10]
-    assert soak.swaps >= 3 and soak.kills >= 3 and len(soak.logged) >= 4
+    assert soak.swaps >= 3 and soak.kills >= 3 and len(soak.logged) >= 4, (soak.swaps, soak.kills, soak.logged)
     assert soak.answers[200] > 0.9 * sum(soak.answers.values()), soak.answers
     # The first third fills pools and caches.
     third = len(soak.samples) // 3
