@@ -187,7 +187,8 @@ def test_everything_at_once_loses_nothing_and_holds_on_to_nothing(tmp_path: Path
         time.sleep(MINUTES * 60)
     assert not soak.wrong, soak.wrong[:10]
     assert soak.swaps >= 3 and soak.kills >= 3 and len(soak.logged) >= 4, (soak.swaps, soak.kills, soak.logged)
-    assert soak.answers[200] > 0.9 * sum(soak.answers.values()), soak.answers
+    # A killed worker of the only backend takes a second or two to come back, and 503 says so meanwhile.
+    assert soak.answers[200] > 0.6 * sum(soak.answers.values()), soak.answers
     # The first third fills pools and caches.
     third = len(soak.samples) // 3
     early, late = soak.samples[third : 2 * third], soak.samples[-third:]
