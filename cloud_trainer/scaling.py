@@ -76,8 +76,7 @@ def write_scaling(folder: Path, report: Callable[[str], None]) -> str:
             report(f"{name}: {points[-1].plan.compile_s:.0f} s")
     if not points:
         raise UnavailableError("no point could be compiled; the messages above say why")
-    order = {topology: place for topologies in SLICES.values() for place, topology in enumerate(topologies)}
-    points.sort(key=lambda point: (list(SLICES).index(point.plan.preset), point.way, order[point.plan.topology]))
+    points.sort(key=lambda point: (list(SLICES).index(point.plan.preset), point.way, point.chips))
     _plot(points, folder / "scaling.png")
     return scaling_table(points)
 
