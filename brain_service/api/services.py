@@ -4,10 +4,10 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Coroutine, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import Depends, Request
 
@@ -88,8 +88,7 @@ async def open_services(
         )
         await asyncio.to_thread(store.start)
         stack.push_async_callback(asyncio.to_thread, store.close)
-        making = asyncio.create_task(_make_when_there_is_room(settings.episodes_dir))
-        stack.push_async_callback(_cancel, making)
+        _background(stack, _make_when_there_is_room(settings.episodes_dir))
         if history := await asyncio.to_thread(lost_history, settings.database, started_ns):
             log.warning(history)
         # Lazily: where its file cannot be used, jobs are refused with the reason, and all the rest goes on.
@@ -107,14 +106,11 @@ async def open_services(
         stack.push_async_callback(asyncio.to_thread, runner.stop)
         await stack.enter_async_context(recorder)
         if not safe_mode:
-            watching = asyncio.create_task(watch_activations(jobs, router, settings.jobs.poll_interval_s))
-            stack.push_async_callback(_cancel, watching)
-            learning = asyncio.create_task(watch_triggers(settings, jobs, store, router))
-            stack.push_async_callback(_cancel, learning)
+            _background(stack, watch_activations(jobs, router, settings.jobs.poll_interval_s))
+            _background(stack, watch_triggers(settings, jobs, store, router))
         vitals = await stack.enter_async_context(open_vitals(settings.data_dir, settings.gates.sysfs))
         observer = await asyncio.to_thread(Observer, settings, store, router, jobs, runner)
-        observing = asyncio.create_task(observer.run())
-        stack.push_async_callback(_cancel, observing)
+        _background(stack, observer.run())
         arrivals = Arrivals(settings.capture.max_queued_bytes)
         yield Services(
             *(settings, store, router, recorder, jobs, runner, arrivals),
@@ -139,6 +135,11 @@ async def _make_when_there_is_room(directory: Path) -> None:
         with contextlib.suppress(OSError):
             # Without parents: a data directory whose medium is gone is not made anew on another one.
             await asyncio.to_thread(directory.mkdir)
+
+
+def _background(stack: contextlib.AsyncExitStack, work: Coroutine[Any, Any, None]) -> None:
+    """Run `work` beside the rest until the stack is left."""
+    stack.push_async_callback(_cancel, asyncio.create_task(work))
 
 
 async def _cancel(task: "asyncio.Task[None]") -> None:
