@@ -133,6 +133,8 @@ def plan_merge(parts: Sequence[Part]) -> MergePlan:
             plan.kept[entry.episode_id] = Kept(part, entry, split)
     for part, entry, _ in found:
         _note(plan, part, entry)
+    # The parts' own order is that of their hashes, and so of the moments when they were made.
+    plan.rivals.sort(key=lambda left: (left.rival.episode_id if left.rival else "", left.file))
     if not any(kept.split == "train" for kept in plan.kept.values()):
         raise InvalidError(
             "every training episode of one dataset is held out by another, so that none is left to train on; "
