@@ -7,7 +7,7 @@ the jobs, who were there first, use SQLite's `user_version`.
 import contextlib
 import sqlite3
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from brain_service.errors import BrainError, ConfigError, CorruptDataError, UnavailableError
@@ -37,13 +37,15 @@ class Database:
         version: int,
         *,
         name: str | None = None,
+        added_columns: Sequence[tuple[str, str, str]] = (),
         busy_timeout_s: float = BUSY_TIMEOUT_S,
     ) -> None:
         """Open or create the file and its tables; without a path they live in memory.
 
         `name` is the schema's own version record; None stands for the file's `user_version`. `schema` is
-        statements that do nothing where their table exists. A call that finds the file locked waits for
-        `busy_timeout_s` at most.
+        statements that do nothing where their table exists. `added_columns` (table, name, declaration) came after
+        their table's first version; a program that knows none of them leaves them alone. A call that finds the
+        file locked waits for `busy_timeout_s` at most.
 
         Raises:
             ConfigError: the file cannot be opened, or a newer version of this program wrote it.
@@ -63,12 +65,14 @@ class Database:
                 "what is no database there"
             ) from error
         try:
-            self._prepare(schema, version, name)
+            self._prepare(schema, version, name, added_columns)
         except BaseException:
             self._connection.close()
             raise
 
-    def _prepare(self, schema: str, version: int, name: str | None) -> None:
+    def _prepare(
+        self, schema: str, version: int, name: str | None, added_columns: Sequence[tuple[str, str, str]]
+    ) -> None:
         self._connection.row_factory = sqlite3.Row
         try:
             self._connection.execute("PRAGMA journal_mode=WAL")
@@ -83,6 +87,10 @@ class Database:
                 )
             for statement in schema.split(";"):
                 connection.execute(statement)
+            for table, column, declaration in added_columns:
+                known = connection.execute("SELECT name FROM pragma_table_info(?)", (table,)).fetchall()
+                if column not in (row["name"] for row in known):
+                    connection.execute(f"ALTER TABLE {table} ADD COLUMN {column} {declaration}")
             if name is None:
                 # PRAGMA takes no parameters; the version is our own integer.
                 connection.execute(f"PRAGMA user_version={version:d}")

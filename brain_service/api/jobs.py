@@ -16,6 +16,7 @@ from brain_service.errors import InvalidError, NotFoundError
 from brain_service.jobs.events import read_events
 from brain_service.jobs.job import ENDED
 from brain_service.jobs.kinds import KINDS, parse_params, require_target
+from brain_service.jobs.params import TrainParams
 from brain_service.jobs.table import JobTable
 
 __all__ = ["router"]
@@ -29,7 +30,10 @@ LOG_TAIL_BYTES = 1 << 20
 
 async def _submit(kind: str, request: Request, services: Services, key: str | None) -> JsonResponse:
     body = read_object(await read_body(request, services.settings.capture.max_step_bytes))
-    require_target(parse_params(kind, body), services.settings.cloud)
+    params = parse_params(kind, body)
+    require_target(params, services.settings.cloud)
+    if isinstance(params, TrainParams) and params.trainer == "pytorch":
+        raise InvalidError("trainer: 'pytorch' is not available here; choose 'auto' or 'jax'", field="trainer")
     job = await asyncio.to_thread(services.jobs.create, kind, body, idempotency_key=key)
     headers = {"Location": f"/jobs/{job.job_id}", "Retry-After": "1"}
     return JsonResponse(job.to_json(), status_code=202, headers=headers)

@@ -10,6 +10,7 @@ from brain_service.errors import CancelledJobError
 from brain_service.jobs.events import EventLog
 from brain_service.jobs.job import Job, Lane, StageReport
 from brain_service.jobs.kinds import parse_params, stages_of
+from brain_service.jobs.params import TrainParams
 from brain_service.jobs.table import JobTable
 from brain_service.settings import Settings
 from brain_service.tracing import Tracing
@@ -52,6 +53,17 @@ class JobContext:
         self._reported_s = 0.0
         self._stop = job.cancel_requested
         self._tracing = Tracing.of(settings, "brain-jobs")
+
+    @property
+    def trainer(self) -> str:
+        """Return who trains, as decided when the job was asked for: `jax` or `pytorch`.
+
+        A job that was queued without a decision (by an older version) takes what it asks for, or else `jax`.
+        """
+        if self.job.trainer is not None:
+            return str(self.job.trainer["trainer"])
+        asked = self.params.trainer if isinstance(self.params, TrainParams) else "auto"
+        return "jax" if asked == "auto" else asked
 
     def request_stop(self, *_: object) -> None:
         """Make `should_stop` true; also a signal handler."""

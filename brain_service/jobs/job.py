@@ -54,7 +54,8 @@ class Job:
 
     `progress` runs from 0 to 1 and never falls, `attempt` counts the starts (1 = the first), `result` grows by
     the finished stages, `error` is a problem document (RFC 9457) of a failed job. Times are int64 nanoseconds
-    since the epoch; `cancel_requested` is set until the worker of a cancelled job is gone.
+    since the epoch; `cancel_requested` is set until the worker of a cancelled job is gone. `trainer` is who trains
+    and why (`hardware.TrainerChoice.to_json`), decided when the job was asked for; None where nothing is trained.
     """
 
     job_id: str
@@ -70,6 +71,7 @@ class Job:
     attempt: int
     params: dict[str, Any]
     cancel_requested: bool = False
+    trainer: dict[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the body of `GET /jobs/{id}`."""

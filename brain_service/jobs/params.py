@@ -6,8 +6,7 @@ which must not import the model's code; a test compares them with the real table
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
-from pydantic_core import PydanticCustomError
+from pydantic import BaseModel, ConfigDict, Field
 
 __all__ = [
     "ConvertParams",
@@ -95,7 +94,9 @@ class TrainParams(Params):
         le=100_000_000,
         description="Looks without a better held-out loss before the run ends; 0 = all steps.",
     )
-    trainer: Literal["auto", "jax", "pytorch"] = Field(default="auto", description="Who trains.")
+    trainer: Literal["auto", "jax", "pytorch"] = Field(
+        default="auto", description="Who trains; auto: decided by the hardware (`select_trainer`)."
+    )
     target: Literal["local", "process", "vertex", "queued_resource"] = Field(
         default="local",
         description="Where: in this job; by the cloud's own program as a process here; on Vertex AI; on a queued "
@@ -112,13 +113,6 @@ class TrainParams(Params):
     dataset: DatasetRef | None = Field(
         default=None, description="Train on this (`name` or `name/1.0.3`) instead of on all that was recorded."
     )
-
-    @field_validator("trainer")
-    @classmethod
-    def _trainer_is_here(cls, trainer: str) -> str:
-        if trainer == "pytorch":
-            raise PydanticCustomError("unavailable", "'pytorch' is not available here; choose 'auto' or 'jax'")
-        return trainer
 
 
 class UploadParams(Params):

@@ -11,6 +11,7 @@ from brain_service.errors import InvalidError, NotFoundError
 from brain_service.jobs.job import EndState, Job, StageReport, StageStatus
 
 __all__ = [
+    "ADDED_COLUMNS",
     "BY_PRIORITY",
     "SCHEMA",
     "VERSION",
@@ -57,6 +58,9 @@ CREATE TABLE IF NOT EXISTS activations (
 )
 """
 
+ADDED_COLUMNS = (("jobs", "trainer", "TEXT"),)
+"""What older files lack (`database.Database`)."""
+
 # Jobs of older versions have none, which is normal.
 BY_PRIORITY = "CASE json_extract(params, '$.priority') WHEN 'high' THEN 0 WHEN 'low' THEN 2 ELSE 1 END"
 """What to order queued jobs by."""
@@ -89,6 +93,7 @@ def to_job(row: sqlite3.Row) -> Job:
         attempt=row["attempt"],
         params=orjson.loads(row["params"]),
         cancel_requested=bool(row["cancel_requested"]),
+        trainer=None if row["trainer"] is None else orjson.loads(row["trainer"]),
     )
 
 

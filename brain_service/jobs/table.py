@@ -20,6 +20,7 @@ from brain_service.errors import BrainError, ConflictError, InvalidError, NotFou
 from brain_service.jobs.job import STATES, Activation, EndState, Job, JobPage, Lane, StageReport
 from brain_service.jobs.kinds import KINDS, parse_params
 from brain_service.jobs.rows import (
+    ADDED_COLUMNS,
     BY_PRIORITY,
     SCHEMA,
     VERSION,
@@ -85,11 +86,20 @@ class JobTable:
             return self._opened[0]
 
     def _open(self) -> tuple[Database, int]:
-        database = Database(self._path, SCHEMA, VERSION)
+        database = Database(self._path, SCHEMA, VERSION, added_columns=ADDED_COLUMNS)
         return database, self._path.stat().st_ino
 
-    def create(self, kind: str, params: Mapping[str, Any], *, idempotency_key: str | None = None) -> Job:
+    def create(
+        self,
+        kind: str,
+        params: Mapping[str, Any],
+        *,
+        idempotency_key: str | None = None,
+        trainer: Mapping[str, Any] | None = None,
+    ) -> Job:
         """Queue a job, durably; with a key that was used before for the same body, return that first job.
+
+        `trainer` is kept with it as it is (`Job.trainer`).
 
         Raises:
             InvalidError: unknown kind or key, a wrong value, or an idempotency key used for another body.
@@ -107,9 +117,12 @@ class JobTable:
                 if row is not None:
                     return same_request(row, kind, checked)
             row = connection.execute(
-                "INSERT INTO jobs (job_id, kind, params, idempotency_key, created_ns) VALUES (?, ?, ?, ?, ?)"
-                " RETURNING *",
-                (f"{moment:%Y%m%dT%H%M%S}-{secrets.token_hex(4)}", kind, checked, idempotency_key, now_ns),
+                "INSERT INTO jobs (job_id, kind, params, idempotency_key, created_ns, trainer)"
+                " VALUES (?, ?, ?, ?, ?, ?) RETURNING *",
+                (
+                    *(f"{moment:%Y%m%dT%H%M%S}-{secrets.token_hex(4)}", kind, checked, idempotency_key, now_ns),
+                    None if trainer is None else dump(trainer),
+                ),
             ).fetchone()
         return to_job(row)
 

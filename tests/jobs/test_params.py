@@ -48,12 +48,6 @@ def test_a_wrong_value_is_named_with_what_would_do(field: str, value: object, to
     assert repr(value) in caught.value.detail
 
 
-def test_a_trainer_that_is_not_here_is_refused_with_those_that_are() -> None:
-    with pytest.raises(InvalidError, match=r"^trainer: '\w+' is not available here; choose") as caught:
-        parse_params("train", {"trainer": "pytorch"})
-    assert caught.value.field == "trainer"
-
-
 @pytest.mark.parametrize(
     ("kind", "body", "missing"),
     [
