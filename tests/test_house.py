@@ -56,7 +56,7 @@ def test_what_a_robot_installs_is_what_the_tests_ran() -> None:
 
 
 def test_the_ci_script_runs_what_the_readme_says() -> None:
-    commands = re.findall(r"^```\n(make test)\n```$", (PROJECT / "README.md").read_text(), re.MULTILINE)
+    commands = re.findall(r"^```sh\n(make test)\n```$", (PROJECT / "README.md").read_text(), re.MULTILINE)
     assert commands == ["make test"]
 
 
