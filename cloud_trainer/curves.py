@@ -7,7 +7,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from brain_service.training.place import LocalPlace, Place
+from brain_service.datasets.places import LocalPlace, Place
 
 __all__ = ["Curves"]
 

@@ -11,9 +11,9 @@ from pathlib import Path
 
 from brain_service.datasets.dataset import Dataset
 from brain_service.datasets.manifest import MANIFEST_FILE, ShardEntry
+from brain_service.datasets.places import Place, open_place
 from brain_service.datasets.storage import LocalFolder, Range
 from brain_service.errors import CorruptDataError
-from brain_service.training.place import Place, open_place
 from cloud_trainer.distributed import Hosts
 
 __all__ = ["FROZEN_FILE", "check_frozen"]

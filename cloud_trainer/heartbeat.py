@@ -12,8 +12,8 @@ from dataclasses import replace
 from typing import Any
 
 from brain_service.cloud.run_status import STATUS_FILE, RunStatus
+from brain_service.datasets.places import Place
 from brain_service.errors import BrainError, CorruptDataError
-from brain_service.training.place import Place
 
 __all__ = ["Heartbeat", "read_status"]
 

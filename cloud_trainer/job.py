@@ -11,13 +11,13 @@ import jax
 
 from brain_service.cloud.run_status import EXIT_PREEMPTED, RunStatus
 from brain_service.datasets.loader import Dataset, open_dataset
+from brain_service.datasets.places import Place, open_place
 from brain_service.errors import InvalidError
 from brain_service.training.checkpointing import load_checkpoint
 from brain_service.training.compile_cache import keep_compiled
 from brain_service.training.config import TrainConfig
 from brain_service.training.evaluation import EvaluationResult, Subject, evaluate_subject
 from brain_service.training.loop import Hooks, TrainProgress, train_run
-from brain_service.training.place import Place, open_place
 from brain_service.training.run import Run
 from brain_service.training.sharding import make_mesh
 from cloud_trainer.curves import Curves

@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from brain_service.datasets.places import LocalPlace, Place
 from brain_service.errors import ConfigError
 from brain_service.export.jax_step import PolicySource, export_policy
 from brain_service.training.checkpointing import LoadedCheckpoint
 from brain_service.training.evaluation import EvaluationResult, render_page
-from brain_service.training.place import LocalPlace, Place
 
 __all__ = ["MODELS", "publish_model", "publish_report", "summary"]
 

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from brain_service.datasets.places import Place
 from brain_service.errors import CorruptDataError, InvalidError
 from brain_service.training.config import TrainConfig
-from brain_service.training.place import Place
 from brain_service.training.run import FREE
 
 __all__ = ["RECORD_FILE", "RunRecord", "default_run_id", "read_record"]

@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import Callable
 
 from brain_service.client.errors import BufferFullError, ClientError, SpoolError
-from brain_service.client.spool import Place, Spool
+from brain_service.client.spool import Position, Spool
 
 __all__ = ["Outbox"]
 
@@ -33,7 +33,7 @@ class Outbox:
         self._bytes = 0
         self._sent: deque[bytes] = deque()
         self._unsent: deque[bytes] = deque()
-        self._unread: Place | None = None  # the first step that is on disk only
+        self._unread: Position | None = None  # the first step that is on disk only
         self._skip_to = 0
         self._closed: ClientError | None = None
         self._lock = threading.Lock()

@@ -35,7 +35,7 @@ from brain_service.client.spool_folder import (
 from brain_service.client.wire import JsonObject, to_json
 from brain_service.durable import fsync_directory, make_directory, write_atomic
 
-__all__ = ["Place", "Spool"]
+__all__ = ["Position", "Spool"]
 
 SEGMENT_BYTES = 1024 * 1024
 TIDY_BYTES = 256 * 1024  # a segment of which every step is durable is dropped from this size on
@@ -50,7 +50,7 @@ class _Segment:
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class Position:
     """Where a step's record begins: the first index of its segment, and the offset in bytes."""
 
     segment: int
@@ -143,9 +143,9 @@ class Spool:
         return self._segments[-1].end_index if self._segments else 0
 
     @property
-    def start(self) -> Place:
+    def start(self) -> Position:
         """The place of the oldest step."""
-        return Place(self.first_index, 0)
+        return Position(self.first_index, 0)
 
     def end_body(self) -> JsonObject | None:
         """Return what `keep_end` kept, None if the episode was not asked to end."""
@@ -177,7 +177,7 @@ class Spool:
             raise SpoolError(f"cannot note the next episode in {self.path}: {error.strerror}") from error
         self.continued_at = first_indices
 
-    def append(self, index: int, step: bytes) -> Place:
+    def append(self, index: int, step: bytes) -> Position:
         """Add one step and return its place.
 
         Raises:
@@ -206,7 +206,7 @@ class Spool:
                     f"the medium of {self.path} is full; free space or choose another"
                 ) from error
             raise SpoolError(f"cannot keep step {index} in {self.path}: {error.strerror}") from error
-        place = Place(segment.first_index, segment.size_bytes)
+        place = Position(segment.first_index, segment.size_bytes)
         segment.size_bytes += len(record)
         segment.end_index = index + 1
         self.size_bytes += len(record)
@@ -235,7 +235,7 @@ class Spool:
         except OSError as error:
             raise SpoolError(f"cannot flush {self.path} to its medium: {error.strerror}") from error
 
-    def read(self, place: Place, max_bytes: int) -> tuple[list[bytes], Place]:
+    def read(self, place: Position, max_bytes: int) -> tuple[list[bytes], Position]:
         """Return steps from `place` on, about `max_bytes` of them or to the end of a segment, and the next place.
 
         Raises:
@@ -244,7 +244,7 @@ class Spool:
         segment = next((s for s in self._segments if s.first_index == place.segment), None)
         if segment is None or place.offset >= segment.size_bytes:  # read to its end, and perhaps tidied since
             following = next((s for s in self._segments if s.first_index > place.segment), None)
-            return ([], place) if following is None else self.read(Place(following.first_index, 0), max_bytes)
+            return ([], place) if following is None else self.read(Position(following.first_index, 0), max_bytes)
         size_bytes = segment.size_bytes
         try:
             with segment.path.open("rb") as file:
@@ -257,7 +257,7 @@ class Spool:
             raise SpoolError(f"cannot read {segment.path}: {error.strerror}") from error
         if not steps:
             raise SpoolError(f"{segment.path} is damaged at byte {place.offset}; steps from there on are lost")
-        return steps, Place(place.segment, place.offset + used)
+        return steps, Position(place.segment, place.offset + used)
 
     def is_untidy(self, durable_through: int) -> bool:
         """Tell whether `tidy` would delete something."""

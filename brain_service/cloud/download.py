@@ -17,7 +17,7 @@ from pathlib import Path
 
 from brain_service.cloud.patience import RetryPolicy, ShouldStop, check_stop
 from brain_service.cloud.signing import SIGNATURE_FILE, verify_signature
-from brain_service.cloud.storage import Place, open_place
+from brain_service.cloud.storage import Remote, open_remote
 from brain_service.durable import make_directory, publish_directory
 from brain_service.errors import (
     BrainError,
@@ -67,7 +67,7 @@ def download_bundle(
     model_id = source.rstrip("/").rsplit("/", 1)[-1]
     if not is_model_id(model_id):
         raise InvalidError(f"{source} names no model: its last part must be 16 hex digits", field="source")
-    place = open_place(source, settings, policy or RetryPolicy())
+    place = open_remote(source, settings, policy or RetryPolicy())
     try:
         make_directory(models_dir)
         with _staging(models_dir, model_id, should_stop) as staging:
@@ -102,7 +102,7 @@ def _staging(models_dir: Path, model_id: str, should_stop: ShouldStop | None) ->
         yield folder
 
 
-def _take_manifest(place: Place, staging: Path, model_id: str, settings: CloudSettings) -> Manifest:
+def _take_manifest(place: Remote, staging: Path, model_id: str, settings: CloudSettings) -> Manifest:
     """Fetch the manifest, check all that can be checked of it, and leave it in the staging folder.
 
     Raises:
@@ -135,7 +135,7 @@ def _take_manifest(place: Place, staging: Path, model_id: str, settings: CloudSe
     return manifest
 
 
-def _signature(place: Place) -> bytes | None:
+def _signature(place: Remote) -> bytes | None:
     try:
         return place.read(SIGNATURE_FILE, max_bytes=_MAX_SIGNATURE_BYTES)
     except NotFoundError:
@@ -169,7 +169,7 @@ def _require_space(staging: Path, manifest: Manifest) -> None:
 
 
 def _take_files(
-    place: Place,
+    place: Remote,
     staging: Path,
     manifest: Manifest,
     progress: DownloadProgress | None,

@@ -35,7 +35,7 @@ from brain_service.cloud.run_changes import (
 )
 from brain_service.cloud.run_status import STATUS_FILE, RunStatus
 from brain_service.cloud.run_table import ENDED, RunRecord, RunState, RunTable
-from brain_service.cloud.storage import open_place
+from brain_service.cloud.storage import open_remote
 from brain_service.errors import BrainError, InvalidError, NotFoundError, UnavailableError
 from brain_service.settings import CloudSettings
 
@@ -316,7 +316,7 @@ class CloudRuns:
         """Return the run's heartbeat, or why there is none; an absent one is neither."""
         output_dir = record.request.output_dir
         try:
-            data = open_place(output_dir, self._settings).read(STATUS_FILE, max_bytes=_MAX_STATUS_BYTES)
+            data = open_remote(output_dir, self._settings).read(STATUS_FILE, max_bytes=_MAX_STATUS_BYTES)
             status = RunStatus.from_json(data, f"{output_dir}/{STATUS_FILE}")
         except NotFoundError:
             return None, None

@@ -1,7 +1,10 @@
-"""A place for a run's files: a folder on this machine or below a bucket (`gs://`), read and written by name.
+"""Where a robot fetches a run's files from: a bucket (`gs://`), or a folder on this machine, by name.
 
-Place ── LocalPlace   files
-      └── GcsPlace     objects, over the JSON API; a call that gets no answer is repeated for about half a minute
+Remote ── FolderRemote   files
+      └── BucketRemote   objects, over the JSON API; a call that gets no answer is repeated for about half a minute
+
+Datasets and runs are written through `datasets.places`, which needs gcsfs; this needs nothing beyond the robot's
+own packages, and a download goes on where a killed one stopped.
 """
 
 import contextlib
@@ -19,7 +22,7 @@ from brain_service.durable import make_directory, write_atomic
 from brain_service.errors import ConflictError, NotFoundError, TooLargeError, UnavailableError
 from brain_service.settings import CloudSettings
 
-__all__ = ["GcsPlace", "LocalPlace", "Place", "Progress", "open_place"]
+__all__ = ["BucketRemote", "FolderRemote", "Progress", "Remote", "open_remote"]
 
 _POLICY = RetryPolicy()
 MAX_READ_BYTES = 256 * 1024**2
@@ -27,7 +30,7 @@ Progress = Callable[[int, int], None]
 """Told of bytes that are there, and of all of them."""
 
 
-class Place(Protocol):
+class Remote(Protocol):
     """A folder of files by name (`a/b`). Blocking; one thread at a time. Errors name the file's full place.
 
     Raises, in every method:
@@ -41,7 +44,7 @@ class Place(Protocol):
         """Where it is, as a user would type it."""
         ...
 
-    def child(self, name: str) -> "Place":
+    def child(self, name: str) -> "Remote":
         """Return the place `name` inside this one, whether it exists or not."""
         ...
 
@@ -92,7 +95,7 @@ class Place(Protocol):
 
 
 @dataclass(frozen=True)
-class LocalPlace:
+class FolderRemote:
     """A folder on this machine."""
 
     path: Path
@@ -102,19 +105,19 @@ class LocalPlace:
         """Its path."""
         return str(self.path)
 
-    def child(self, name: str) -> "LocalPlace":
+    def child(self, name: str) -> "FolderRemote":
         """Return the folder `name` inside."""
-        return LocalPlace(self._file(name))
+        return FolderRemote(self._file(name))
 
     def read(self, name: str, *, max_bytes: int = MAX_READ_BYTES) -> bytes:
-        """Return a whole file; see `Place`."""
+        """Return a whole file; see `Remote`."""
         with self._reaching(name), self._file(name).open("rb") as file:
             data = file.read(max_bytes + 1)
         _require_short(len(data), max_bytes, str(self._file(name)))
         return data
 
     def names(self) -> dict[str, int]:
-        """Return every file's size by name; see `Place`."""
+        """Return every file's size by name; see `Remote`."""
         found: dict[str, int] = {}
         for folder, _, names in os.walk(self.path):
             for path in (Path(folder) / name for name in names):
@@ -132,7 +135,7 @@ class LocalPlace:
         progress: Progress | None = None,
         should_stop: ShouldStop | None = None,
     ) -> None:
-        """Copy a file; see `Place`."""
+        """Copy a file; see `Remote`."""
 
         def opened(start_byte: int) -> Generator[bytes, None, None]:
             with self._reaching(name), self._file(name).open("rb") as file:
@@ -144,7 +147,7 @@ class LocalPlace:
         Fetch(source, to, size_bytes, sha256, progress, lambda: check_stop(should_stop)).run(opened)
 
     def write(self, name: str, data: bytes, *, if_absent: bool = False) -> None:
-        """Write a whole file durably; see `Place`.
+        """Write a whole file durably; see `Remote`.
 
         Raises:
             ConflictError: `if_absent`, and there is one.
@@ -179,7 +182,7 @@ class LocalPlace:
 
 
 @dataclass(frozen=True)
-class GcsPlace:
+class BucketRemote:
     """A folder below a bucket; `path` is without a slash at its ends, empty for the bucket itself."""
 
     bucket: Bucket = field(repr=False)
@@ -191,12 +194,12 @@ class GcsPlace:
         """`gs://bucket/path`."""
         return self.bucket.place(self.path).rstrip("/")
 
-    def child(self, name: str) -> "GcsPlace":
+    def child(self, name: str) -> "BucketRemote":
         """Return the folder `name` inside."""
-        return GcsPlace(self.bucket, self._object(name), self.policy)
+        return BucketRemote(self.bucket, self._object(name), self.policy)
 
     def read(self, name: str, *, max_bytes: int = MAX_READ_BYTES) -> bytes:
-        """Return a whole object, checked against the service's CRC-32C; see `Place`."""
+        """Return a whole object, checked against the service's CRC-32C; see `Remote`."""
         place = self.bucket.place(self._object(name))
 
         def once() -> bytes:
@@ -211,7 +214,7 @@ class GcsPlace:
         return Patience(self.policy).call(once)
 
     def names(self) -> dict[str, int]:
-        """Return every object's size by name; see `Place`."""
+        """Return every object's size by name; see `Remote`."""
         prefix = f"{self.path}/" if self.path else ""
 
         def once() -> dict[str, int]:
@@ -230,7 +233,7 @@ class GcsPlace:
         progress: Progress | None = None,
         should_stop: ShouldStop | None = None,
     ) -> None:
-        """Fetch an object; see `Place`."""
+        """Fetch an object; see `Remote`."""
         place = self.bucket.place(self._object(name))
         patience = Patience(self.policy, should_stop)
 
@@ -248,7 +251,7 @@ class GcsPlace:
         patience.call(lambda: file.run(opened))
 
     def write(self, name: str, data: bytes, *, if_absent: bool = False) -> None:
-        """Write a whole object in one request; see `Place`.
+        """Write a whole object in one request; see `Remote`.
 
         Raises:
             ConflictError: `if_absent`, and there is one with other content.
@@ -285,7 +288,7 @@ def _check_crc(answer: Any, data: bytearray, place: str) -> None:
         raise UnavailableError(f"{place}: what arrived does not fit its checksum; it was damaged on the way")
 
 
-def open_place(text: str | Path, settings: CloudSettings, policy: RetryPolicy = _POLICY) -> Place:
+def open_remote(text: str | Path, settings: CloudSettings, policy: RetryPolicy = _POLICY) -> Remote:
     """Return the place at `gs://bucket/path` or a local path; it need not exist, and nothing is asked yet.
 
     `policy` says how often a call that gets no answer is repeated.
@@ -295,6 +298,6 @@ def open_place(text: str | Path, settings: CloudSettings, policy: RetryPolicy = 
     """
     split = split_place(text)
     if split is None:
-        return LocalPlace(Path(text).expanduser().absolute())
+        return FolderRemote(Path(text).expanduser().absolute())
     bucket, path = split
-    return GcsPlace(Bucket(settings, bucket), path, policy)
+    return BucketRemote(Bucket(settings, bucket), path, policy)

@@ -1,9 +1,10 @@
-"""Where a dataset is written to: a folder on disk or below a bucket, a file at a time, each whole or not at all.
+"""Where a dataset or a run is written to: a folder on disk or below a bucket, a file at a time, each whole.
 
-Place ── LocalPlace   temporary name, rename; files of the same disk are linked
+Place ── LocalPlace   temporary name, fsync, rename; files of the same disk are linked
      └── GcsPlace     objects over gcsfs; those of other folders of the bucket are copied inside the service
 """
 
+import hashlib
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from typing import BinaryIO, Protocol, runtime_checkable
 
 from brain_service.datasets.shards import link_or_copy
 from brain_service.datasets.storage import (
+    GCS,
     Folder,
     GcsFolder,
     LocalFolder,
@@ -22,8 +24,8 @@ from brain_service.datasets.storage import (
     open_folder,
     reaching_gcs,
 )
-from brain_service.durable import write_atomic
-from brain_service.errors import CorruptDataError, UnavailableError
+from brain_service.durable import make_directory, write_atomic
+from brain_service.errors import CorruptDataError, NotFoundError, UnavailableError
 
 __all__ = ["GcsPlace", "LocalPlace", "Place", "open_place"]
 
@@ -32,7 +34,19 @@ _PIECE_BYTES = 8 * 1024**2
 
 @runtime_checkable
 class Place(Protocol):
-    """A folder that can be written to. A file appears under its name once it is whole."""
+    """A folder that can be written to; it need not exist. A file appears under its name once it is whole.
+
+    A file's name may hold slashes: it is the path of a file below.
+
+    Raises, in every method:
+        ForbiddenError: these credentials may not do that there.
+        UnavailableError: the medium or the service refuses.
+    """
+
+    @property
+    def location(self) -> str:
+        """Where it is, as a user would type it."""
+        ...
 
     @property
     def folder(self) -> Folder:
@@ -43,11 +57,15 @@ class Place(Protocol):
         """Return the folder `name` inside; it is made with its first file."""
         ...
 
+    def read(self, file: str) -> bytes | None:
+        """Return a whole file, None where there is none."""
+        ...
+
     def write(self, file: str, data: bytes) -> None:
         """Write a file, in place of one that is there.
 
         Raises:
-            UnavailableError: the medium or the service refuses.
+            NotFoundError: there is no such bucket.
         """
         ...
 
@@ -55,7 +73,7 @@ class Place(Protocol):
         """Write a file where there is none; returns False, and changes nothing, where there is one.
 
         Raises:
-            UnavailableError: the medium or the service refuses.
+            NotFoundError: there is no such bucket.
         """
         ...
 
@@ -68,8 +86,19 @@ class Place(Protocol):
 
         Raises:
             CorruptDataError: `source` is gone.
-            UnavailableError: the medium or the service refuses.
         """
+        ...
+
+    def stamps(self) -> dict[str, str]:
+        """Return for every file below, by its path, a text that changes with its bytes.
+
+        On this machine that is the SHA-256 of what is read; on a bucket CRC-32C and size as the service keeps
+        them, of which nothing is read.
+        """
+        ...
+
+    def delete(self, name: str) -> None:
+        """Delete a file, or a folder with all that is in it; what is not there is no error."""
         ...
 
     def remove(self) -> None:
@@ -84,6 +113,11 @@ class LocalPlace:
     path: Path
 
     @property
+    def location(self) -> str:
+        """Its path."""
+        return str(self.path)
+
+    @property
     def folder(self) -> LocalFolder:
         """The same folder, to read from."""
         return LocalFolder(self.path)
@@ -92,11 +126,20 @@ class LocalPlace:
         """Return the folder `name` inside."""
         return LocalPlace(self.path / name)
 
+    def read(self, file: str) -> bytes | None:
+        """Return a whole file, None where there is none."""
+        with _refused(self.path / file):
+            try:
+                return (self.path / file).read_bytes()
+            except (FileNotFoundError, NotADirectoryError):
+                return None
+
     def write(self, file: str, data: bytes) -> None:
         """Write a file durably, in place of one that is there."""
-        with _refused(self.path / file):
-            self.path.mkdir(parents=True, exist_ok=True)
-            write_atomic(self.path / file, data)
+        path = self.path / file
+        with _refused(path):
+            make_directory(path.parent)
+            write_atomic(path, data)
 
     def create(self, file: str, data: bytes) -> bool:
         """Write a file where there is none."""
@@ -130,8 +173,26 @@ class LocalPlace:
             (self.path / file).unlink(missing_ok=True)
             link_or_copy(folder.path / source, self.path / file)
 
+    def stamps(self) -> dict[str, str]:
+        """Return the SHA-256 of every file below."""
+        with _refused(self.path):
+            files = sorted(path for path in self.path.rglob("*") if path.is_file())
+            return {
+                path.relative_to(self.path).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+                for path in files
+            }
+
+    def delete(self, name: str) -> None:
+        """Delete a file or a folder."""
+        path = self.path / name
+        with _refused(path):
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+
     def remove(self) -> None:
-        """Delete the folder."""
+        """Delete the folder; what cannot be deleted stays."""
         shutil.rmtree(self.path, ignore_errors=True)
 
     @contextmanager
@@ -148,6 +209,7 @@ class GcsPlace:
     """A folder below a bucket. Picklable: a worker process connects by itself."""
 
     location: str
+    """`gs://bucket/path` without a slash at its end."""
 
     @property
     def folder(self) -> GcsFolder:
@@ -158,19 +220,39 @@ class GcsPlace:
         """Return the folder `name` inside."""
         return GcsPlace(f"{self.location}/{name}")
 
+    def read(self, file: str) -> bytes | None:
+        """Return a whole object, None where there is none."""
+        place = f"{self.location}/{file}"
+        try:
+            with reaching_gcs(place):
+                data: bytes = gcs_file_system().cat_file(place)
+        except FileNotFoundError:
+            return None
+        return data
+
     def write(self, file: str, data: bytes) -> None:
         """Write an object, in place of one that is there."""
-        with _sending(f"{self.location}/{file}"):
-            gcs_file_system().pipe_file(f"{self.location}/{file}", data)
+        self._put(file, data, "overwrite")
 
     def create(self, file: str, data: bytes) -> bool:
         """Write an object where there is none (`ifGenerationMatch=0`)."""
         try:
-            with _sending(f"{self.location}/{file}"):
-                gcs_file_system().pipe_file(f"{self.location}/{file}", data, mode="create")
+            self._put(file, data, "create")
         except FileExistsError:
             return False
         return True
+
+    def _put(self, file: str, data: bytes, mode: str) -> None:
+        place = f"{self.location}/{file}"
+        try:
+            with _sending(place):
+                gcs_file_system().pipe_file(place, data, mode=mode)
+        except FileNotFoundError as error:
+            bucket = self.location.removeprefix(GCS).split("/")[0]
+            raise NotFoundError(
+                f"{place}: there is no bucket {bucket}; make it (gcloud storage buckets create {GCS}{bucket}), or "
+                "name another"
+            ) from error
 
     @contextmanager
     def stream(self, file: str) -> Iterator[BinaryIO]:
@@ -193,13 +275,35 @@ class GcsPlace:
         except FileNotFoundError as error:
             raise CorruptDataError(f"{folder.location}/{source} is gone; upload it again", file=source) from error
 
+    def stamps(self) -> dict[str, str]:
+        """Return CRC-32C and size of every object below, from one listing."""
+        system = gcs_file_system()
+        try:
+            with reaching_gcs(self.location):
+                # Never from gcsfs's cache of listings: others write here too.
+                system.invalidate_cache()
+                found = system.find(self.location, detail=True)
+        except FileNotFoundError:
+            return {}
+        start = len(self.location.removeprefix(GCS)) + 1
+        return {name[start:]: f"{entry['crc32c']}:{entry['size']}" for name, entry in sorted(found.items())}
+
+    def delete(self, name: str) -> None:
+        """Delete an object, and all below it."""
+        self.child(name).remove()
+
     def remove(self) -> None:
         """Delete the objects below."""
-        with _sending(self.location):
-            system = gcs_file_system()
-            found = [f"gs://{name}" for name in system.find(self.location, refresh=True)]
-            if found:
-                system.rm(found)
+        system = gcs_file_system()
+        try:
+            with reaching_gcs(self.location):
+                system.invalidate_cache()
+                names = [*system.find(self.location)]
+                if names:
+                    system.rm(names)
+                system.invalidate_cache()
+        except FileNotFoundError:
+            return
 
 
 def _fetch(folder: Folder, file: str, written: BinaryIO) -> None:
@@ -227,11 +331,10 @@ def _refused(path: Path) -> Iterator[None]:
     """
     try:
         yield
-    except FileExistsError:
-        raise
     except OSError as error:
         raise UnavailableError(
-            f"{path}: {error.strerror or error}; check permissions and free space, then start again"
+            f"{path}: {error.strerror or error}; check permissions and free space, or choose another output "
+            "directory"
         ) from error
 
 
@@ -252,11 +355,11 @@ def _sending(place: str) -> Iterator[None]:
         raise
 
 
-def open_place(place: str | Path) -> Place:
+def open_place(place: str | Path) -> LocalPlace | GcsPlace:
     """Return the folder at a local path or at `gs://bucket/path` to write to; it need not exist.
 
     Raises:
         InvalidError: the place has another scheme, or names no bucket.
     """
     folder = open_folder(place)
-    return LocalPlace(folder.path) if isinstance(folder, LocalFolder) else GcsPlace(folder.location)
+    return LocalPlace(folder.path.absolute()) if isinstance(folder, LocalFolder) else GcsPlace(folder.location)

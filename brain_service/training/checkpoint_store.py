@@ -10,8 +10,8 @@ import json
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
+from brain_service.datasets.places import GcsPlace, LocalPlace, Place, open_place
 from brain_service.errors import CorruptDataError, UnavailableError
-from brain_service.training.place import GcsPlace, LocalPlace, Place, open_place
 
 __all__ = ["CheckpointStore", "GcsStore", "LocalStore", "open_store"]
 
@@ -216,7 +216,7 @@ def open_store(folder: str | Path) -> CheckpointStore:
         InvalidError: the place has another scheme, or names no bucket.
     """
     place = open_place(folder)
-    return GcsStore(place) if isinstance(place, GcsPlace) else LocalStore(LocalPlace(Path(place.location)))
+    return GcsStore(place) if isinstance(place, GcsPlace) else LocalStore(place)
 
 
 def _is_step(path: Path) -> bool:

@@ -16,7 +16,7 @@ from google.auth.credentials import AnonymousCredentials
 
 from brain_service.cloud.answers import answer_error, reaching, retry_after_s
 from brain_service.cloud.credentials import authorized_session, credentials, is_emulator, storage_endpoint
-from brain_service.cloud.storage import open_place
+from brain_service.cloud.storage import open_remote
 from brain_service.errors import (
     BrainError,
     ConfigError,
@@ -137,7 +137,7 @@ def test_no_credentials_at_all_says_where_to_get_them(tmp_path: Path, monkeypatc
     monkeypatch.setenv("CLOUDSDK_CONFIG", str(tmp_path))
     monkeypatch.setenv("NO_GCE_CHECK", "True")
     with pytest.raises(ConfigError, match=r"where Google's libraries look.*gcloud auth.*cloud\.credentials_file"):
-        open_place("gs://robots/run", CloudSettings()).read("status.json")
+        open_remote("gs://robots/run", CloudSettings()).read("status.json")
 
 
 def test_a_key_signs_requests_with_its_token(key_file: Path, token_url: str) -> None:
@@ -188,7 +188,7 @@ def test_a_refused_key_is_told_from_a_clock_that_is_off(
     _Tokens.answer = (status, document)
     settings = CloudSettings(credentials_file=key_file, storage_endpoint="https://127.0.0.1:9")
     with pytest.raises(kind, match=says) as raised:
-        open_place("gs://robots/run", settings).read("status.json")
+        open_remote("gs://robots/run", settings).read("status.json")
     assert raised.value.detail.startswith("gs://robots/run/status.json: ")
 
 

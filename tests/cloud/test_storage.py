@@ -13,7 +13,7 @@ from google.cloud.storage._media.requests import ResumableUpload
 
 from brain_service.cloud.objects import Bucket
 from brain_service.cloud.patience import OfflineError, RetryPolicy
-from brain_service.cloud.storage import GcsPlace, Place, open_place
+from brain_service.cloud.storage import BucketRemote, Remote, open_remote
 from brain_service.errors import (
     BrainError,
     ConflictError,
@@ -31,12 +31,12 @@ LARGE = bytes(range(256)) * 4096  # 1 MiB
 
 
 @pytest.fixture(params=["gs", "local"])
-def place(request: pytest.FixtureRequest, bucket: str, cloud: CloudSettings, tmp_path: Path) -> Place:
+def place(request: pytest.FixtureRequest, bucket: str, cloud: CloudSettings, tmp_path: Path) -> Remote:
     """An empty place of either kind."""
-    return open_place(f"gs://{bucket}/run/1/" if request.param == "gs" else tmp_path / "run", cloud, QUICK)
+    return open_remote(f"gs://{bucket}/run/1/" if request.param == "gs" else tmp_path / "run", cloud, QUICK)
 
 
-def test_what_is_written_is_read_listed_and_fetched(place: Place, tmp_path: Path) -> None:
+def test_what_is_written_is_read_listed_and_fetched(place: Remote, tmp_path: Path) -> None:
     assert place.names() == {}
     files = {
         "status.json": b"{}",
@@ -58,7 +58,7 @@ def test_what_is_written_is_read_listed_and_fetched(place: Place, tmp_path: Path
     assert place.read("status.json") == b"newer"
 
 
-def test_what_must_not_be_there_is_not_overwritten(place: Place) -> None:
+def test_what_must_not_be_there_is_not_overwritten(place: Remote) -> None:
     place.write("once", b"first", if_absent=True)
     with pytest.raises(ConflictError):
         place.write("once", b"second", if_absent=True)
@@ -66,7 +66,7 @@ def test_what_must_not_be_there_is_not_overwritten(place: Place) -> None:
     assert list(place.names()) == ["once"]
 
 
-def test_what_is_missing_or_leads_out_is_refused(place: Place, tmp_path: Path) -> None:
+def test_what_is_missing_or_leads_out_is_refused(place: Remote, tmp_path: Path) -> None:
     for call in (lambda: place.read("none"), lambda: place.download("none", tmp_path / "none")):
         with pytest.raises(NotFoundError, match=f"{place.location}/none"):
             call()
@@ -80,7 +80,7 @@ def test_what_is_missing_or_leads_out_is_refused(place: Place, tmp_path: Path) -
         place.read("long", max_bytes=99)
 
 
-def test_a_download_has_the_promised_content_or_is_not_there(place: Place, tmp_path: Path) -> None:
+def test_a_download_has_the_promised_content_or_is_not_there(place: Remote, tmp_path: Path) -> None:
     place.write("file", LARGE)
     target, digest = tmp_path / "to" / "file", hashlib.sha256(LARGE).hexdigest()
     for size_bytes, sha256 in ((len(LARGE) - 1, digest), (len(LARGE) + 1, digest), (len(LARGE), "0" * 64)):
@@ -103,7 +103,7 @@ def test_a_download_has_the_promised_content_or_is_not_there(place: Place, tmp_p
 def test_a_connection_that_breaks_goes_on_where_it_was(
     gcs: GcsFaults, bucket: str, cloud: CloudSettings, tmp_path: Path
 ) -> None:
-    place = open_place(f"gs://{bucket}", cloud, QUICK)
+    place = open_remote(f"gs://{bucket}", cloud, QUICK)
     place.write("file", LARGE)
     gcs.plan += [Fault("status", code=503), Fault("drop"), Fault("lose"), Fault("status", code=429)]
     with pytest.raises(OfflineError):
@@ -129,7 +129,7 @@ def test_a_listing_of_many_pages_is_whole(gcs: GcsFaults, bucket: str, cloud: Cl
         found = list(Bucket(cloud, bucket).walk("many/", page_size))
         assert [item.name for item in found] == names
         assert gcs.log.count("list") >= 7 // page_size
-    assert list(open_place(f"gs://{bucket}/many", cloud).names()) == [str(number) for number in range(7)]
+    assert list(open_remote(f"gs://{bucket}/many", cloud).names()) == [str(number) for number in range(7)]
 
 
 REFUSED: list[tuple[Fault, type[BrainError]]] = [
@@ -142,7 +142,7 @@ REFUSED: list[tuple[Fault, type[BrainError]]] = [
 def test_a_refusal_is_not_repeated(
     gcs: GcsFaults, bucket: str, cloud: CloudSettings, fault: Fault, kind: type[BrainError]
 ) -> None:
-    place = open_place(f"gs://{bucket}/run", cloud)
+    place = open_remote(f"gs://{bucket}/run", cloud)
     for call in (lambda: place.read("status.json"), place.names, lambda: place.write("x", b"")):
         gcs.reset()
         gcs.plan.append(fault)
@@ -154,14 +154,14 @@ def test_a_refusal_is_not_repeated(
 @pytest.mark.parametrize("text", ["gs://", "gs:///x", "s3://b/x", "http://b/x", "gs://b/a/../c"])
 def test_a_place_that_is_none_is_refused(text: str) -> None:
     with pytest.raises(InvalidError):
-        open_place(text, CloudSettings())
+        open_remote(text, CloudSettings())
 
 
 def test_a_path_that_lost_a_slash_means_the_bucket(cloud: CloudSettings) -> None:
-    place = open_place(Path("gs://robots/run"), cloud)
-    assert isinstance(place, GcsPlace)
+    place = open_remote(Path("gs://robots/run"), cloud)
+    assert isinstance(place, BucketRemote)
     assert place.location == "gs://robots/run"
-    assert open_place("gs://robots", cloud).location == "gs://robots"
+    assert open_remote("gs://robots", cloud).location == "gs://robots"
 
 
 def test_the_proxys_sessions_are_what_googles_own_client_expects(gcs: GcsFaults, bucket: str) -> None:
@@ -181,7 +181,7 @@ def test_the_proxys_sessions_are_what_googles_own_client_expects(gcs: GcsFaults,
     blob.upload_from_string(data, if_generation_match=0, checksum="crc32c")
     assert gcs.plan == []
     assert gcs.objects(bucket) == {"by/google": data}
-    assert open_place(f"gs://{bucket}/by", CloudSettings(storage_endpoint=gcs.url)).read("google") == data
+    assert open_remote(f"gs://{bucket}/by", CloudSettings(storage_endpoint=gcs.url)).read("google") == data
     with pytest.raises(Exception, match="412"):
         blob.upload_from_string(data, if_generation_match=0)
 

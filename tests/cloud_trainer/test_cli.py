@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from brain_service.datasets.places import LocalPlace
 from brain_service.training.config import TrainConfig
-from brain_service.training.place import LocalPlace
 from cloud_trainer.cli import COMMANDS, main
 from cloud_trainer.record import RunRecord
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from brain_service.datasets.loader import open_dataset
+from brain_service.datasets.places import LocalPlace, open_place
 from brain_service.datasets.storage import GcsFolder, Range
 from brain_service.errors import CorruptDataError
-from brain_service.training.place import LocalPlace, open_place
 from cloud_trainer.distributed import Hosts
 from cloud_trainer.frozen import FROZEN_FILE, check_frozen
 from tests.fakes.gcs import FakeGcs, fake_gcs

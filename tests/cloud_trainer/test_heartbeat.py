@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from brain_service.cloud.run_status import RunStatus
+from brain_service.datasets.places import LocalPlace
 from brain_service.errors import UnavailableError
-from brain_service.training.place import LocalPlace
 from cloud_trainer.heartbeat import Heartbeat, read_status
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from brain_service.cloud.run_status import RunStatus
-from brain_service.training.place import Place, open_place
+from brain_service.datasets.places import Place, open_place
 from tests.cloud_trainer.runs import arguments, do, status
 from tests.fakes.gcs import FakeGcs, fake_gcs
 

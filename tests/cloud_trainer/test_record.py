@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from brain_service.datasets.places import LocalPlace
 from brain_service.errors import CorruptDataError, InvalidError
 from brain_service.training.config import TrainConfig
-from brain_service.training.place import LocalPlace
 from cloud_trainer.record import RunRecord, default_run_id, read_record
 
 CONFIG = TrainConfig(steps=10)

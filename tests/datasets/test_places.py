@@ -6,10 +6,9 @@ from pathlib import Path
 import pytest
 from gcsfs.retry import HttpError, validate_response
 
+from brain_service.datasets.places import LocalPlace, Place, open_place
 from brain_service.datasets.storage import reaching_gcs
 from brain_service.errors import CorruptDataError, ForbiddenError, InvalidError, NotFoundError, UnavailableError
-from brain_service.training.checkpoint_store import open_store
-from brain_service.training.place import Place, open_place
 from tests.fakes.gcs import FakeGcs, fake_gcs
 
 
@@ -54,6 +53,49 @@ def test_a_folder_goes_with_all_that_is_in_it_and_nothing_else(place: Place) -> 
     assert list(place.stamps()) == ["16/x", "60/x"]
 
 
+def test_a_file_is_made_once(place: Place) -> None:
+    assert place.create("claim", b"mine") is True
+    assert place.create("claim", b"yours") is False
+    assert place.read("claim") == b"mine"
+    assert list(place.stamps()) == ["claim"]
+
+
+def test_a_stream_that_is_cut_off_leaves_nothing(place: Place) -> None:
+    with pytest.raises(ZeroDivisionError), place.stream("shard") as written:
+        written.write(b"half")
+        raise ZeroDivisionError
+    assert place.read("shard") is None
+    with place.stream("shard") as written:
+        written.write(b"who")
+        written.write(b"le")
+    assert place.read("shard") == b"whole"
+
+
+def test_a_file_of_any_place_is_taken(place: Place, tmp_path: Path) -> None:
+    for name, source in (("here", LocalPlace(tmp_path / "here")), ("there", place.child("there"))):
+        source.write("shard", name.encode())
+        place.take(source.folder, "shard", f"taken-{name}")
+        assert place.read(f"taken-{name}") == name.encode()
+        with pytest.raises(CorruptDataError, match="is gone"):
+            place.take(source.folder, "lost", name)
+
+
+def test_a_removed_place_is_empty_and_its_neighbour_stays(place: Place) -> None:
+    place.write("work/a/b", b"1")
+    place.write("workshop", b"2")
+    place.child("work").remove()
+    place.child("never").remove()
+    assert list(place.stamps()) == ["workshop"]
+
+
+def test_a_file_in_the_way_of_a_folder_is_said(tmp_path: Path) -> None:
+    (tmp_path / "run").write_bytes(b"")
+    place = open_place(tmp_path / "run")
+    for put in (lambda: place.write("a", b""), lambda: place.create("a", b"")):
+        with pytest.raises(UnavailableError, match="run"):
+            put()
+
+
 def test_a_place_that_is_none_is_refused() -> None:
     for place in ("s3://bucket/x", "gs://"):
         with pytest.raises(InvalidError):
@@ -61,8 +103,10 @@ def test_a_place_that_is_none_is_refused() -> None:
 
 
 def test_a_missing_bucket_is_said_with_what_to_do(server: FakeGcs) -> None:
-    with pytest.raises(NotFoundError, match="no bucket nowhere; make it"):
-        open_place("gs://nowhere/run").write("status.json", b"")
+    place = open_place("gs://nowhere/run")
+    for put in (lambda: place.write("a", b""), lambda: place.create("a", b"")):
+        with pytest.raises(NotFoundError, match="no bucket nowhere; make it"):
+            put()
 
 
 @pytest.mark.parametrize(
@@ -74,45 +118,3 @@ def test_what_the_service_refuses_is_told_from_what_it_cannot_do_now(code: int, 
     with pytest.raises(kind, match="gs://b/o"), reaching_gcs("gs://b/o"):
         validate_response(code, answer, "b/o")
     assert issubclass(HttpError, Exception)
-
-
-def sealed(place: Place, step: int) -> None:
-    for name in ("params/data", "meta/metadata"):
-        place.write(f"{step}/{name}", b"%d" % step)
-    open_store(place.location).seal(step)
-
-
-def test_a_step_counts_once_it_is_sealed_and_verifies_while_it_is_whole(place: Place) -> None:
-    store = open_store(place.location)
-    for step in (4, 60, 6):
-        sealed(place, step)
-    place.write("8/params/data", b"8")
-    assert store.steps() == [4, 6, 60]
-    store.verify(6)
-    store.delete(6)
-    assert store.steps() == [4, 60]
-
-
-@pytest.mark.parametrize("damage", ["missing", "changed", "added"])
-def test_a_file_that_is_not_as_it_was_sealed_is_named(damage: str, place: Place) -> None:
-    store = open_store(place.location)
-    sealed(place, 6)
-    if damage == "missing":
-        place.delete("6/params/data")
-    else:
-        place.write("6/params/data" if damage == "changed" else "6/params/more", b"7")
-    name = "params/more" if damage == "added" else "params/data"
-    with pytest.raises(CorruptDataError, match=f"6: {name} is"):
-        store.verify(6)
-
-
-def test_on_a_bucket_nothing_goes_that_was_only_passed_over(server: FakeGcs) -> None:
-    place = open_place("gs://robots/passed-over")
-    sealed(place, 6)
-    place.write("8/params/data", b"8")
-    store = open_store(place.location)
-    before = place.stamps()
-    store.prepare()
-    assert store.leftovers() == {8}
-    assert store.pass_over(6) is False
-    assert place.stamps() == before
