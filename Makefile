@@ -8,7 +8,7 @@ JOBS   ?= 2
 DATA   ?= $(or $(BRAIN_DATA_DIR),build/demo/brain)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test slow quick soak crash-table fleet check bench bench-learning bench-learning-quick lock check-wheels clean
+.PHONY: help docs demo serve test slow quick soak crash-table fleet check bench bench-learning bench-learning-quick lock check-wheels clean
 
 help: ## what each target does
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 24
@@ -37,6 +37,9 @@ crash-table: $(VENV)/.dev ## the same faults, counted: writes docs/crash-table.m
 	$(BIN)/python -m tests.faults
 
 fleet: $(FLEET)/.installed ## Apache Beam and KFP for cloud-trainer convert and pipeline, in an environment of their own
+
+docs: $(VENV)/.dev ## the reference pages of docs/, made from the code: HTTP paths, Python names, settings
+	$(BIN)/python -m tests.docs.reference
 
 check: $(VENV)/.dev ## format, lint, types, import contracts
 	$(BIN)/ruff format --check .
