@@ -30,7 +30,7 @@ def test_importing_it_brings_neither_the_daemon_nor_a_framework() -> None:
 
 
 def test_the_example_is_short_and_runs(shared_daemon: Daemon) -> None:
-    (example,) = re.findall(r"^```python\n(.*?)^```$", DOCS.read_text(), re.MULTILINE | re.DOTALL)
+    example, _ = re.findall(r"^```python\n(.*?)^```$", DOCS.read_text(), re.MULTILINE | re.DOTALL)
     assert len(example.strip().splitlines()) <= 20
     program = example.replace("http://127.0.0.1:8080", shared_daemon.url)
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
