@@ -5,7 +5,6 @@ time on a machine as far as this module is concerned.
 """
 
 import json
-import os
 import select
 import subprocess
 import sys
@@ -17,6 +16,7 @@ from typing import Any
 
 from brain_service.cloud.plans import Plan
 from brain_service.errors import BrainError, DeadlineExceededError, InvalidError, UnavailableError
+from brain_service.settings import child_environment
 
 __all__ = ["Compiler", "StepRequest"]
 
@@ -110,7 +110,7 @@ class Compiler:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 text=True,
-                env=os.environ | ENVIRONMENT,
+                env=child_environment(ENVIRONMENT),
             )
         return self._process
 

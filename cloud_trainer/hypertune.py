@@ -11,10 +11,10 @@ import time
 from pathlib import Path
 
 from brain_service.errors import UnavailableError
+from cloud_trainer.environment import metric_file, trial_id
 
-__all__ = ["METRIC_FILE", "report"]
+__all__ = ["report"]
 
-METRIC_FILE = "/tmp/hypertune/output.metrics"
 _MOST_LINES = 100
 
 
@@ -26,10 +26,10 @@ def report(metric: str, value: float, step: int) -> None:
     Raises:
         UnavailableError: it cannot be written.
     """
-    path = Path(os.environ.get("CLOUD_ML_HP_METRIC_FILE", METRIC_FILE))
+    path = Path(metric_file())
     line = {
         "timestamp": time.time(),
-        "trial": os.environ.get("CLOUD_ML_TRIAL_ID", "0"),
+        "trial": trial_id(),
         metric: str(float(value)),
         "global_step": str(int(step)),
     }

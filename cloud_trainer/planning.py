@@ -1,13 +1,13 @@
 """`--plan`: a plan for the slice is made first, and a run that does not fit is refused before it is compiled."""
 
 import importlib.util
-import os
 import subprocess
 import sys
 from collections.abc import Callable
 
 from brain_service.datasets.loader import Dataset
 from brain_service.errors import ConfigError, InvalidError
+from brain_service.settings import child_environment
 from brain_service.training.config import TrainConfig
 from cloud_trainer.distributed import Hosts
 
@@ -40,7 +40,7 @@ def plan_first(config: TrainConfig, topology: str | None, fsdp: int) -> Callable
     def plan(_dataset: Dataset, hosts: Hosts) -> None:
         if hosts.first:
             words = [word for name, value in options.items() if value is not None for word in (name, str(value))]
-            environment = os.environ | {"JAX_PLATFORMS": "cpu", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
+            environment = child_environment({"JAX_PLATFORMS": "cpu", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"})
             done = subprocess.run(
                 [sys.executable, "-m", "cloud_trainer", "plan", *words], check=False, env=environment
             )

@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any, get_args
 from brain_service.datasets.loader import Mode
 from brain_service.errors import InvalidError
 from brain_service.logs import setup_logging
+from cloud_trainer.environment import prepare_libraries
 
 __all__ = ["main"]
 
@@ -32,7 +32,8 @@ def main(arguments: list[str]) -> int:
         BrainError: an option, the dataset or a checkpoint is unusable, or the medium fails.
     """
     given = _parser().parse_args(arguments)
-    _prepare_libraries()
+    prepare_libraries()
+    setup_logging("warning", "text")
     # After that: they read their settings when they are imported.
     from brain_service.training.config import TrainConfig
     from cloud_trainer.distributed import Cluster
@@ -156,19 +157,6 @@ def _more_settings(assignments: Sequence[str]) -> dict[str, Any]:
                 f"--set {assignment}: {shown} is wrong; use NAME=VALUE with the value as JSON", field=name
             ) from error
     return found
-
-
-def _prepare_libraries() -> None:
-    """Set what the libraries below read from the environment and from their own settings; the user's word wins."""
-    # Where TensorFlow is installed too, etils would use its client of the bucket, which no setting redirects.
-    os.environ.setdefault("EPATH_USE_TF", "false")
-    # Else gcsfs asks a control service for each bucket's kind: a permission more, and a minute where none answers.
-    os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
-    # Other processes write to the same folders: what gcsfs remembers of a listing is wrong a moment later.
-    import fsspec.config
-
-    fsspec.config.conf.setdefault("gcs", {}).setdefault("use_listings_cache", False)
-    setup_logging("warning", "text")
 
 
 def _say(line: str) -> None:

@@ -79,22 +79,6 @@ class Bucket:
         except NotFoundError:
             return None
 
-    def walk(self, prefix: str, page_size: int = 1000) -> Iterator[Stored]:
-        """Yield every object whose name begins so, in the order of names; a request a page."""
-        where = f"{self._endpoint}/storage/v1/b/{quote(self.name, safe='')}/o"
-        fields = "nextPageToken,items(name,size,crc32c,generation)"
-        page: str | None = None
-        while True:
-            asked = {"prefix": prefix, "fields": fields, "maxResults": str(page_size)} | (
-                {"pageToken": page} if page else {}
-            )
-            answer = self._call("GET", where, self.place(prefix), params=asked)
-            document = _json(answer, self.place(prefix))
-            yield from (_parsed(item, self.place(prefix)) for item in document.get("items", ()))
-            page = document.get("nextPageToken")
-            if not page:
-                return
-
     def open(self, name: str, start_byte: int = 0) -> Any:
         """Return the answer with an object's bytes from `start_byte` on, to be streamed and closed.
 
@@ -123,16 +107,15 @@ class Bucket:
         data: bytes,
         *,
         crc32c: str,
-        metadata: Mapping[str, str] | None = None,
-        if_absent: bool = False,
+        metadata: Mapping[str, str],
     ) -> Stored:
-        """Write a small object in one request; the service checks the checksum before the object is seen.
+        """Write a small object that must not be there in one request; it is seen once its checksum holds.
 
         Raises:
-            ConflictError: `if_absent`, and there is one.
+            ConflictError: there is such an object.
         """
         boundary = secrets.token_hex(16)
-        head = json.dumps({"name": name, "crc32c": crc32c, "metadata": dict(metadata or {})})
+        head = json.dumps({"name": name, "crc32c": crc32c, "metadata": dict(metadata)})
         body = (
             f"--{boundary}\r\nContent-Type: application/json; charset=UTF-8\r\n\r\n{head}\r\n"
             f"--{boundary}\r\nContent-Type: {_KIND}\r\n\r\n"
@@ -141,7 +124,7 @@ class Bucket:
             "POST",
             self._uploads(),
             self.place(name),
-            params=_upload_params("multipart", name, if_absent),
+            params=_upload_params("multipart", name),
             headers={"Content-Type": f"multipart/related; boundary={boundary}"},
             data=b"".join((body, data, f"\r\n--{boundary}--\r\n".encode())),
         )
@@ -159,7 +142,7 @@ class Bucket:
             "POST",
             self._uploads(),
             self.place(name),
-            params=_upload_params("resumable", name, if_absent=True),
+            params=_upload_params("resumable", name),
             headers={"X-Upload-Content-Type": _KIND, "X-Upload-Content-Length": str(size_bytes)},
             json={"crc32c": crc32c, "metadata": dict(metadata)},
         )
@@ -232,8 +215,9 @@ class Bucket:
             answer.close()
 
 
-def _upload_params(kind: str, name: str, if_absent: bool) -> dict[str, str]:
-    return {"uploadType": kind, "name": name} | ({"ifGenerationMatch": "0"} if if_absent else {})
+def _upload_params(kind: str, name: str) -> dict[str, str]:
+    # Generation 0: there is no such object.
+    return {"uploadType": kind, "name": name, "ifGenerationMatch": "0"}
 
 
 def _stored(answer: Any, place: str) -> Stored:

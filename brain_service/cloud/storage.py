@@ -8,7 +8,6 @@ own packages, and a download goes on where a killed one stopped.
 """
 
 import contextlib
-import os
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,8 +17,7 @@ from brain_service.cloud.fetch import Fetch
 from brain_service.cloud.names import check_name, split_place
 from brain_service.cloud.objects import BEYOND, Bucket, crc32c_text
 from brain_service.cloud.patience import Patience, RetryPolicy, ShouldStop, check_stop
-from brain_service.durable import make_directory, write_atomic
-from brain_service.errors import ConflictError, NotFoundError, TooLargeError, UnavailableError
+from brain_service.errors import NotFoundError, TooLargeError, UnavailableError
 from brain_service.settings import CloudSettings
 
 __all__ = ["BucketRemote", "FolderRemote", "Progress", "Remote", "open_remote"]
@@ -44,24 +42,12 @@ class Remote(Protocol):
         """Where it is, as a user would type it."""
         ...
 
-    def child(self, name: str) -> "Remote":
-        """Return the place `name` inside this one, whether it exists or not."""
-        ...
-
     def read(self, name: str, *, max_bytes: int = MAX_READ_BYTES) -> bytes:
         """Return a whole file.
 
         Raises:
             NotFoundError: there is none.
             TooLargeError: it is longer than `max_bytes`.
-        """
-        ...
-
-    def names(self) -> dict[str, int]:
-        """Return the size in bytes of every file at any depth, by name; empty where the folder does not exist.
-
-        Raises:
-            NotFoundError: there is no such bucket.
         """
         ...
 
@@ -85,14 +71,6 @@ class Remote(Protocol):
         """
         ...
 
-    def write(self, name: str, data: bytes, *, if_absent: bool = False) -> None:
-        """Write a whole file; a reader sees the old or the new one.
-
-        Raises:
-            ConflictError: `if_absent`, and there is one.
-        """
-        ...
-
 
 @dataclass(frozen=True)
 class FolderRemote:
@@ -105,26 +83,12 @@ class FolderRemote:
         """Its path."""
         return str(self.path)
 
-    def child(self, name: str) -> "FolderRemote":
-        """Return the folder `name` inside."""
-        return FolderRemote(self._file(name))
-
     def read(self, name: str, *, max_bytes: int = MAX_READ_BYTES) -> bytes:
         """Return a whole file; see `Remote`."""
         with self._reaching(name), self._file(name).open("rb") as file:
             data = file.read(max_bytes + 1)
         _require_short(len(data), max_bytes, str(self._file(name)))
         return data
-
-    def names(self) -> dict[str, int]:
-        """Return every file's size by name; see `Remote`."""
-        found: dict[str, int] = {}
-        for folder, _, names in os.walk(self.path):
-            for path in (Path(folder) / name for name in names):
-                # Temporary files come and go.
-                with contextlib.suppress(FileNotFoundError):
-                    found[path.relative_to(self.path).as_posix()] = path.stat().st_size
-        return dict(sorted(found.items()))
 
     def download(
         self,
@@ -145,28 +109,6 @@ class FolderRemote:
 
         source = str(self._file(name))
         Fetch(source, to, size_bytes, sha256, progress, lambda: check_stop(should_stop)).run(opened)
-
-    def write(self, name: str, data: bytes, *, if_absent: bool = False) -> None:
-        """Write a whole file durably; see `Remote`.
-
-        Raises:
-            ConflictError: `if_absent`, and there is one.
-        """
-        path = self._file(name)
-        with self._reaching(name):
-            make_directory(path.parent)
-            if not if_absent:
-                write_atomic(path, data)
-                return
-            temporary = path.with_name(f".{path.name}.{os.getpid()}.new")
-            write_atomic(temporary, data)
-            try:
-                # A link takes no other file's name, a rename would.
-                path.hardlink_to(temporary)
-            except FileExistsError as error:
-                raise ConflictError(f"{path} is there already") from error
-            finally:
-                temporary.unlink()
 
     def _file(self, name: str) -> Path:
         return self.path / check_name(name, self.location)
@@ -194,10 +136,6 @@ class BucketRemote:
         """`gs://bucket/path`."""
         return self.bucket.place(self.path).rstrip("/")
 
-    def child(self, name: str) -> "BucketRemote":
-        """Return the folder `name` inside."""
-        return BucketRemote(self.bucket, self._object(name), self.policy)
-
     def read(self, name: str, *, max_bytes: int = MAX_READ_BYTES) -> bytes:
         """Return a whole object, checked against the service's CRC-32C; see `Remote`."""
         place = self.bucket.place(self._object(name))
@@ -210,17 +148,6 @@ class BucketRemote:
                     _require_short(len(data), max_bytes, place)
                 _check_crc(answer, data, place)
                 return bytes(data)
-
-        return Patience(self.policy).call(once)
-
-    def names(self) -> dict[str, int]:
-        """Return every object's size by name; see `Remote`."""
-        prefix = f"{self.path}/" if self.path else ""
-
-        def once() -> dict[str, int]:
-            found = {item.name.removeprefix(prefix): item.size_bytes for item in self.bucket.walk(prefix)}
-            # Consoles make objects that stand for folders.
-            return {name: size for name, size in found.items() if name and not name.endswith("/")}
 
         return Patience(self.policy).call(once)
 
@@ -249,27 +176,6 @@ class BucketRemote:
 
         file = Fetch(place, to, size_bytes, sha256, progress, lambda: check_stop(should_stop))
         patience.call(lambda: file.run(opened))
-
-    def write(self, name: str, data: bytes, *, if_absent: bool = False) -> None:
-        """Write a whole object in one request; see `Remote`.
-
-        Raises:
-            ConflictError: `if_absent`, and there is one with other content.
-        """
-        from google_crc32c import value
-
-        crc32c, target = crc32c_text(value(data)), self._object(name)
-
-        def once() -> None:
-            try:
-                self.bucket.insert(target, data, crc32c=crc32c, if_absent=if_absent)
-            except ConflictError:
-                # Ours, where only the answer was lost.
-                there = self.bucket.stat(target)
-                if there is None or (there.crc32c, there.size_bytes) != (crc32c, len(data)):
-                    raise
-
-        Patience(self.policy).call(once)
 
     def _object(self, name: str) -> str:
         return f"{self.path}/{check_name(name, self.location)}".lstrip("/")

@@ -163,9 +163,7 @@ class Transfer:
         self._require_content(crc32c_text(_crc32c(0, data)))
         if self._bandwidth is not None and (wait_s := self._bandwidth.take(len(data))):
             self._patience.pause(wait_s)
-        stored = self._bucket.insert(
-            self._target, data, crc32c=self._frozen.crc32c, metadata=self._metadata(), if_absent=True
-        )
+        stored = self._bucket.insert(self._target, data, crc32c=self._frozen.crc32c, metadata=self._metadata())
         self.sent_bytes += len(data)
         self._require_stored(stored)
 

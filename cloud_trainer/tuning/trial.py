@@ -21,6 +21,7 @@ from brain_service.datasets.storage import open_folder
 from brain_service.errors import BrainError, InvalidError, NotFoundError
 from brain_service.processes import die_with_parent
 from brain_service.training.config import TrainConfig
+from cloud_trainer.environment import trial_id
 from cloud_trainer.hypertune import report
 from cloud_trainer.tuning.process import METRIC
 from cloud_trainer.tuning.space import Settings, to_arguments
@@ -38,7 +39,7 @@ def main(arguments: list[str], program: Sequence[str] = PROGRAM, look_s: float =
         InvalidError: no output directory is given, or a setting has no value of its kind.
         UnavailableError: the metric file cannot be written.
     """
-    command, output = translate(arguments, os.environ.get("CLOUD_ML_TRIAL_ID", "0"))
+    command, output = translate(arguments, trial_id())
     told: set[int] = set()
     dying = partial(die_with_parent, os.getpid())
     with subprocess.Popen([*program, *command], preexec_fn=dying) as process, _passed_on(process):

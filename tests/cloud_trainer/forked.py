@@ -20,7 +20,7 @@ import numpy as np
 
 from brain_service.datasets.loader import Batch, SequenceLoader
 from cloud_trainer.cli import main
-from cloud_trainer.train import _prepare_libraries
+from cloud_trainer.environment import prepare_libraries
 
 Run = dict[str, Any]
 
@@ -96,7 +96,7 @@ def group(runs: list[Run], folder: Path) -> list[tuple[int, str]]:
 
 
 if __name__ == "__main__":
-    _prepare_libraries()
+    prepare_libraries()
     import cloud_trainer.job  # noqa: F401
 
     folder = Path(sys.argv[1])
