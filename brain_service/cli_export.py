@@ -33,6 +33,7 @@ examples:
   brain export --checkpoint-dir ./checkpoints/run1 --output-dir ./models --quantization int8
   brain export --checkpoint-dir ./checkpoints/run1 --output-dir ./models --format jax --step 500
   brain export --checkpoint-dir ./checkpoints/run1 --output-dir ./models --format saved-model
+  brain export --checkpoint-path gs://my-robots/runs/1 --output-path ./models --quantization fp16
   brain export --checkpoint-dir ./checkpoints/run1 --output-dir ./models --format hailo \\
                --calibration-dataset ./datasets
   brain export --checkpoint-dir ./checkpoints/run1 --output-dir ./models --json | jq .forms.jax.parity
@@ -88,9 +89,18 @@ def add_export_command(commands: "argparse._SubParsersAction[argparse.ArgumentPa
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     added.set_defaults(run=lambda options: _export(options, bar))
-    added.add_argument("--checkpoint-dir", type=Path, required=True, help="checkpoints of one run")
     added.add_argument(
-        "--output-dir", type=Path, required=True, metavar="MODELS", help="<model_id>/ is made in here"
+        *("--checkpoint-dir", "--checkpoint-path"),
+        required=True,
+        metavar="RUN",
+        help="checkpoints of one run, or the output directory of the cloud's trainer; local or gs://",
+    )
+    added.add_argument(
+        *("--output-dir", "--output-path"),
+        type=Path,
+        required=True,
+        metavar="MODELS",
+        help="<model_id>/ is made in here",
     )
     added.add_argument("--step", type=int, help="of the run (default: its best by held-out loss, else the newest)")
     added.add_argument(
@@ -114,6 +124,10 @@ def add_export_command(commands: "argparse._SubParsersAction[argparse.ArgumentPa
 
 def _export(options: argparse.Namespace, bar: Bar) -> int:
     wanted = _wanted(options)
+    if options.checkpoint_dir.startswith("gs://"):
+        from brain_service.datasets.gcs_libraries import prepare_gcs_libraries
+
+        prepare_gcs_libraries()
     from brain_service.export.bundle import Bundle
     from brain_service.export.forms import FORMS, default_forms
     from brain_service.export.jax_step import export_jax

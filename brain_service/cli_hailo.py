@@ -20,9 +20,11 @@ exit code: 0 compiled, 1 prepared but not compiled, 2 failed
 examples:
   brain export-hailo ./models/0123456789abcdef --hailo-arch hailo8l --calibration-dataset ./datasets
   brain export-hailo ./models/0123456789abcdef --hailo-arch hailo8l --hef-source ./brain_step.hef
+  brain export-hailo --checkpoint-path ./models --output-dir ./models-hailo --calibration-dataset ./datasets
 
 The first compiles where Hailo's Dataflow Compiler (x86) is installed, and elsewhere prepares <bundle>/hailo/,
-whose compile.sh runs there; the second takes what came of it.
+whose compile.sh runs there; the second takes what came of it. The third takes the only bundle in ./models, leaves
+it as it is, and adds the form to a copy.
 """
 
 
@@ -36,7 +38,14 @@ def add_export_hailo_command(commands: "argparse._SubParsersAction[argparse.Argu
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    added.add_argument("bundle", type=Path, metavar="MODEL", help="a bundle's folder")
+    added.add_argument("bundle", type=Path, nargs="?", metavar="MODEL", help="a bundle, or the folder of one")
+    added.add_argument("--checkpoint-path", type=Path, metavar="MODEL", help="the same")
+    added.add_argument(
+        "--output-dir",
+        type=Path,
+        metavar="MODELS",
+        help="copy it to <model_id>/ in here first (default: add to it)",
+    )
     added.set_defaults(run=_run)
     add_arguments(added)
 
@@ -114,9 +123,34 @@ def tell(result: "HailoResult", options: argparse.Namespace) -> None:
 
 def _run(options: argparse.Namespace) -> int:
     require(options)
-    from brain_service.export.bundle import Bundle
-
-    result = make(Bundle.open(options.bundle), options)
+    result = make(_bundle(options), options)
     sys.stdout.write(f"{result.bundle.path}\n")
     tell(result, options)
     return 0 if result.compiled else 1
+
+
+def _bundle(options: argparse.Namespace) -> "Bundle":
+    """Return the bundle that gets the form: the named one, or a copy of it in `--output-dir`.
+
+    Raises:
+        InvalidError: none is named, or a folder of several.
+        BrainError: it does not verify, or cannot be copied.
+    """
+    from brain_service.export.bundle import MANIFEST, Bundle, is_model_id, write_bundle
+
+    path: Path | None = options.bundle or options.checkpoint_path
+    if path is None:
+        raise InvalidError("name a bundle: brain export-hailo MODEL ...", field="bundle")
+    if path.is_dir() and not (path / MANIFEST).is_file():
+        found = sorted(each.name for each in path.iterdir() if is_model_id(each.name))
+        if len(found) != 1:
+            raise InvalidError(
+                f"{path} holds {len(found)} bundles{': ' * bool(found)}{', '.join(found)}; name one of them",
+                field="bundle",
+            )
+        path = path / found[0]
+    bundle = Bundle.open(path)
+    if options.output_dir is None:
+        return bundle
+    files = {name: bundle.read(name) for name in bundle.manifest.files}
+    return Bundle.open(options.output_dir / write_bundle(options.output_dir, bundle.manifest, files))

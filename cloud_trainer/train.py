@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
+from brain_service.datasets.gcs_libraries import prepare_gcs_libraries
 from brain_service.datasets.loader import Mode
 from brain_service.errors import InvalidError
 from brain_service.logs import setup_logging
-from cloud_trainer.environment import prepare_libraries
 
 __all__ = ["main"]
 
@@ -32,7 +32,7 @@ def main(arguments: list[str]) -> int:
         BrainError: an option, the dataset or a checkpoint is unusable, or the medium fails.
     """
     given = _parser().parse_args(arguments)
-    prepare_libraries()
+    prepare_gcs_libraries()
     setup_logging("warning", "text")
     # After that: they read their settings when they are imported.
     from brain_service.training.config import TrainConfig

@@ -53,3 +53,31 @@ def test_a_missing_package_is_named(
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "onnxruntime" else real(name))
     assert main(["export-hailo", str(tmp_path), "--calibration-dataset", "d"]) == 2
     assert "needs onnxruntime; pip install onnxruntime" in capsys.readouterr().err
+
+
+def test_the_only_bundle_of_a_folder_is_copied_and_stays_as_it_is(
+    tmp_path: Path, recordings: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PATH", f"{install_compiler(tmp_path / 'bin').parent}:{os.environ['PATH']}")
+    toy, out = write_toy(tmp_path / "models"), tmp_path / "hailo"
+    before = (toy / "manifest.json").read_bytes()
+    words = ["export-hailo", "--checkpoint-path", str(toy.parent), "--output-dir", str(out)]
+    assert main([*words, "--calibration-dataset", str(recordings)]) == 0
+    assert capsys.readouterr().out == f"{out / toy.name}\n"
+    assert HEF in Bundle.open(out / toy.name).manifest.files
+    assert (toy / "manifest.json").read_bytes() == before and HEF not in Bundle.open(toy).manifest.files
+
+    other = write_toy(tmp_path / "models", scale=0.5)
+    assert main([*words, "--calibration-dataset", str(recordings)]) == 2
+    said = capsys.readouterr().err
+    assert toy.name in said and other.name in said and "name one of them" in said
+
+
+def test_no_bundle(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    calibrated = ["--calibration-dataset", "d"]
+    assert main(["export-hailo", *calibrated]) == 2
+    assert "name a bundle" in capsys.readouterr().err
+    assert main(["export-hailo", str(tmp_path), *calibrated]) == 2
+    assert f"{tmp_path} holds 0 bundles; name one of them" in capsys.readouterr().err
+    assert main(["export-hailo", str(tmp_path / "none"), *calibrated]) == 2
+    assert "no bundle at" in capsys.readouterr().err

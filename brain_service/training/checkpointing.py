@@ -37,6 +37,8 @@ SCHEMA = "continuon-brain/checkpoint/1"
 UNREACHED = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED", "ABORTED")
 """What TensorStore says in its ValueErrors when a bucket does not answer."""
 ITEMS = ("params", "opt_state", "carry", "meta")
+IN_A_RUN = "checkpoints"
+"""Where the output directory of the cloud's trainer has them."""
 
 
 @dataclass(frozen=True)
@@ -240,15 +242,18 @@ class Checkpoints:
 def load_checkpoint(path: str | Path, step: int | None = None) -> LoadedCheckpoint:
     """Load one step of a run's folder; by default the best by held-out loss where the run looked, else the newest.
 
-    What does not verify is passed over for the newest that does.
+    The output directory of the cloud's trainer, which holds such a folder, does as well. What does not verify is
+    passed over for the newest that does.
 
     Raises:
         NotFoundError: there is no checkpoint, or not that step.
         CorruptDataError: the step, or every step, fails its hash or cannot be read.
         InvalidError: the checkpoint's config is not one that this version knows.
     """
-    store = open_store(path)
-    if not store.exists():
+    store = open_store(f"{str(path).rstrip('/')}/{IN_A_RUN}")
+    if store.exists():
+        path = store.location
+    elif not open_store(path).exists():
         raise NotFoundError(f"no checkpoints at {path}; train first (POST /train or `brain train`)")
     with Checkpoints(path) as checkpoints:
         steps = checkpoints.steps()

@@ -18,9 +18,9 @@ from typing import Any
 
 import numpy as np
 
+from brain_service.datasets.gcs_libraries import prepare_gcs_libraries
 from brain_service.datasets.loader import Batch, SequenceLoader
 from cloud_trainer.cli import main
-from cloud_trainer.environment import prepare_libraries
 
 Run = dict[str, Any]
 
@@ -96,7 +96,7 @@ def group(runs: list[Run], folder: Path) -> list[tuple[int, str]]:
 
 
 if __name__ == "__main__":
-    prepare_libraries()
+    prepare_gcs_libraries()
     import cloud_trainer.job  # noqa: F401
 
     folder = Path(sys.argv[1])

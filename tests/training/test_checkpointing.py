@@ -49,6 +49,15 @@ def test_an_older_step_can_be_asked_for(finished: TrainResult) -> None:
         load_checkpoint(finished.checkpoint_dir, 5)
 
 
+def test_the_folder_that_a_cloud_run_leaves_is_one_too(finished: TrainResult, tmp_path: Path) -> None:
+    shutil.copytree(finished.checkpoint_dir, tmp_path / "run" / "checkpoints")
+    found, expected = load_checkpoint(tmp_path / "run"), load_checkpoint(finished.checkpoint_dir)
+    assert found.step == expected.step and found.meta == expected.meta
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    with pytest.raises(NotFoundError, match="does not hold any checkpoint"):
+        load_checkpoint(tmp_path / "run")
+
+
 def test_a_folder_without_checkpoints_says_what_to_do(tmp_path: Path) -> None:
     for folder in (tmp_path / "none", tmp_path):
         with pytest.raises(NotFoundError, match="train first"):
