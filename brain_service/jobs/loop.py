@@ -135,6 +135,10 @@ class RunnerLoop:
         for job, identity in self._table.running():
             if identity is not None and end_group(identity):
                 log.warning("ended what was left of a job", extra={"job_id": job.job_id})
+        for identity in self._table.interrupted_looks():
+            end_group(identity)
+        # What goes on elsewhere is looked at again at once, and not when its last look has run out.
+        self._table.wake_all("network")
         for job in self._table.requeue_orphans(self._jobs.max_attempts):
             log.warning("job was interrupted", extra={"job_id": job.job_id, "state": job.state})
             with EventLog(self._folder(job).events) as events:

@@ -300,6 +300,18 @@ class JobTable:
         )
         return tuple((to_job(row), row["process"]) for row in rows)
 
+    def interrupted_looks(self) -> tuple[str, ...]:
+        """Return the processes of parked jobs that were woken and had not parked them again."""
+        rows = self._database.read(
+            "SELECT process FROM jobs JOIN waits USING (job_id) WHERE state = 'running' AND process IS NOT NULL"
+        )
+        return tuple(row["process"] for row in rows)
+
+    def wake_all(self, lane: Lane) -> None:
+        """Make all parked jobs of a lane due. Call it where no job can run: at the start of the only runner."""
+        with self._database.transaction(durable=True) as connection:
+            connection.execute("UPDATE waits SET wake_ns = 0 WHERE lane = ?", (lane,))
+
     def requeue_orphans(self, max_attempts: int) -> tuple[Job, ...]:
         """Requeue every running job. Call it where no job can run: at the start of the only runner.
 

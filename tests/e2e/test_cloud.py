@@ -18,7 +18,7 @@ from brain_service.jobs.job import ENDED
 from brain_service.jobs.table import JobTable
 from tests.fakes.control_plane import ControlPlane, running_control_plane
 from tests.fakes.gcs import FakeGcs, fake_gcs
-from tests.processes import Daemon
+from tests.processes import Daemon, running_daemon
 
 BUCKET = "robots"
 EPISODES, STEPS = 12, 30
@@ -131,3 +131,29 @@ def test_a_model_comes_back_from_the_cloud_whatever_is_killed(cloud: Cloud, targ
     finally:
         table.close()
         daemon.stop()
+
+
+def ended(daemon: Daemon, path: str, body: dict[str, Any]) -> dict[str, Any]:
+    """Start a job, and return it once it has succeeded."""
+    answer = httpx.post(f"{daemon.url}{path}", json=body, timeout=30).raise_for_status()
+    give_up = time.monotonic() + 500
+    while True:
+        job: dict[str, Any] = httpx.get(f"{daemon.url}{answer.headers['Location']}", timeout=30).json()
+        if job["state"] in ENDED:
+            assert job["state"] == "succeeded", job["error"]
+            return job
+        assert time.monotonic() < give_up, job
+        time.sleep(0.1)
+
+
+@pytest.mark.slow
+def test_a_model_from_away_that_is_worse_is_kept_but_not_served(tmp_path: Path) -> None:
+    with running_daemon(tmp_path / "brain") as daemon:
+        record(daemon.url)
+        good = ended(daemon, "/pipeline", TRAIN | {"steps": 150})["result"]["model_id"]
+        job = ended(daemon, "/train", TRAIN | {"target": "process", "steps": 1})
+        assert job["result"]["evaluation"]["promotion"]["promoted"] is False
+        assert {stage["name"]: stage["status"] for stage in job["stages"]}["activate"] == "skipped", job["stages"]
+        models = httpx.get(f"{daemon.url}/models", timeout=30).json()["models"]
+        assert {model["model_id"] for model in models} == {good, job["result"]["model_id"]}
+        assert (tmp_path / "brain" / "models" / "active").readlink().name == good

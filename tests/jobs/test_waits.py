@@ -127,3 +127,26 @@ def test_a_table_of_before_there_were_waits_is_taken_on(tmp_path: Path) -> None:
     table.park("old", "work", 0.0)
     assert claimed(table).stages[0].started_ns is None
     table.close()
+
+
+def test_a_new_runner_looks_at_once_after_all_that_goes_on_elsewhere(table: JobTable) -> None:
+    away, here = (table.create("train", {"target": target}).job_id for target in ("process", "local"))
+    claimed(table)
+    table.park(away, "network", 1800)
+    claimed(table)
+    table.park(here, "work", 1800)
+    table.wake_all("network")
+    assert claimed(table, "network").job_id == away
+    assert table.claim_next("work") is None
+
+
+def test_a_look_that_its_runner_did_not_outlive_is_known_by_its_process(table: JobTable) -> None:
+    job_id = table.create("train", {"target": "process"}).job_id
+    claimed(table)
+    table.park(job_id, "network", 0.0)
+    assert table.interrupted_looks() == ()
+    claimed(table, "network")
+    table.set_process(job_id, "boot:17:23")
+    assert table.interrupted_looks() == ("boot:17:23",)
+    table.park(job_id, "network", 5.0)
+    assert table.interrupted_looks() == ()

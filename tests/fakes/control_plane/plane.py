@@ -105,6 +105,7 @@ class Plane:
                 "labels": one.labels,
                 "billed_s": one.billed_s,
                 "runs": one.runs,
+                "looks": one.looks,
                 "exit_codes": one.exit_codes,
             }
             for one in self.resources.values()

@@ -45,6 +45,8 @@ class Resource:
     error: dict[str, Any] | None = None
     pid: int | None = None
     runs: int = 0
+    looks: int = 0
+    """How often it was asked for by name."""
     exit_codes: list[int] = field(default_factory=list)
     exit_reported: int | None = None
 

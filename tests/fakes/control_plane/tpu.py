@@ -40,6 +40,7 @@ def handle_tpu(plane: Plane, method: str, path: str, query: Mapping[str, str], b
     if resource is None:
         raise ApiError(404, f"Resource '{parent}/queuedResources/{name}' was not found")
     if method == "GET":
+        resource.looks += 1
         return resource.told(plane.ahead_s)
     if method == "DELETE":
         return _delete(plane, parent, resource, query)

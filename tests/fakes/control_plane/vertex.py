@@ -30,6 +30,7 @@ def handle_vertex(plane: Plane, method: str, path: str, query: Mapping[str, str]
     if resource is None or resource.kind != "vertex":
         raise ApiError(404, f"The CustomJob {parent}/customJobs/{job} does not exist.")
     if method == "GET" and verb is None:
+        resource.looks += 1
         return resource.told(plane.ahead_s)
     if method == "POST" and verb == "cancel":
         if resource.is_live:
