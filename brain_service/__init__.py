@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from brain_service.datasets.convert import convert_directory_to_tfrecord
     from brain_service.episodes.logger import EpisodeLogger
     from brain_service.hardware.detection import detect_jax_backends
+    from brain_service.hardware.trainers import select_trainer
     from brain_service.inference.router import InferenceRouter
     from brain_service.model.config import CoreModelConfig
     from brain_service.model.core import CoreModel
@@ -21,6 +22,7 @@ __all__ = [
     "InferenceRouter",
     "convert_directory_to_tfrecord",
     "detect_jax_backends",
+    "select_trainer",
 ]
 
 __getattr__ = lazy_names(
@@ -32,5 +34,6 @@ __getattr__ = lazy_names(
         "InferenceRouter": "inference.router",
         "convert_directory_to_tfrecord": "datasets.convert",
         "detect_jax_backends": "hardware.detection",
+        "select_trainer": "hardware.trainers",
     },
 )

@@ -17,9 +17,13 @@ def add_hardware_command(commands: "argparse._SubParsersAction[argparse.Argument
 
 
 def _hardware(options: argparse.Namespace) -> int:
-    from brain_service.hardware.detection import detect_jax_backends
+    from brain_service.hardware.detection import Machine, detect_jax_backends
+    from brain_service.hardware.trainers import describe_trainers
+    from brain_service.settings import load_settings
 
-    found = detect_jax_backends()
+    settings = load_settings()
+    trainers = describe_trainers(settings.learning.prefer_jax, machine=Machine(cache_dir=settings.cache_dir))
+    found = detect_jax_backends(cache_dir=settings.cache_dir) | {"trainers": trainers}
     if options.json:
         say_json(found)
         return 0
@@ -29,6 +33,9 @@ def _hardware(options: argparse.Namespace) -> int:
     say()
     say(f"best for training: {found['best_for_training'] or 'none'}")
     say(f"best for inference: {found['best_for_inference'] or 'none'}")
+    say(f"trainer: {trainers['trainer'] or 'none'}: {trainers['reason']}")
+    for option in trainers["alternatives"]:
+        say(f"  {'or' if option['available'] else 'not'} {option['trainer']}: {option['reason']}")
     return 0
 
 

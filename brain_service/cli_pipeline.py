@@ -34,6 +34,7 @@ Status = Literal["pending", "done", "failed", "skipped"]
 STEPS = ("health", "convert_tfrecord", "train_local", "evaluate", "export")
 _TRAINING = ("preset", "steps", "batch_size", "sequence_length", "learning_rate", "seed")
 _FOLLOW_S = 0.5
+_TIMEOUT_S = 120.0  # the first question to the runtimes after a boot takes seconds, on a busy robot many
 
 
 @dataclass(frozen=True)
@@ -187,7 +188,7 @@ def _by_daemon(options: argparse.Namespace) -> Iterator[StepReport]:
     names = (*_TRAINING, "quantization", "dry_run")
     body = {name: value for name in names if (value := getattr(options, name)) is not None}
     try:
-        with httpx.Client(base_url=options.url, headers=headers, timeout=30) as client:
+        with httpx.Client(base_url=options.url, headers=headers, timeout=_TIMEOUT_S) as client:
             job = _answered(client.post("/pipeline", json=body))
             with progress_bar("pipeline") as report:
                 while job["state"] in ("queued", "running"):

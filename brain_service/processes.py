@@ -11,7 +11,15 @@ from pathlib import Path
 
 import psutil
 
-__all__ = ["become_background", "die_with_parent", "end_group", "identify", "signal_group", "stop_child"]
+__all__ = [
+    "become_background",
+    "boot_id",
+    "die_with_parent",
+    "end_group",
+    "identify",
+    "signal_group",
+    "stop_child",
+]
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
@@ -42,7 +50,8 @@ def die_with_parent(parent_pid: int) -> None:
         os._exit(os.EX_TEMPFAIL)
 
 
-def _boot_id() -> str:
+def boot_id() -> str:
+    """Return what the kernel calls this boot; another one after every restart of the machine."""
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
@@ -57,7 +66,7 @@ def _start_ticks(pid: int) -> str | None:
 
 def identify(pid: int) -> str:
     """Return a name for the process group led by `pid` that no later process can take over, reboot included."""
-    return f"{_boot_id()}:{pid}:{_start_ticks(pid)}"
+    return f"{boot_id()}:{pid}:{_start_ticks(pid)}"
 
 
 def signal_group(identity: str, number: int) -> bool:
@@ -70,7 +79,7 @@ def signal_group(identity: str, number: int) -> bool:
     found = _start_ticks(group)
     # While a member lives, the kernel gives the group's number to no new process: a leader that is gone with
     # members left is still this group.
-    if boot != _boot_id() or (found is not None and found != ticks):
+    if boot != boot_id() or (found is not None and found != ticks):
         return False
     try:
         os.killpg(group, number)

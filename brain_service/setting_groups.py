@@ -147,6 +147,7 @@ class LearningSettings(Frozen):
     It starts after so many episodes that ended since the loop ran last, or at a time of the day ("03:00", local),
     whichever comes first; with `only_idle` not while a session or an episode is open, and never while a gate is
     closed, another training waits or runs, or less than `min_interval_s` passed since the last one began.
+    `prefer_jax` decides for every training with `trainer: auto` (`hardware.select_trainer`).
     """
 
     after_episodes: int | None = Field(default=None, gt=0)
@@ -157,6 +158,7 @@ class LearningSettings(Frozen):
     preset: Literal["development", "pi5_optimized", "tpu_optimized"] = "pi5_optimized"
     steps: int | None = Field(default=None, gt=0)
     target: Literal["local", "process", "vertex", "queued_resource"] = "local"
+    prefer_jax: bool = True
 
 
 class GateSettings(Frozen):

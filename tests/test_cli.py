@@ -63,6 +63,7 @@ def test_hardware_is_a_table_or_json(capsys: pytest.CaptureFixture[str]) -> None
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines if line and line[0] != " "][:4] == ["device", "cpu", "gpu", "tpu"]
     assert f"best for inference: {found['best_for_inference']}" in lines
+    assert f"trainer: {found['trainers']['trainer']}: {found['trainers']['reason']}" in lines
 
 
 FAILURES = [

@@ -11,13 +11,15 @@ from fastapi import APIRouter, Header, Query, Request
 from starlette.responses import PlainTextResponse, Response, StreamingResponse
 
 from brain_service.api.bodies import JsonResponse, read_body, read_object
+from brain_service.api.openapi_jobs import JOB, JOB_QUEUED
+from brain_service.api.probing import in_probe_thread
 from brain_service.api.services import Services, ServicesDep
 from brain_service.errors import InvalidError, NotFoundError
 from brain_service.jobs.events import read_events
 from brain_service.jobs.job import ENDED
 from brain_service.jobs.kinds import KINDS, parse_params, require_target
-from brain_service.jobs.params import TrainParams
 from brain_service.jobs.table import JobTable
+from brain_service.jobs.trainer import choose_trainer
 
 __all__ = ["router"]
 
@@ -27,14 +29,18 @@ FOLLOW_INTERVAL_S = 0.25
 KEEP_ALIVE_S = 15.0
 LOG_TAIL_BYTES = 1 << 20
 
+_A_JOB: dict[int | str, dict[str, Any]] = {
+    200: {"description": "The job", "content": {"application/json": {"schema": JOB}}}
+}
+
 
 async def _submit(kind: str, request: Request, services: Services, key: str | None) -> JsonResponse:
     body = read_object(await read_body(request, services.settings.capture.max_step_bytes))
     params = parse_params(kind, body)
     require_target(params, services.settings.cloud)
-    if isinstance(params, TrainParams) and params.trainer == "pytorch":
-        raise InvalidError("trainer: 'pytorch' is not available here; choose 'auto' or 'jax'", field="trainer")
-    job = await asyncio.to_thread(services.jobs.create, kind, body, idempotency_key=key)
+    choice = await in_probe_thread(choose_trainer, params, services.settings)
+    trainer = choice.to_json() if choice is not None else None
+    job = await asyncio.to_thread(services.jobs.create, kind, body, idempotency_key=key, trainer=trainer)
     headers = {"Location": f"/jobs/{job.job_id}", "Retry-After": "1"}
     return JsonResponse(job.to_json(), status_code=202, headers=headers)
 
@@ -52,12 +58,16 @@ def _submitter(kind: str) -> Callable[..., Coroutine[Any, Any, JsonResponse]]:
 for _kind, _described in sorted(KINDS.items()):
     _schema = {"content": {"application/json": {"schema": _described.params.model_json_schema()}}}
     _operation = _kind.replace("-", "_")
-    router.post(f"/{_kind}", status_code=202, operation_id=_operation, openapi_extra={"requestBody": _schema})(
-        _submitter(_kind)
-    )
+    router.post(
+        f"/{_kind}",
+        status_code=202,
+        operation_id=_operation,
+        openapi_extra={"requestBody": _schema},
+        responses={202: JOB_QUEUED},
+    )(_submitter(_kind))
 
 
-@router.get("/train", operation_id="latest_train")
+@router.get("/train", operation_id="latest_train", responses=_A_JOB)
 async def latest_train(services: ServicesDep) -> JsonResponse:
     """Return the latest run that trained: a `train` or a `pipeline` job.
 
@@ -83,7 +93,7 @@ async def list_jobs(
     return JsonResponse({"jobs": [job.to_json() for job in page.jobs], "next_cursor": page.next_cursor})
 
 
-@router.get("/jobs/{job_id}", operation_id="get_job")
+@router.get("/jobs/{job_id}", operation_id="get_job", responses=_A_JOB)
 async def get_job(job_id: str, services: ServicesDep) -> JsonResponse:
     """Return a job's state, progress, stages, result or error."""
     return JsonResponse((await asyncio.to_thread(services.jobs.get, job_id)).to_json())

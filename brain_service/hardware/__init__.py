@@ -8,8 +8,17 @@ if TYPE_CHECKING:
     from brain_service.hardware.detection import detect_jax_backends
     from brain_service.hardware.gate import Gate
     from brain_service.hardware.thermals import Sensors, read_sensors
+    from brain_service.hardware.trainers import TrainerChoice, TrainerOption, select_trainer
 
-__all__ = ["Gate", "Sensors", "detect_jax_backends", "read_sensors"]
+__all__ = [
+    "Gate",
+    "Sensors",
+    "TrainerChoice",
+    "TrainerOption",
+    "detect_jax_backends",
+    "read_sensors",
+    "select_trainer",
+]
 
 # Lazily: a worker on an interpreter without pydantic looks for accelerators and needs no settings.
 __getattr__ = lazy_names(
@@ -17,7 +26,10 @@ __getattr__ = lazy_names(
     {
         "Gate": "gate",
         "Sensors": "thermals",
+        "TrainerChoice": "trainers",
+        "TrainerOption": "trainers",
         "detect_jax_backends": "detection",
         "read_sensors": "thermals",
+        "select_trainer": "trainers",
     },
 )

@@ -1,11 +1,9 @@
 """`detect_jax_backends()`: what this machine can train and act with, each with the reason where it cannot."""
 
-import json
-import subprocess
 import sys
-import threading
-import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +16,9 @@ from brain_service.hardware.accelerators import (
     package_obstacle,
     tpu_obstacle,
 )
-from brain_service.settings import child_environment
+from brain_service.hardware.probes import Probe, ask
 
-__all__ = ["detect_jax_backends"]
+__all__ = ["INFERENCE_ORDER", "TRAINING_ORDER", "Machine", "detect_jax_backends", "jax_backend"]
 
 TRAINING_ORDER = ("tpu", "gpu", "cpu")
 INFERENCE_ORDER = ("hailo", "tpu", "gpu", "cpu")
@@ -29,30 +27,43 @@ PLATFORMS: Mapping[str, str] = {"cpu": "cpu", "gpu": "cuda", "tpu": "tpu"}
 
 SYSTEM_PYTHON = "/usr/bin/python3"
 
-_KEPT_S = 600.0
-_PACKAGE_ROOT = Path(__file__).resolve().parents[2]
-_asked: dict[tuple[str, ...], tuple[float, dict[str, Any]]] = {}
-_asking = threading.Lock()
+_JAX_DISTRIBUTIONS = ("jax", "jaxlib", "libtpu", "jax-cuda12-plugin", "jax-cuda13-plugin")
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where to look (the kernel's and the system's files), the time a runtime gets, and where answers are kept."""
+
+    sysfs: Path = SYSFS
+    dev: Path = DEV
+    root: Path = ROOT
+    timeout_s: float = 60.0
+    cache_dir: Path | None = None
 
 
 def detect_jax_backends(
-    *, sysfs: Path = SYSFS, dev: Path = DEV, root: Path = ROOT, timeout_s: float = 60.0
+    *,
+    sysfs: Path = SYSFS,
+    dev: Path = DEV,
+    root: Path = ROOT,
+    timeout_s: float = 60.0,
+    cache_dir: Path | None = None,
 ) -> dict[str, Any]:
     """Return `backends` (cpu, gpu, tpu, hailo), `best_for_training` and `best_for_inference`. Blocking.
 
     Each backend has `available`, `reason` (why not, and the next step; None where it is) and `devices`; `cpu` also
     has `runtimes`, `hailo` its parts `pci`, `device_node` and `runtime`. The best of nothing is None.
 
-    What only a runtime knows is asked of it in a child process with a time limit, and kept for ten minutes: JAX is
-    never imported here. While a worker holds a TPU, a child may be told that it is busy; the reason then says so.
+    What only a runtime knows is asked of it in child processes with a time limit, at the same time, and kept (in
+    `cache_dir` too, see `probes.ask`): JAX is never imported here. While a worker holds a TPU, a child may be told
+    that it is busy; the reason then says so.
     """
-    backends = {
-        "cpu": _jax("cpu", package_obstacle("jax"), timeout_s)
-        | {"runtimes": [name for name in ("jax", "onnxruntime") if package_obstacle(name) is None]},
-        "gpu": _jax("gpu", gpu_obstacle(dev), timeout_s),
-        "tpu": _jax("tpu", tpu_obstacle(sysfs), timeout_s),
-        "hailo": _hailo(sysfs, dev, root, timeout_s),
-    }
+    machine = Machine(sysfs, dev, root, timeout_s, cache_dir)
+    with ThreadPoolExecutor(4, thread_name_prefix="probe") as pool:
+        asked = {device: pool.submit(jax_backend, device, machine) for device in ("cpu", "gpu", "tpu")}
+        asked["hailo"] = pool.submit(_hailo, machine)
+    backends = {device: told.result() for device, told in asked.items()}
+    backends["cpu"]["runtimes"] = [name for name in ("jax", "onnxruntime") if package_obstacle(name) is None]
     return {
         "backends": backends,
         "best_for_training": _best(TRAINING_ORDER, backends),
@@ -64,11 +75,17 @@ def _best(order: Sequence[str], backends: Mapping[str, Mapping[str, Any]]) -> st
     return next((name for name in order if backends[name]["available"]), None)
 
 
-def _jax(device: str, obstacle: str | None, timeout_s: float) -> dict[str, Any]:
+def jax_backend(device: str, machine: Machine) -> dict[str, Any]:
+    """Return what JAX says of `cpu`, `gpu` or `tpu`: `available`, `reason` and `devices`. Blocking.
+
+    A device that is not there, or whose package is not, is not asked for.
+    """
+    obstacle = _obstacle(device, machine)
     if obstacle is None:
         environment = {"JAX_PLATFORMS": PLATFORMS[device], "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
         command = (sys.executable, "-m", "brain_service.hardware.jax_probe")
-        answer = _ask(command, environment, timeout_s)
+        probe = Probe(command, environment, _JAX_DISTRIBUTIONS)
+        answer = ask(probe, timeout_s=machine.timeout_s, cache_dir=machine.cache_dir)
         obstacle = answer.get("error")
         if obstacle is None:
             return {
@@ -80,54 +97,19 @@ def _jax(device: str, obstacle: str | None, timeout_s: float) -> dict[str, Any]:
     return {"available": False, "reason": obstacle, "devices": []}
 
 
-def _hailo(sysfs: Path, dev: Path, root: Path, timeout_s: float) -> dict[str, Any]:
-    parts = hailo_parts(sysfs, dev, root)
+def _obstacle(device: str, machine: Machine) -> str | None:
+    if device == "tpu":
+        return tpu_obstacle(machine.sysfs)
+    return gpu_obstacle(machine.dev) if device == "gpu" else package_obstacle("jax")
+
+
+def _hailo(machine: Machine) -> dict[str, Any]:
+    parts = hailo_parts(machine.sysfs, machine.dev, machine.root)
     if not any(part["reason"] for part in parts.values()):
-        python = str(root / SYSTEM_PYTHON.lstrip("/"))
+        python = str(machine.root / SYSTEM_PYTHON.lstrip("/"))
         code = "import json, hailo_platform; print(json.dumps({'version': hailo_platform.__version__}))"
-        answer = _ask((python, "-c", code), {}, timeout_s)
+        answer = ask(Probe((python, "-c", code), {}), timeout_s=machine.timeout_s)
         parts["runtime"] |= {"reason": answer.get("error"), "version": answer.get("version")}
     reasons = [f"{name}: {part['reason']}" for name, part in parts.items() if part["reason"]]
     names = [f"{chip['name']} at {chip['address']}" for chip in parts["pci"]["found"]]
     return {"available": not reasons, "reason": "; ".join(reasons) or None, "devices": names} | parts
-
-
-def _ask(command: tuple[str, ...], environment: Mapping[str, str], timeout_s: float) -> dict[str, Any]:
-    """Return the JSON object that a child process prints last, or its `error`; kept for a while."""
-    key = (*command, *environment.values())
-    with _asking:
-        asked_s, answer = _asked.get(key, (0.0, {}))
-        if not answer or time.monotonic() - asked_s > _KEPT_S:
-            answer = _run(command, environment, timeout_s)
-            _asked[key] = time.monotonic(), answer
-        return answer
-
-
-def _run(command: tuple[str, ...], environment: Mapping[str, str], timeout_s: float) -> dict[str, Any]:
-    try:
-        done = subprocess.run(
-            command,
-            capture_output=True,
-            stdin=subprocess.DEVNULL,
-            timeout=timeout_s,
-            text=True,
-            errors="replace",
-            cwd=_PACKAGE_ROOT,
-            env=child_environment(environment),
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        return {
-            "error": f"its runtime gave no answer within {timeout_s:g} s; does another process use the device?"
-        }
-    except OSError as error:
-        return {"error": f"{command[0]} cannot be started: {error.strerror}"}
-    last = (done.stdout.strip().splitlines() or [""])[-1]
-    try:
-        answer = json.loads(last)
-    except ValueError:
-        answer = None
-    if isinstance(answer, dict):
-        return answer
-    end = (done.stderr.strip().splitlines() or ["it printed nothing"])[-1]
-    return {"error": f"its runtime failed with exit code {done.returncode}: {end[:500]}"}

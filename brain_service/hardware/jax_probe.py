@@ -10,9 +10,12 @@ from typing import Any
 
 __all__ = ["main"]
 
+NICE = 10  # the robot's control path comes first
+
 
 def main() -> int:
     """Print `{"version", "devices": [...]}` or `{"error"}` as the last line; returns the exit code."""
+    os.nice(NICE)
     try:
         import jax
 

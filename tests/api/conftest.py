@@ -54,7 +54,7 @@ def taught(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
     data_dir: Path = tmp_path_factory.mktemp("taught") / "brain"
     with running_daemon(data_dir) as daemon:
         record_episodes(daemon.url, 4)
-        answer = httpx.post(f"{daemon.url}/pipeline", json={"preset": "development", "steps": 4})
+        answer = httpx.post(f"{daemon.url}/pipeline", json={"preset": "development", "steps": 4}, timeout=120)
         assert answer.status_code == 202, answer.text
         job = wait_for_job(daemon.url + answer.headers["location"])
         assert job["state"] == "succeeded", job

@@ -16,7 +16,7 @@ from tests.processes import Daemon
 
 @pytest.fixture
 def http(taught: Daemon) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=taught.url, timeout=10) as client:
+    with httpx.Client(base_url=taught.url, timeout=120) as client:
         yield client
 
 
@@ -116,7 +116,7 @@ def test_the_same_key_is_the_same_job(http: httpx.Client) -> None:
 
 
 def test_with_nothing_recorded_the_pipeline_says_so(daemon: Daemon) -> None:
-    with httpx.Client(base_url=daemon.url) as http:
+    with httpx.Client(base_url=daemon.url, timeout=120) as http:
         assert_problem(http.get("/train"), 404)
         location = http.post("/pipeline", json={}).headers["location"]
         job = wait_for_job(daemon.url + location, timeout_s=60)
@@ -130,7 +130,7 @@ def test_with_nothing_recorded_the_pipeline_says_so(daemon: Daemon) -> None:
 @pytest.mark.long
 def test_a_training_is_cancelled_and_jobs_survive_a_kill(daemon: Daemon) -> None:
     record_episodes(daemon.url, 3)
-    with httpx.Client(base_url=daemon.url, timeout=10) as http:
+    with httpx.Client(base_url=daemon.url, timeout=120) as http:
         body = {"steps": 100_000, "batch_size": 2, "sequence_length": 8}
         long = http.post("/train", json=body).headers["location"]
         before = wait_until_training(http, long, beyond=0.0)

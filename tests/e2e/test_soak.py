@@ -101,7 +101,7 @@ class Soak:
 
     def train(self) -> None:
         """Keep the job runner busy with small trainings."""
-        with httpx.Client(base_url=self.daemon.url, timeout=30) as http:
+        with httpx.Client(base_url=self.daemon.url, timeout=120) as http:
             while not self.over.is_set():
                 job = http.post("/train", json={"steps": 30, "checkpoint_every": 1000, "dataset": "taught"}).json()
                 while not self.over.wait(0.5):

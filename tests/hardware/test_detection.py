@@ -10,29 +10,29 @@ from typing import Any
 
 import pytest
 
-from brain_service.hardware import accelerators, detect_jax_backends, detection
+from brain_service.hardware import accelerators, detect_jax_backends, probes
 
 PROJECT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(autouse=True)
 def ask_afresh() -> Iterator[None]:
-    detection._asked.clear()
+    probes.forget()
     yield
-    detection._asked.clear()
+    probes.forget()
 
 
 @pytest.fixture
 def no_jax(monkeypatch: pytest.MonkeyPatch) -> None:
     """Answer for JAX's child process, so that only the rest is looked at."""
-    asked = detection._run
+    asked = probes._run
 
     def answer(command: tuple[str, ...], environment: dict[str, str], timeout_s: float) -> dict[str, Any]:
         if "brain_service.hardware.jax_probe" in command:
             return {"version": "0", "devices": [f"{environment['JAX_PLATFORMS']} 0"]}
         return asked(command, environment, timeout_s)
 
-    monkeypatch.setattr(detection, "_run", answer)
+    monkeypatch.setattr(probes, "_run", answer)
 
 
 def add_pci(root: Path, vendor: int, device: int, address: str = "0000:01:00.0") -> None:
@@ -131,7 +131,7 @@ def test_a_gpu_and_a_tpu_need_their_packages_as_well(tmp_path: Path, monkeypatch
 
 
 def test_a_platform_that_jax_cannot_start_is_told_in_its_words() -> None:
-    answer = detection._run(
+    answer = probes._run(
         (sys.executable, "-m", "brain_service.hardware.jax_probe"), {"JAX_PLATFORMS": "cuda"}, 60.0
     )
     assert "no device of platform 'cuda'" in answer["error"]

@@ -56,7 +56,7 @@ def _drive_all(url: str, model_id: str, plan: Plan, progress: Progress, label: s
 
 
 def _pipeline(url: str, body: dict[str, Any], bar: TaskID, progress: Progress) -> dict[str, Any]:
-    answer = httpx.post(f"{url}/pipeline", json={"preset": "development", **body})
+    answer = httpx.post(f"{url}/pipeline", json={"preset": "development", **body}, timeout=120)
     answer.raise_for_status()
     job = wait_for_job(
         f"{url}{answer.headers['Location']}",

@@ -1,0 +1,86 @@
+"""What the OpenAPI document says of jobs and of who trains."""
+
+from typing import Any, get_args
+
+from brain_service.jobs.job import STATES, StageStatus
+
+__all__ = ["JOB", "JOB_QUEUED", "TRAINERS"]
+
+Schema = dict[str, Any]
+
+_TRAINER = {"enum": ["jax", "pytorch"]}
+_NS = {"type": "integer", "minimum": -(2**63), "maximum": 2**63 - 1, "description": "Nanoseconds since the epoch."}
+_NS_OR_NONE = {"anyOf": [_NS, {"type": "null"}]}
+
+
+def _choice(trainer: Schema) -> Schema:
+    return {
+        "type": "object",
+        "required": ["trainer", "reason", "alternatives"],
+        "properties": {
+            "trainer": trainer,
+            "reason": {"type": "string", "description": "Why this one."},
+            "alternatives": {
+                "type": "array",
+                "items": {
+                    "type": "object",
+                    "required": ["trainer", "available", "reason"],
+                    "properties": {
+                        "trainer": _TRAINER,
+                        "available": {"type": "boolean"},
+                        "reason": {
+                            "type": "string",
+                            "description": "What it runs on, or why not and the next step.",
+                        },
+                    },
+                },
+            },
+        },
+    }
+
+
+TRAINERS = _choice({"enum": ["jax", "pytorch", None], "description": "null: nothing trains here."})
+"""Of `GET /hardware`."""
+
+_STAGE: Schema = {
+    "type": "object",
+    "required": ["name", "status", "details", "duration_s", "command", "started_ns"],
+    "properties": {
+        "name": {"type": "string"},
+        "status": {"enum": list(get_args(StageStatus))},
+        "details": {"type": "string"},
+        "duration_s": {"type": ["number", "null"]},
+        "command": {"type": ["string", "null"], "description": "Runs the same by hand."},
+        "started_ns": _NS_OR_NONE,
+    },
+}
+
+JOB: Schema = {
+    "type": "object",
+    "required": ["job_id", "kind", "state", "progress", "stages", "result", "error", "params", "trainer"],
+    "properties": {
+        "job_id": {"type": "string"},
+        "kind": {"type": "string"},
+        "state": {"enum": list(STATES)},
+        "progress": {"type": "number", "minimum": 0, "maximum": 1},
+        "stages": {"type": "array", "items": _STAGE},
+        "result": {"type": "object", "description": "Grows by the finished stages."},
+        "error": {"type": ["object", "null"], "description": "The problem document of a failed job."},
+        "created_ns": _NS,
+        "started_ns": _NS_OR_NONE,
+        "finished_ns": _NS_OR_NONE,
+        "attempt": {"type": "integer", "minimum": 0},
+        "params": {"type": "object", "description": "As asked for, defaults filled in."},
+        "cancel_requested": {"type": "boolean"},
+        "trainer": {
+            "anyOf": [_choice(_TRAINER), {"type": "null"}],
+            "description": "Who trains and why, as decided when the job was asked for; null: nothing is trained.",
+        },
+    },
+}
+
+JOB_QUEUED: Schema = {
+    "description": "Queued",
+    "content": {"application/json": {"schema": JOB}},
+    "headers": {"Location": {"required": True, "schema": {"type": "string"}}},
+}
