@@ -217,7 +217,7 @@ def _describe(folder: Path, newest: bool) -> dict[str, Any]:
         return item | {"error": f"{folder}: {error.strerror}; it went while it was read"}
     return item | {
         "error": None,
-        "episodes": {split: len(entries) for split, entries in manifest.splits.items()},
+        "episodes": manifest.split_episodes(),
         "steps": sum(entry.length for entries in manifest.splits.values() for entry in entries),
         "size_bytes": sum(shard.size_bytes for shard in manifest.shards),
         "profile": manifest.profile,

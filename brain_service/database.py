@@ -67,6 +67,7 @@ class Database:
         try:
             self._prepare(schema, version, name, added_columns)
         except BaseException:
+            # Raised again: whatever it is, the file must not stay open.
             self._connection.close()
             raise
 
@@ -115,6 +116,7 @@ class Database:
                 try:
                     yield self._connection
                 except BaseException:
+                    # Raised again: whatever ends the block early, nothing of it is kept.
                     self._connection.rollback()
                     raise
                 self._connection.execute("COMMIT")

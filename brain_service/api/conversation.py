@@ -88,6 +88,7 @@ async def _answer(party: Party, message: Incoming, max_bytes: int) -> Frame:
             log.warning("request failed", extra=error.problem())
         return party.refusal(message, error)
     except Exception as error:
+        # The conversation's boundary: one bad message must not end it.
         log.error("unexpected error", exc_info=error)
         return party.refusal(message, BrainError("unexpected error; the daemon's log has the details"))
 

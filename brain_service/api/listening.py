@@ -40,6 +40,7 @@ def bind_sockets(settings: Settings, manager: ServiceManager, *, tokens: bool) -
         if socket.AF_UNIX not in families and (unix := _bind_unix(settings)) is not None:
             found.append(unix)
     except BaseException:
+        # Raised again: whatever it is, no socket may stay open.
         for each in inherited:
             each.close()
         raise

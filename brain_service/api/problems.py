@@ -159,6 +159,7 @@ class Answered:
         try:
             await self.app(scope, receive, note)
         except Exception as error:
+            # The one boundary of all routes: what nobody foresaw becomes a 500 without a trace in it.
             if begun or scope["type"] != "http":
                 raise
             request = Request(scope)

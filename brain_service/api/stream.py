@@ -143,6 +143,7 @@ class _Stream:
         except BrainError as error:
             await self.refuse(error)
         except Exception:
+            # The stream's own boundary: the robot is told, and the daemon goes on.
             log.exception("unexpected error", extra={"episode_id": self._episode_id})
             await self.refuse(BrainError("unexpected error; the daemon's log has the details"))
         finally:

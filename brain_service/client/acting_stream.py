@@ -53,6 +53,7 @@ class InferStream:
         except InvalidStatus as error:
             return _refusal(error)
         except BaseException:
+            # Raised again: after any failure, an interrupt too, an answer may still come that is no later call's.
             self.drop()
             raise
 
@@ -93,6 +94,7 @@ class AsyncInferStream:
         except InvalidStatus as error:
             return _refusal(error)
         except BaseException:
+            # As in `InferStream`; a cancelled call, too, leaves an answer on its way.
             await self.drop()
             raise
 

@@ -50,6 +50,7 @@ class _LoopThread:
         try:
             return future.result()
         except BaseException:
+            # Raised again: an interrupt too must end what runs on the loop.
             future.cancel()
             raise
 

@@ -172,6 +172,7 @@ class Sender:
             except ClientError as error:
                 await self._consider(error)
             except Exception as error:
+                # The sender's own boundary: whoever waits for it is told why it ended.
                 log.exception("the sender of episode %s failed", self.episode_id)
                 self.failure = ClientError(f"unexpected {type(error).__name__} while sending: {error}")
         self._notify()

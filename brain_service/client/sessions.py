@@ -152,15 +152,14 @@ def _asked(
     return {"observation": observation, "reward": reward, "executed_action": executed_action, "record": record}
 
 
-class Session:
-    """A session of a `BrainClient`; as a context manager it ends itself."""
+class _Driven:
+    """What both kinds of session tell of themselves."""
 
-    def __init__(self, http: httpx.Client | InferStream, turns: _Turns) -> None:
-        self._http = http
+    def __init__(self, turns: _Turns) -> None:
         self._turns = turns
 
     def __repr__(self) -> str:
-        return f"<Session {self.session_id} at step {self.next_step}>"
+        return f"<{type(self).__name__} {self.session_id} at step {self.next_step}>"
 
     @property
     def session_id(self) -> str:
@@ -176,6 +175,14 @@ class Session:
     def next_step(self) -> int:
         """The step that the next observation is."""
         return self._turns.next_step
+
+
+class Session(_Driven):
+    """A session of a `BrainClient`; as a context manager it ends itself."""
+
+    def __init__(self, http: httpx.Client | InferStream, turns: _Turns) -> None:
+        super().__init__(turns)
+        self._http = http
 
     def infer(
         self,
@@ -232,30 +239,12 @@ class Session:
         self.end()
 
 
-class AsyncSession:
+class AsyncSession(_Driven):
     """A session of an `AsyncBrainClient`; as an async context manager it ends itself."""
 
     def __init__(self, http: httpx.AsyncClient | AsyncInferStream, turns: _Turns) -> None:
+        super().__init__(turns)
         self._http = http
-        self._turns = turns
-
-    def __repr__(self) -> str:
-        return f"<AsyncSession {self.session_id} at step {self.next_step}>"
-
-    @property
-    def session_id(self) -> str:
-        """The daemon's name for it."""
-        return self._turns.session_id
-
-    @property
-    def model_id(self) -> str:
-        """The model that it began with."""
-        return self._turns.model_id
-
-    @property
-    def next_step(self) -> int:
-        """The step that the next observation is."""
-        return self._turns.next_step
 
     async def infer(
         self,

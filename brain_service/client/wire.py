@@ -56,6 +56,14 @@ _INT_BYTES = {0xCC: 2, 0xCD: 3, 0xCE: 5, 0xCF: 9}
 
 _MSGPACK = msgspec.msgpack.Encoder(enc_hook=_typed)
 _JSON = msgspec.json.Encoder(enc_hook=_listed)
+_UNENCODABLE = (
+    NotImplementedError,
+    TypeError,
+    ValueError,
+    OverflowError,
+    RecursionError,
+    msgspec.MsgspecError,
+)
 
 
 def encode_step(step: Mapping[str, Any]) -> bytes:
@@ -66,14 +74,7 @@ def encode_step(step: Mapping[str, Any]) -> bytes:
     """
     try:
         return _MSGPACK.encode(step)
-    except (
-        NotImplementedError,
-        TypeError,
-        ValueError,
-        OverflowError,
-        RecursionError,
-        msgspec.MsgspecError,
-    ) as error:
+    except _UNENCODABLE as error:
         raise EncodeError(f"the step has no msgpack form: {error}") from error
 
 
@@ -107,14 +108,7 @@ def to_json(document: Mapping[str, Any]) -> bytes:
     """
     try:
         return _JSON.encode(document)
-    except (
-        NotImplementedError,
-        TypeError,
-        ValueError,
-        OverflowError,
-        RecursionError,
-        msgspec.MsgspecError,
-    ) as error:
+    except _UNENCODABLE as error:
         raise EncodeError(f"the body has no JSON form: {error}") from error
 
 

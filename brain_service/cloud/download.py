@@ -7,15 +7,13 @@ files     fetched one by one into `.<model_id>.download/`, each against its size
 bundle    opened as the daemon opens it, then published by one rename
 """
 
-import fcntl
 import re
 import shutil
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from brain_service.cloud.patience import RetryPolicy, ShouldStop, check_stop
+from brain_service.cloud.patience import RetryPolicy, ShouldStop, check_stop, wait_for_lock
 from brain_service.cloud.signing import SIGNATURE_FILE, verify_signature
 from brain_service.cloud.storage import Remote, open_remote
 from brain_service.durable import make_directory, publish_directory
@@ -91,13 +89,7 @@ def _staging(models_dir: Path, model_id: str, should_stop: ShouldStop | None) ->
     """Yield the folder in which the bundle gathers; one download at a time, another call waits for its turn."""
     folder = models_dir / f".{model_id}.download"
     with (models_dir / ".download.lock").open("ab") as lock:
-        while True:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                check_stop(should_stop)
-                time.sleep(0.1)
+        wait_for_lock(lock, should_stop)
         make_directory(folder)
         yield folder
 

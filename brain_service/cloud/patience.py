@@ -5,19 +5,21 @@ together does not come back together. A wait that the service names itself (Retr
 Source: AWS Architecture Blog, "Exponential Backoff And Jitter"; https://cloud.google.com/storage/docs/retry-strategy.
 """
 
+import fcntl
 import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
 from brain_service.errors import CancelledJobError, UnavailableError
 
-__all__ = ["OfflineError", "Patience", "RetryPolicy", "ShouldStop", "check_stop", "park_s"]
+__all__ = ["OfflineError", "Patience", "RetryPolicy", "ShouldStop", "check_stop", "park_s", "wait_for_lock"]
 
 T = TypeVar("T")
 ShouldStop = Callable[[], bool]
 _SLICE_S = 0.1
+_LOCK_LOOK_S = 0.2
 _PARK_S = (30.0, 3600.0)
 
 
@@ -132,3 +134,19 @@ def park_s(attempts: int, rng: random.Random | None = None) -> float:
     first_s, most_s = _PARK_S
     bound_s = min(most_s, first_s * 2.0 ** min(attempts, 16))
     return (rng or random.Random()).uniform(bound_s / 2, bound_s)  # noqa: S311
+
+
+def wait_for_lock(file: IO[bytes], should_stop: ShouldStop | None) -> None:
+    """Lock an open file for this process (`flock`); a killed holder's is free at once.
+
+    Raises:
+        CancelledJobError: it was asked to stop while it waited.
+    """
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            check_stop(should_stop)
+            time.sleep(_LOCK_LOOK_S)
+        else:
+            return

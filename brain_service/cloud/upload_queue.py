@@ -5,7 +5,6 @@ written once: nothing is overwritten or deleted, ever, and what tells of other f
 """
 
 import contextlib
-import fcntl
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -16,7 +15,15 @@ from typing import Any
 from brain_service.cloud.freeze import Frozen, freeze_dataset, freeze_folder
 from brain_service.cloud.names import split_place
 from brain_service.cloud.objects import Bucket
-from brain_service.cloud.patience import OfflineError, Patience, RetryPolicy, ShouldStop, check_stop, park_s
+from brain_service.cloud.patience import (
+    OfflineError,
+    Patience,
+    RetryPolicy,
+    ShouldStop,
+    check_stop,
+    park_s,
+    wait_for_lock,
+)
 from brain_service.cloud.schedule import Bandwidth, QuietHours
 from brain_service.cloud.storage import Progress
 from brain_service.cloud.transfer import Transfer
@@ -29,8 +36,6 @@ __all__ = ["OfflineError", "UploadProgress", "UploadQueue", "UploadReport", "Upl
 
 UploadProgress = Callable[[int, int, str], None]
 """Told of the bytes that are there, of all of them, and of the file that is sent."""
-
-_POLL_S = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,13 +267,7 @@ class UploadQueue:
         except OSError as error:
             raise UnavailableError(f"cannot open {path}: {error.strerror}; check its folder") from error
         with file:
-            while True:
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError:
-                    check_stop(should_stop)
-                    time.sleep(_POLL_S)
+            wait_for_lock(file, should_stop)
             yield
 
 

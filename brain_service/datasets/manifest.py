@@ -135,6 +135,10 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     layout: int = 1
     merged: list[MergedPart] | msgspec.UnsetType = msgspec.UNSET
 
+    def split_episodes(self) -> dict[str, int]:
+        """Return how many episodes each split has."""
+        return {split: len(entries) for split, entries in self.splits.items()}
+
     def split_sizes(self) -> dict[str, tuple[list[int], int]]:
         """Return per split the episodes of each shard, and the bytes of its records without framing."""
         return {

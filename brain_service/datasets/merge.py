@@ -140,7 +140,7 @@ def _report(plan: MergePlan, manifest: Manifest, dataset: Place, *, reused: bool
         version=manifest.version,
         episodes=len(entries),
         steps=sum(entry.length for entry in entries),
-        splits={split: len(its) for split, its in manifest.splits.items()},
+        splits=manifest.split_episodes(),
         shards=len(manifest.shards),
         whole_shards=sum(map(len, plan.whole.values())),
         duplicates=plan.duplicates,

@@ -90,6 +90,7 @@ class Archive:
             self._file.close()
             raise CorruptDataError(f"{path.name}: {error.detail}") from error
         except BaseException:
+            # Raised again: whatever it is, the file must not stay open.
             self._file.close()
             raise
         self.sha256 = index.sha256

@@ -183,11 +183,8 @@ def read_header(path: Path) -> EpisodeHeader:
         CorruptDataError: it is a damaged archive.
         UnavailableError: the medium cannot read it.
     """
-    try:
-        with open_log(path) as log:
-            return _header(path, log)
-    except OSError as error:
-        raise _missing(path, error) from error
+    with _reading(path) as log:
+        return _header(path, log)
 
 
 def _header(path: Path, log: Log) -> EpisodeHeader:
@@ -209,11 +206,8 @@ def read_end(path: Path) -> dict[str, Any] | None:
         CorruptDataError: it is a damaged archive.
         UnavailableError: the medium cannot read it.
     """
-    try:
-        with open_log(path) as log:
-            line = log.last_line()
-    except OSError as error:
-        raise _missing(path, error) from error
+    with _reading(path) as log:
+        line = log.last_line()
     try:
         record = decode_line(line)
     except CorruptDataError:
@@ -254,11 +248,8 @@ def describe(path: Path) -> Description:
         CorruptDataError: it is damaged.
         UnavailableError: the medium cannot read it.
     """
-    try:
-        with open_log(path) as log:
-            return _describe(path, log)
-    except OSError as error:
-        raise _missing(path, error) from error
+    with _reading(path) as log:
+        return _describe(path, log)
 
 
 def _describe(path: Path, log: Log) -> Description:
@@ -307,11 +298,8 @@ def read_closed(path: Path, start: int, limit: int, max_bytes: int | None = None
         CorruptDataError: a line fails its checksum; the error names it.
         UnavailableError: the medium cannot read it.
     """
-    try:
-        with open_log(path) as log:
-            return _texts(path, log.read_lines(1 + start, 1 + start + limit), start, max_bytes)
-    except OSError as error:
-        raise _missing(path, error) from error
+    with _reading(path) as log:
+        return _texts(path, log.read_lines(1 + start, 1 + start + limit), start, max_bytes)
 
 
 def read_span(path: Path, offset: int, length: int, start: int, max_bytes: int | None = None) -> list[bytes]:
@@ -377,6 +365,16 @@ def _naming_line(path: Path, number: int) -> Iterator[None]:
 
 def _episode_id(path: Path) -> str:
     return path.name.removesuffix(ARCHIVE_SUFFIX).removesuffix(LOG_SUFFIX)
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[Log]:
+    """Open a log for the block; an OSError in it says that the episode is gone or cannot be read."""
+    try:
+        with open_log(path) as log:
+            yield log
+    except OSError as error:
+        raise _missing(path, error) from error
 
 
 def _missing(path: Path, error: OSError) -> BrainError:

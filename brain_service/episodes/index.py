@@ -145,6 +145,7 @@ class EpisodeIndex:
             if database is not None:
                 self._database.check()
         except BaseException:
+            # Raised again: whatever it is, the file must not stay open.
             self._database.close()
             raise
 

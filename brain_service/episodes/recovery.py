@@ -203,6 +203,7 @@ def recover(path: Path) -> tuple[EpisodeFile, LogScan, RecoveryReport]:
         file.close()
         raise io_problem(error, f"recover episode {path.stem!r}") from error
     except BaseException:
+        # Raised again: whatever it is, the log and its lock must not stay held.
         file.close()
         raise
     return file, found, report
@@ -283,6 +284,7 @@ def _set_aside(file: EpisodeFile, start: int, target: Path) -> None:
             )
         temporary.rename(target)
     except BaseException:
+        # Raised again: whatever it is, no half-written file stays.
         temporary.unlink(missing_ok=True)
         raise
     fsync_directory(target.parent)

@@ -77,6 +77,7 @@ def load_step(data: bytes, params: Mapping[str, np.ndarray[Any, Any]], carry: Ma
     try:
         session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
     except Exception as error:
+        # ONNX Runtime's exceptions have no common base below this one.
         raise UnavailableError(f"ONNX Runtime {onnxruntime.__version__} cannot load the graph: {error}") from error
     inputs, outputs = input_names(carry), output_names(carry)
 

@@ -188,6 +188,7 @@ def _run(data_dir: Path, lifeline: int | None) -> str:
         where = f" on {error.filename}" if error.filename else ""
         reason = f"the system refused{where}: {error.strerror or error}; check free space and permissions"
     except Exception as error:
+        # The runner's own boundary: its parent gets a reason in place of a traceback.
         log.exception("the job runner fails")
         return f"unexpected {type(error).__name__}: {error}; the daemon's log has the details"
     else:

@@ -75,7 +75,7 @@ def _report(manifest: Manifest, run: Run, *, reused: bool) -> FleetReport:
         profile=manifest.profile,
         episodes=len(entries),
         steps=sum(entry.length for entry in entries),
-        splits={split: len(entries) for split, entries in manifest.splits.items()},
+        splits=manifest.split_episodes(),
         shards=len(manifest.shards),
         quarantined=[{"file": item.file, "reason": item.reason} for item in manifest.quarantined],
         skipped_open=manifest.skipped_open,

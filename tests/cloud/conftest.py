@@ -8,6 +8,7 @@ import pytest
 
 from brain_service.cloud.upload_queue import UploadQueue
 from brain_service.settings import CloudSettings
+from tests.fakes.control_plane import ControlPlane, running_control_plane
 from tests.fakes.gcs_faults import GcsFaults, faulty_gcs
 
 from .uploads import FILES, QUICK, write
@@ -54,3 +55,17 @@ def queue(tmp_path: Path, cloud: CloudSettings) -> Iterator[UploadQueue]:
     """A queue that does not wait long."""
     with UploadQueue(tmp_path / "brain.db", cloud, policy=QUICK) as opened:
         yield opened
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
+    """The control planes of Vertex AI and of TPU VMs, simulated."""
+    with running_control_plane(tmp_path_factory.mktemp("plane")) as plane:
+        yield plane
+
+
+@pytest.fixture
+def plane(served: ControlPlane) -> ControlPlane:
+    """The same without any fault."""
+    served.script()
+    return served

@@ -1,7 +1,6 @@
 """Queued resources: what we send is what Google's own protos understand, and machines go when they should."""
 
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +18,6 @@ from tests.fakes.control_plane import ControlPlane, running_control_plane
 
 PARENT = f"projects/{PROJECT}/locations/us-central1-a"
 NOWHERE = "http://127.0.0.1:1"
-
-
-@pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
-    with running_control_plane(tmp_path_factory.mktemp("plane")) as plane:
-        yield plane
-
-
-@pytest.fixture
-def plane(served: ControlPlane) -> ControlPlane:
-    served.script()
-    return served
 
 
 @pytest.fixture(scope="module")

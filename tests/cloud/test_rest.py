@@ -2,7 +2,6 @@
 
 import json
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,22 +25,10 @@ from brain_service.errors import (
     UnavailableError,
 )
 from tests.cloud.launching import PROJECT, cloud_settings, request
-from tests.fakes.control_plane import ControlPlane, running_control_plane
+from tests.fakes.control_plane import ControlPlane
 from tests.processes import free_port
 
 JOBS = f"/v1/projects/{PROJECT}/locations/us-central1/customJobs"
-
-
-@pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
-    with running_control_plane(tmp_path_factory.mktemp("plane")) as plane:
-        yield plane
-
-
-@pytest.fixture
-def plane(served: ControlPlane) -> ControlPlane:
-    served.script()
-    return served
 
 
 def client(url: str, session: requests.Session | None = None, **more: Any) -> RestClient:

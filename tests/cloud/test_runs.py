@@ -16,16 +16,10 @@ from brain_service.cloud.run_status import STATUS_FILE
 from brain_service.cloud.runs import CloudRuns, RunView
 from brain_service.errors import ConfigError, ConflictError, InvalidError, NotFoundError
 from tests.cloud.launching import cloud_settings, heartbeat, request
-from tests.fakes.control_plane import ControlPlane, running_control_plane
+from tests.fakes.control_plane import ControlPlane
 
 Target = Literal["vertex", "queued_resource"]
 both = pytest.mark.parametrize("target", ["vertex", "queued_resource"])
-
-
-@pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
-    with running_control_plane(tmp_path_factory.mktemp("plane")) as plane:
-        yield plane
 
 
 class Robot:

@@ -1,7 +1,6 @@
 """Vertex AI: what we send is what Google's own protos understand, and what comes back is read rightly."""
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +17,6 @@ from tests.cloud.launching import PROJECT, cloud_settings, request, wait_for
 from tests.fakes.control_plane import ControlPlane, running_control_plane
 
 PARENT = f"projects/{PROJECT}/locations/us-central1"
-
-
-@pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
-    with running_control_plane(tmp_path_factory.mktemp("plane")) as plane:
-        yield plane
-
-
-@pytest.fixture
-def plane(served: ControlPlane) -> ControlPlane:
-    served.script()
-    return served
 
 
 @pytest.fixture(scope="module")

@@ -66,7 +66,7 @@ def verify_dataset(path: str | Path, progress: Progress | None = None) -> Verify
         done += shard.size_bytes
         progress(done, total)
     damages += check_layout(folder, manifest) + check_statistics(folder, manifest, check)
-    episodes = sum(len(entries) for entries in manifest.splits.values())
+    episodes = sum(manifest.split_episodes().values())
     return VerifyReport(str(folder), episodes, sound, len(manifest.shards), total, damages)
 
 

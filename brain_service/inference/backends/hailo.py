@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from brain_service.errors import BrainError, CorruptDataError, UnavailableError
+from brain_service.errors import CorruptDataError, UnavailableError
 from brain_service.export.bundle import HEF, Bundle
 from brain_service.export.hailo_names import HAILO_NAMES, HostOp, Names, Stream
 from brain_service.export.hef import check_device, check_runtime, parse_hef
 from brain_service.inference.arena import Layout
 from brain_service.inference.backends.hailo_device import HailoDevice, open_device
-from brain_service.inference.backends.hailo_errors import GONE, TIMEOUT, status_of, translate
+from brain_service.inference.backends.hailo_errors import GONE, TIMEOUT, asking, status_of, translate
 
 if TYPE_CHECKING:
     from jaxtyping import Float32
@@ -102,6 +102,7 @@ class HailoPolicy:
         try:
             self._infer(source)
         except Exception as error:
+            # HailoRT's errors have no root of their own; a step's own failure comes through its callback.
             failure = translate(error, "a step")
             if status_of(error) in GONE:
                 raise failure from error
@@ -159,7 +160,7 @@ class HailoPolicy:
         """
         self._shut_down()
         self._quarantine = [job for job in self._quarantine if not job.finished]
-        try:
+        with asking("configuring the model"):
             model = self._device.infer_model
             self._inputs = self._ports(self._names.inputs, model.input, inputs=True)
             self._outputs = self._ports(self._names.outputs, model.output, inputs=False)
@@ -168,10 +169,6 @@ class HailoPolicy:
                 input_buffers={port.name: port.buffer for port in self._inputs},
                 output_buffers={port.name: port.buffer for port in self._outputs},
             )
-        except BrainError:
-            raise
-        except Exception as error:
-            raise translate(error, "configuring the model") from error
 
     def _shut_down(self) -> None:
         if self._model is not None:
@@ -230,6 +227,7 @@ def load(bundle: Bundle, layout: Layout, cache_dir: Path) -> HailoPolicy:  # noq
     try:
         policy = HailoPolicy(device, device.name_streams(names, source), layout)
     except BaseException:
+        # Raised again: whatever it is, the device must be let go.
         device.close()
         raise
     # Before the interpreter takes its modules apart: the order in which HailoRT's objects go matters.

@@ -11,7 +11,7 @@ from typing import Any
 
 from brain_service.errors import BrainError, CorruptDataError, UnavailableError
 from brain_service.export.hailo_names import Names, Stream
-from brain_service.inference.backends.hailo_errors import NO_DEVICE_FREE, no_device_free, status_of, translate
+from brain_service.inference.backends.hailo_errors import asking, no_device_free, translate
 
 __all__ = ["HailoDevice", "open_device"]
 
@@ -47,7 +47,7 @@ class HailoDevice:
             CorruptDataError: the HEF has other streams.
             UnavailableError: HailoRT fails on it.
         """
-        try:
+        with asking("reading the HEF's streams"):
             inputs, outputs = list(self.infer_model.input_names), list(self.infer_model.output_names)
             if not names.read_from_compiler:
                 outputs = list(self.hailo.HEF(self.hef).get_sorted_output_names())
@@ -62,10 +62,6 @@ class HailoDevice:
                 self.infer_model.input(stream.layer).set_format_type(self.hailo.FormatType.FLOAT32)
             for stream in names.outputs:
                 self.infer_model.output(stream.layer).set_format_type(self.hailo.FormatType.FLOAT32)
-        except BrainError:
-            raise
-        except Exception as error:
-            raise translate(error, "reading the HEF's streams") from error
         return names
 
     def telemetry(self) -> dict[str, Any]:
@@ -105,23 +101,20 @@ def open_device(hailo: Any, hef: bytes, accepts: Callable[[str], None]) -> Hailo
         CorruptDataError: HailoRT finds the HEF damaged.
     """
     device_id, about = _choose(hailo, accepts)
-    try:
+    with asking("opening the device", lambda: _scan(hailo)):
         params = hailo.VDevice.create_params()
         # The default is another one in each of HailoRT's lines; with a scheduler nobody calls `activate`.
         params.scheduling_algorithm = hailo.HailoSchedulingAlgorithm.ROUND_ROBIN
         # Here, since the keyword of the same name makes HailoRT forget the params.
         params.device_ids = [device_id]
         vdevice = hailo.VDevice(params)
-    except Exception as error:
-        if status_of(error) == NO_DEVICE_FREE:
-            raise no_device_free(_scan(hailo)) from error
-        raise translate(error, "opening the device") from error
     try:
-        model = vdevice.create_infer_model(hef)
-    except Exception as error:
+        with asking("loading the HEF"):
+            model = vdevice.create_infer_model(hef)
+    except BrainError:
         with contextlib.suppress(Exception):
             vdevice.release()
-        raise translate(error, "loading the HEF") from error
+        raise
     return HailoDevice(hailo, vdevice, model, hef, about)
 
 
@@ -132,16 +125,12 @@ def _choose(hailo: Any, accepts: Callable[[str], None]) -> tuple[str, dict[str, 
     refusals: list[BrainError] = []
     for device_id in scanned:
         about: dict[str, Any] = {"device": device_id, "runtime": str(hailo.__version__)}
-        try:
+        with asking(f"identifying device {device_id}", lambda: scanned):
             device = hailo.Device(device_id)
             try:
                 board = device.control.identify()
             finally:
                 device.release()
-        except Exception as error:
-            if status_of(error) == NO_DEVICE_FREE:
-                raise no_device_free(scanned) from error
-            raise translate(error, f"identifying device {device_id}") from error
         architecture = str(getattr(board.device_architecture, "name", board.device_architecture))
         about |= {"architecture": architecture, "firmware": str(board.firmware_version)}
         try:
@@ -154,10 +143,8 @@ def _choose(hailo: Any, accepts: Callable[[str], None]) -> tuple[str, dict[str, 
 
 
 def _scan(hailo: Any) -> list[str]:
-    try:
+    with asking("looking for devices"):
         return [str(each) for each in hailo.Device.scan()]
-    except Exception as error:
-        raise translate(error, "looking for devices") from error
 
 
 def _require(streams: tuple[Stream, ...], layers: list[str], source: str) -> None:

@@ -5,12 +5,13 @@ versions, a device that another program holds, a HEF for another device, and hea
 Source: HailoRT 4.23, `hailort.h`.
 """
 
+import contextlib
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 
-from brain_service.errors import CorruptDataError, UnavailableError
+from brain_service.errors import BrainError, CorruptDataError, UnavailableError
 
-__all__ = ["GONE", "NO_DEVICE_FREE", "TIMEOUT", "no_device_free", "status_of", "translate"]
+__all__ = ["GONE", "NO_DEVICE_FREE", "TIMEOUT", "asking", "no_device_free", "status_of", "translate"]
 
 TIMEOUT, NO_DEVICE_FREE = 4, 74
 GONE = frozenset({36, 62, 64, 73, 74, 76, 96})
@@ -76,6 +77,25 @@ def translate(error: BaseException, doing: str) -> UnavailableError | CorruptDat
     reason = _REASONS.get(code or 0, "see hailort.log, and `hailortcli fw-control identify`")
     kind = CorruptDataError if code == 91 else UnavailableError
     return kind(f"Hailo: {doing} failed: {reason} ({said})", hailo_status=code)
+
+
+@contextlib.contextmanager
+def asking(doing: str, scan: Callable[[], list[str]] | None = None) -> Iterator[None]:
+    """Translate what HailoRT raises in the block; errors of ours pass. `scan` names the devices there are.
+
+    Raises:
+        UnavailableError: HailoRT fails, or no device is free.
+        CorruptDataError: it finds the HEF damaged.
+    """
+    try:
+        yield
+    except BrainError:
+        raise
+    except Exception as error:
+        # HailoRT's errors have no root of their own, and older releases raise bare ones beside them.
+        if scan is not None and status_of(error) == NO_DEVICE_FREE:
+            raise no_device_free(scan()) from error
+        raise translate(error, doing) from error
 
 
 def no_device_free(scanned: list[str]) -> UnavailableError:

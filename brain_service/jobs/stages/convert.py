@@ -38,7 +38,7 @@ def run(context: JobContext) -> Outcome:
         result = {
             "name": manifest.name,
             "version": manifest.version,
-            "splits": {split: len(entries) for split, entries in manifest.splits.items()},
+            "splits": manifest.split_episodes(),
         }
         _require_held_out(context, result)
         return Outcome(f"{manifest.name}/{manifest.version} was given", {"dataset": result}, skipped=True)
