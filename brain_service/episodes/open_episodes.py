@@ -15,7 +15,8 @@ from brain_service.episodes import catalogue
 from brain_service.episodes.flusher import Flusher
 from brain_service.episodes.header import EpisodeHeader
 from brain_service.episodes.recovery import RecoveryReport, looks_like_seed, quarantine, recover, settle, sweep
-from brain_service.episodes.writer import EpisodeWriter, Wear
+from brain_service.episodes.wear import WearMeter
+from brain_service.episodes.writer import EpisodeWriter
 from brain_service.errors import (
     BrainError,
     ConflictError,
@@ -75,7 +76,9 @@ class OpenEpisodes:
     `reports` says what recovery found, `last_error` why the medium refuses now (None: it does not).
     """
 
-    def __init__(self, root: Path, settings: CaptureSettings, flusher: Flusher, wear: Wear | None = None) -> None:
+    def __init__(
+        self, root: Path, settings: CaptureSettings, flusher: Flusher, wear: WearMeter | None = None
+    ) -> None:
         self.reports: deque[dict[str, Any]] = deque(maxlen=_REPORTS_KEPT)
         self.last_error: str | None = None
         self._root = root

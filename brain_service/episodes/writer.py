@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from brain_service.episodes.answers import Appended, Ended, EndReason, Taken
 from brain_service.episodes.archive import ARCHIVE_SUFFIX
@@ -21,30 +21,15 @@ from brain_service.episodes.rate import StepRate
 from brain_service.episodes.recovery import LogScan, RecoveryReport
 from brain_service.episodes.schema import StepIn
 from brain_service.episodes.step_lines import NewLines, StepLines, Tail
+from brain_service.episodes.wear import WearMeter
 from brain_service.episodes.wire import BodyKind
-from brain_service.errors import (
-    BrainError,
-    ConflictError,
-    CorruptDataError,
-    TooLargeError,
-    UnavailableError,
-)
+from brain_service.errors import BrainError, ConflictError, CorruptDataError, TooLargeError, UnavailableError
 from brain_service.settings import CaptureSettings
 from brain_service.spec import EpisodeSpec
 
-__all__ = ["EpisodeWriter", "Wear"]
+__all__ = ["EpisodeWriter"]
 
 _LOG = logging.getLogger(__name__)
-
-
-class Wear(Protocol):
-    """What counts the bytes written to the medium."""
-
-    def add(self, size_bytes: int) -> None:
-        """Count bytes that were just written."""
-
-    def count_steps(self, steps: int) -> None:
-        """Count steps that were just accepted."""
 
 
 class EpisodeWriter:
@@ -56,7 +41,7 @@ class EpisodeWriter:
         found: LogScan,
         settings: CaptureSettings,
         flusher: Flusher,
-        wear: Wear | None = None,
+        wear: WearMeter | None = None,
     ) -> None:
         self.header = found.header
         self.last_used_s = time.monotonic()
@@ -92,7 +77,7 @@ class EpisodeWriter:
         header: EpisodeHeader,
         settings: CaptureSettings,
         flusher: Flusher,
-        wear: Wear | None = None,
+        wear: WearMeter | None = None,
     ) -> "EpisodeWriter":
         """Create the log at `path`, durable before the return.
 

@@ -5,8 +5,6 @@ from brain_service.metrics.growing import Growing
 from brain_service.metrics.registry import (
     LATENCY_BUCKETS_S,
     OTHER,
-    Counter,
-    CounterFamily,
     Histogram,
     HistogramFamily,
 )
@@ -15,8 +13,6 @@ __all__ = [
     "CONTENT_TYPE",
     "LATENCY_BUCKETS_S",
     "OTHER",
-    "Counter",
-    "CounterFamily",
     "Growing",
     "Histogram",
     "HistogramFamily",

@@ -6,7 +6,7 @@ Source: prometheus.io/docs/instrumenting/exposition_formats. Each family is writ
 from collections.abc import Iterable, Mapping
 from typing import Literal
 
-from brain_service.metrics.registry import CounterFamily, Histogram, HistogramFamily
+from brain_service.metrics.registry import Histogram, HistogramFamily
 
 __all__ = ["CONTENT_TYPE", "Page"]
 
@@ -30,11 +30,6 @@ class Page:
         """Add a value that only grows; its name ends in `_total`."""
         assert name.endswith("_total"), f"a counter's name ends in _total: {name}"
         self._plain("counter", name, about, value)
-
-    def counters(self, family: CounterFamily) -> None:
-        """Add every series of a family of counters."""
-        samples = [(dict(zip(family.labels, values, strict=True)), each.value) for values, each in family.series()]
-        self.counter(family.name, family.about, samples)
 
     def histograms(self, family: HistogramFamily) -> None:
         """Add every series of a family of histograms."""

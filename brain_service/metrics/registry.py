@@ -1,4 +1,4 @@
-"""Counters and histograms that cost a fraction of a microsecond to feed, in families with bounded labels.
+"""Histograms that cost a fraction of a microsecond to feed, in families with bounded labels.
 
 Of our own, since `prometheus_client` takes 1.1 us an observation (a lock and a walk through the buckets; 0.2 us
 here), and its import costs the daemon 13 MB and 70 ms: it brings a web server along. It judges our page in the
@@ -8,7 +8,7 @@ tests. Nothing here takes a lock: each instrument belongs to one thread, or is f
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 
-__all__ = ["LATENCY_BUCKETS_S", "OTHER", "Counter", "CounterFamily", "Histogram", "HistogramFamily"]
+__all__ = ["LATENCY_BUCKETS_S", "OTHER", "Histogram", "HistogramFamily"]
 
 LATENCY_BUCKETS_S = (
     *(0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05),
@@ -20,19 +20,6 @@ OTHER = "other"
 """What every label says in the series that takes in what came after `max_series`."""
 
 Labels = tuple[str, ...]
-
-
-class Counter:
-    """A number that only grows."""
-
-    __slots__ = ("value",)
-
-    def __init__(self) -> None:
-        self.value = 0.0
-
-    def inc(self, by: float = 1.0) -> None:
-        """Add to it."""
-        self.value += by
 
 
 class Histogram:
@@ -63,27 +50,6 @@ class Histogram:
             if count and seen >= wanted:
                 return bound
         return None
-
-
-class CounterFamily:
-    """Counters of one name, told apart by their labels' values."""
-
-    def __init__(self, name: str, about: str, labels: Labels = (), max_series: int = 200) -> None:
-        self.name, self.about, self.labels = name, about, labels
-        self._max_series = max_series
-        self._series: dict[Labels, Counter] = {}
-
-    def of(self, *values: str) -> Counter:
-        """Return the counter of these values, made when first asked for; keep it where it is fed often."""
-        found = self._series.get(values)
-        if found is None:
-            values = _bounded(values, len(self._series), self._max_series)
-            found = self._series.setdefault(values, Counter())
-        return found
-
-    def series(self) -> Iterator[tuple[Labels, Counter]]:
-        """Return every series with its labels' values."""
-        yield from list(self._series.items())
 
 
 class HistogramFamily:
