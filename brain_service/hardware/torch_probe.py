@@ -10,8 +10,6 @@ import sys
 from importlib import import_module
 from typing import Any
 
-from brain_service.processes import die_with_parent
-
 __all__ = ["main"]
 
 NICE = 10  # the robot's control path comes first
@@ -19,7 +17,6 @@ NICE = 10  # the robot's control path comes first
 
 def main() -> int:
     """Print `{"version", "devices": [...]}` or `{"error"}` as the last line; returns the exit code."""
-    die_with_parent(os.getppid())  # a library that hangs as it loads would otherwise outlive a killed daemon
     os.nice(NICE)
     try:
         found = _compute()

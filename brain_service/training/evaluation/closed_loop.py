@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Float32
 
-from brain_service.errors import InvalidError
 from brain_service.model.core import step
 from brain_service.model.signals import StepInputs
 from brain_service.model.state import init_carry
@@ -34,8 +33,8 @@ class Policy(Protocol):
         """Answer the next step of the episode."""
 
 
-Simulator = Callable[[Policy, int], tuple[bool, float, int]]
-"""Runs one episode with the policy (fresh for each) and returns what a `Drive` holds; the integer is its seed."""
+Simulator = Callable[[Policy, int], Drive]
+"""Runs one episode with the policy (fresh for each); the integer is the episode's seed."""
 
 
 @dataclass(frozen=True)
@@ -57,12 +56,9 @@ def drive_closed_loop(subject: Subject, simulate: Simulator, episodes: int) -> C
     """Drive the simulator for so many episodes, seeds 0, 1, 2 and so on.
 
     The policy is what the exported model is: means of the first action of the chunk, cut to the recorded limits.
-
-    Raises:
-        InvalidError: the simulator returns something else than success, total reward and steps.
     """
     advance = jax.jit(lambda params, carry, inputs: step(params, subject.config, carry, inputs))
-    drives = [_as_drive(simulate(_Policy(subject, advance), seed)) for seed in range(episodes)]
+    drives = [simulate(_Policy(subject, advance), seed) for seed in range(episodes)]
     wins = sum(drive.success for drive in drives)
     return ClosedLoop(
         episodes=episodes,
@@ -71,16 +67,6 @@ def drive_closed_loop(subject: Subject, simulate: Simulator, episodes: int) -> C
         mean_return=float(np.mean([drive.total_reward for drive in drives])),
         mean_steps=float(np.mean([drive.steps for drive in drives])),
     )
-
-
-def _as_drive(ended: Any) -> Drive:
-    try:
-        success, total_reward, steps = ended
-        return Drive(bool(success), float(total_reward), int(steps))
-    except (TypeError, ValueError) as error:
-        raise InvalidError(
-            f"the simulator returned {ended!r}; return (success, total_reward, steps)", field="simulator"
-        ) from error
 
 
 class _Policy:
