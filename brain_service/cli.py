@@ -21,6 +21,7 @@ from brain_service.cli_hailo import add_export_hailo_command
 from brain_service.cli_hardware import add_hardware_command
 from brain_service.cli_health import add_health_command
 from brain_service.cli_keys import add_keys_command
+from brain_service.cli_lora import add_lora_command
 from brain_service.cli_pipeline import add_pipeline_command
 from brain_service.cli_replay import add_replay_command
 from brain_service.cli_train import (
@@ -45,6 +46,7 @@ examples:
   brain convert  --input-dir ./brain/episodes --output-dir ./datasets
   brain sanity-check
   brain train    --data-path ./datasets --checkpoint-dir ./checkpoints/run1 --steps 1000
+  brain lora train --rlds-dir ./datasets --run kitchen
   brain evaluate --data-path ./datasets --checkpoint-dir ./checkpoints/run1
   brain export   --checkpoint-dir ./checkpoints/run1 --output-dir ./models
   brain pipeline --data-dir ./brain --steps 500
@@ -138,6 +140,7 @@ def _parser() -> argparse.ArgumentParser:
     add_format_commands(commands)
     add_hardware_command(commands)
     add_export_hailo_command(commands)
+    add_lora_command(commands)
     add_upload_command(commands)
     add_keys_command(commands)
     add_health_command(commands)

@@ -9,9 +9,9 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
-from brain_service.errors import BrainError, NotFoundError, UnavailableError
+from brain_service.errors import BrainError
 from brain_service.terminal import progress_bar, say, say_json
 
 if TYPE_CHECKING:
@@ -33,8 +33,6 @@ same command again goes on from there.
 Status = Literal["pending", "done", "failed", "skipped"]
 STEPS = ("health", "convert_tfrecord", "train_local", "evaluate", "export")
 _TRAINING = ("preset", "steps", "batch_size", "sequence_length", "learning_rate", "seed")
-_FOLLOW_S = 0.5
-_TIMEOUT_S = 120.0  # the first question to the runtimes after a boot takes seconds, on a busy robot many
 
 
 @dataclass(frozen=True)
@@ -181,25 +179,12 @@ def _by_daemon(options: argparse.Namespace) -> Iterator[StepReport]:
         UnavailableError: no daemon answers, or it refuses.
         NotFoundError: the job is gone.
     """
-    import httpx
+    from brain_service.cli_daemon import open_daemon
 
-    token = options.token_file.read_text().split()[0] if options.token_file else ""
-    headers = {"Authorization": f"Bearer {token}"} if token else {}
     names = (*_TRAINING, "quantization", "dry_run")
     body = {name: value for name in names if (value := getattr(options, name)) is not None}
-    try:
-        with httpx.Client(base_url=options.url, headers=headers, timeout=_TIMEOUT_S) as client:
-            job = _answered(client.post("/pipeline", json=body))
-            with progress_bar("pipeline") as report:
-                while job["state"] in ("queued", "running"):
-                    stage = next((s["name"] for s in job["stages"] if s["status"] == "running"), job["state"])
-                    report(round(100 * job["progress"]), 100, stage)
-                    time.sleep(_FOLLOW_S)
-                    job = _answered(client.get(f"/jobs/{job['job_id']}"))
-    except httpx.HTTPError as error:
-        raise UnavailableError(
-            f"no daemon answers at {options.url}: {error}; start one with 'brain serve'"
-        ) from error
+    with open_daemon(options.url, options.token_file) as daemon, progress_bar("pipeline") as report:
+        job = daemon.job("pipeline", body, report)
     statuses: dict[str, Status] = {"done": "done", "failed": "failed", "skipped": "skipped"}
     for stage in job["stages"]:
         status = statuses.get(stage["status"], "pending")
@@ -207,13 +192,3 @@ def _by_daemon(options: argparse.Namespace) -> Iterator[StepReport]:
     if job["state"] != "succeeded":
         problem = job["error"] or {}
         yield StepReport(f"job {job['job_id']}", "failed", str(problem.get("detail") or job["state"]))
-
-
-def _answered(answer: Any) -> dict[str, Any]:
-    document: dict[str, Any] = answer.json() if "json" in answer.headers.get("content-type", "") else {}
-    if answer.is_success:
-        return document
-    kind = NotFoundError if answer.status_code == 404 else UnavailableError
-    raise kind(
-        f"{answer.request.url} answers {answer.status_code}: {document.get('detail') or answer.reason_phrase}"
-    )

@@ -7,20 +7,22 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from brain_service.training.loop import TrainProgress, TrainResult
+    from brain_service.training.loop import Hooks, TrainProgress, TrainResult
 
 __all__ = [
     "SANITY_EXAMPLES",
     "TRAIN_EXAMPLES",
     "add_sanity_arguments",
     "add_train_arguments",
+    "bar_hooks",
     "run_sanity",
     "run_train",
+    "stop_on_signals",
 ]
 
 Bar = AbstractContextManager[Callable[..., None]]
@@ -82,7 +84,7 @@ def run_train(options: argparse.Namespace, bar: Bar) -> dict[str, Any]:
     from brain_service.settings import load_settings
     from brain_service.training.compile_cache import keep_compiled
     from brain_service.training.config import TrainConfig
-    from brain_service.training.loop import Hooks, train
+    from brain_service.training.loop import train
 
     names = {field.name for field in fields(TrainConfig)}
     chosen = {name: value for name, value in vars(options).items() if name in names and value is not None}
@@ -90,23 +92,32 @@ def run_train(options: argparse.Namespace, bar: Bar) -> dict[str, Any]:
     settings = load_settings()
     keep_compiled(settings.cache_dir)
     gate = Gate(settings.gates)
-    with bar as report, _stop_on_signals() as stopped:
-        told = "training"
-
-        def on_progress(now: "TrainProgress") -> None:
-            nonlocal told
-            told = f"training, loss {now.loss:.3f}, {now.steps_per_s:.1f} steps/s"
-            report(now.step, now.steps, told)
-
-        def on_pause(reason: str) -> None:
-            report(None, config.steps, f"paused: {reason}" if reason else told)
-            if reason:
-                print(f"brain train: paused: {reason}", file=sys.stderr)
-
-        hooks = Hooks(on_progress=on_progress, should_stop=stopped, pause_reason=gate.reason, on_pause=on_pause)
+    with bar as report, stop_on_signals() as stopped:
+        hooks = replace(bar_hooks(report, stopped, config.steps, "brain train"), pause_reason=gate.reason)
         done = train(options.data_path, options.checkpoint_dir, config, hooks=hooks)
     _say_how_to_go_on(done)
     return done.to_json()
+
+
+def bar_hooks(
+    report: Callable[..., None], stopped: Callable[[], bool], steps: int, program: str, doing: str = "training"
+) -> "Hooks":
+    """Return the hooks that show a run of `steps` on a bar and let a signal end it; messages name `program`."""
+    from brain_service.training.loop import Hooks
+
+    told = doing
+
+    def on_progress(now: "TrainProgress") -> None:
+        nonlocal told
+        told = f"{doing}, loss {now.loss:.3f}, {now.steps_per_s:.1f} steps/s"
+        report(now.step, now.steps, told)
+
+    def on_pause(reason: str) -> None:
+        report(None, steps, f"paused: {reason}" if reason else told)
+        if reason:
+            print(f"{program}: paused: {reason}", file=sys.stderr)
+
+    return Hooks(on_progress=on_progress, should_stop=stopped, on_pause=on_pause)
 
 
 def _open_ended(options: argparse.Namespace) -> dict[str, Any]:
@@ -120,7 +131,7 @@ def _say_how_to_go_on(done: "TrainResult") -> None:
 
 
 @contextlib.contextmanager
-def _stop_on_signals() -> Iterator[Callable[[], bool]]:
+def stop_on_signals() -> Iterator[Callable[[], bool]]:
     """Turn the first SIGINT or SIGTERM into a request; a second one ends the program as usual."""
     asked: list[int] = []
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}

@@ -14,6 +14,7 @@ __all__ = [
     "InferenceSettings",
     "JobSettings",
     "LearningSettings",
+    "LoraSettings",
     "RetentionSettings",
     "RollbackSettings",
 ]
@@ -174,6 +175,39 @@ class GateSettings(Frozen):
     under_voltage_quiet_s: float | None = Field(default=30.0, ge=0)
     poll_interval_s: float = Field(default=2.0, ge=0)
     sysfs: Path = Path("/sys")
+
+
+class LoraSettings(Frozen):
+    """Fine-tuning with PyTorch: when it rests, and what its runs take where a request names nothing else.
+
+    It needs every sensor that `gates` and `idle_s` speak of, unless `allow_missing` names it. A base is a run or a
+    model by id or path; None is the active model, else the newest checkpoint.
+    """
+
+    allow_missing: tuple[Literal["battery", "temperature", "sessions", "episodes"], ...] = ()
+    idle_s: float = Field(default=60.0, ge=0, le=_CENTURY_S)
+    base_model_path: str | None = None
+    adapters_out_dir: Path | None = None
+    min_episodes: int = Field(default=16, gt=0)
+    max_episodes: int = Field(default=256, gt=0)
+    max_steps: int = Field(default=500, ge=0)
+    max_wall_time_s: float = Field(default=300.0, ge=1, le=7 * 86_400)
+    batch_size: int = Field(default=32, gt=0)
+    lora_layers: tuple[str, ...] = ()
+    learning_rate: float = Field(default=2e-3, gt=0, le=1)
+    rank: int = Field(default=4, gt=0)
+    alpha: float = Field(default=8.0, gt=0, le=1e4)
+
+    @field_validator("allow_missing", "lora_layers", mode="before")
+    @classmethod
+    def _words(cls, value: Any) -> Any:
+        """Read "battery,temperature", as the environment has it."""
+        return tuple(filter(None, value.split(","))) if isinstance(value, str) else value
+
+    @field_validator("adapters_out_dir")
+    @classmethod
+    def _absolute(cls, path: Path | None) -> Path | None:
+        return path.expanduser().absolute() if path is not None else None
 
 
 class CloudSettings(Frozen):

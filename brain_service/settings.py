@@ -32,6 +32,7 @@ from brain_service.setting_groups import (
     InferenceSettings,
     JobSettings,
     LearningSettings,
+    LoraSettings,
     RetentionSettings,
     RollbackSettings,
 )
@@ -44,6 +45,7 @@ __all__ = [
     "InferenceSettings",
     "JobSettings",
     "LearningSettings",
+    "LoraSettings",
     "RetentionSettings",
     "RollbackSettings",
     "Settings",
@@ -85,6 +87,7 @@ class Settings(Frozen):
     jobs: JobSettings = JobSettings()
     gates: GateSettings = GateSettings()
     learning: LearningSettings = LearningSettings()
+    lora: LoraSettings = LoraSettings()
     cloud: CloudSettings = CloudSettings()
 
     @field_validator("data_dir", "cache_dir", "uds", "tokens_file", "tls_certfile", "tls_keyfile")
@@ -129,6 +132,11 @@ class Settings(Frozen):
     def checkpoints_dir(self) -> Path:
         """Orbax checkpoints, `<run_id>/<step>/`."""
         return self.data_dir / "checkpoints"
+
+    @property
+    def adapters_dir(self) -> Path:
+        """What PyTorch's fine-tunings made, `<run_id>/`, and the audit of what became of it."""
+        return self.lora.adapters_out_dir or self.data_dir / "adapters"
 
     @property
     def models_dir(self) -> Path:

@@ -33,13 +33,17 @@ Progress = Callable[[int, int, str], None]
 
 @dataclass(frozen=True)
 class PolicySource:
-    """All that a bundle is made from: the model, its parameters and scales, and the features it was trained on."""
+    """All that a bundle is made from: the model, its parameters and scales, and the features it was trained on.
+
+    `adapters` tells which ones are merged into the parameters, as the manifest has it.
+    """
 
     config: CoreModelConfig
     params: Mapping[str, Any]
     normaliser: Normaliser
     spec: EpisodeSpec
     control_period_s: float | None
+    adapters: Mapping[str, Any] | None = None
 
 
 def export_jax(
@@ -71,8 +75,9 @@ def export_jax(
     params = init_params(loaded.config, jax.random.key(0)) if untrained else loaded.params
     # An episode of one step has no period; none is recorded, so that none is warned about.
     period_s = loaded.control_period_s if loaded.control_period_s > 0 else None
+    adapters = None if untrained else loaded.meta.get("adapters")
     return export_policy(
-        PolicySource(loaded.config, params, loaded.normaliser, loaded.spec, period_s),
+        PolicySource(loaded.config, params, loaded.normaliser, loaded.spec, period_s, adapters),
         Path(models_dir),
         quantisation=quantisation,
         forms=forms,
@@ -125,6 +130,7 @@ def export_policy(
         source_run=source_run,
         evaluation=evaluation,
         measured=made.measured,
+        adapters=source.adapters,
     )
     begin("writing")
     files = {PARAMS: save(stored), GOLDEN: reference.golden.to_bytes(), **made.files}

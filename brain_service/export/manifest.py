@@ -14,7 +14,7 @@ __all__ = ["HAILO_PARITY_CAP", "PARITY_CAP", "SCHEMA", "FileEntry", "Manifest", 
 
 SCHEMA = "1.0"
 
-ADDED = frozenset({"measured"})
+ADDED = frozenset({"measured", "adapters"})
 """Keys that the first bundles of this schema do not have."""
 
 PARITY_CAP: Mapping[str, float] = {"none": 1e-4, "fp16": 2e-2, "int8": 2e-2}
@@ -58,7 +58,8 @@ class Manifest:
     `step.jaxexport`, `onnx` is `model.onnx`, and `switch` is a session that moves from one form to another.
     `control_period_s` is the median step of the training data, None where unknown. `measured` is by form, for
     information: `drift`, as parity but over a long sequence and without a bound, and `step_us` on the exporting
-    machine.
+    machine. `adapters` says of a fine-tuned model which adapters were merged into which base: `sha256`, `base`,
+    `base_sha256`, `rank`, `alpha`, `layers`.
     """
 
     config: Mapping[str, Any]
@@ -75,6 +76,7 @@ class Manifest:
     evaluation: Mapping[str, Any] | None = None
     created_ns: int = 0
     measured: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    adapters: Mapping[str, Any] | None = None
     files: Mapping[str, FileEntry] = field(default_factory=dict)
     model_id: str = ""
     schema: str = SCHEMA
@@ -172,6 +174,8 @@ class Manifest:
                 or (type(self.control_period_s) in (int, float) and self.control_period_s > 0)
             ),
             f"created_ns {self.created_ns!r} is not an integer": type(self.created_ns) is not int,
+            f"adapters {self.adapters!r} name no sha256": self.adapters is not None
+            and not (isinstance(self.adapters, Mapping) and isinstance(self.adapters.get("sha256"), str)),
             f"a parity bound is above the cap {cap} for quantisation {self.quantisation!r}": any(
                 not parity.bound <= (HAILO_PARITY_CAP if form == "hailo" else cap or 0.0)
                 for form, parity in self.parity.items()

@@ -142,6 +142,7 @@ class ModelStore:
             "model_id": model_id,
             "created_ns": manifest.created_ns,
             "source_run": manifest.source_run,
+            "adapters": manifest.adapters,
             "quantisation": manifest.quantisation,
             "control_period_s": manifest.control_period_s,
             "evaluation": manifest.evaluation,

@@ -110,6 +110,11 @@ NOT_RUN = (
     NotRun(r"sudo brain", "asks an installed daemon with the token of its root", checks.taken_by_the_parser),
     NotRun(r"sudo head -n 1 /etc/continuon-brain/tokens", "a file that install.sh makes", checks.install_makes),
     NotRun(r"tensorboard --logdir", "a viewer, no dependency of ours", checks.event_files_are_named),
+    NotRun(
+        r"brain lora",
+        "needs torch and sixteen episodes; tests/jobs/test_lora_job.py runs these against a daemon",
+        checks.taken_by_the_parser,
+    ),
     NotRun(r"docker (build|push)", "no Docker daemon and no registry here", checks.dockerfile),
     NotRun(r"deploy/cloud/iam/apply\.sh", "binds roles in a project of Google Cloud", checks.script),
     NotRun(r"gcloud", "needs an account of Google Cloud", checks.json_is_there),

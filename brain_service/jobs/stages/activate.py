@@ -1,6 +1,7 @@
 """Stage: the daemon serves the new model. It alone swaps models, so the job asks and waits for its answer."""
 
 from brain_service.errors import ConflictError, UnavailableError
+from brain_service.jobs.adapter_audit import catch_up, note_verdict
 from brain_service.jobs.context import JobContext
 from brain_service.jobs.params import PipelineParams
 from brain_service.jobs.stages import Outcome
@@ -31,12 +32,15 @@ def run(context: JobContext) -> Outcome:
     promotion = (context.result.get("evaluation") or {}).get("promotion")
     if promotion and not promotion["promoted"]:
         reason = f"not promoted: {promotion['reason']}; POST /models/{model_id}/activate serves it all the same"
+        note_verdict(context, promoted=False, reason=reason)
         return Outcome(reason, {"activated": False}, skipped=True)
+    catch_up(context)
     timeout_s = context.settings.inference.worker_start_timeout_s + MARGIN_S
     request = context.table.request_activation(model_id, context.job.job_id)
     answer = context.table.wait_activation(request, timeout_s, context.should_stop)
     context.check_stop()
     if answer.state == "failed":
+        note_verdict(context, promoted=False, reason=f"the daemon refused the model: {answer.detail}")
         raise ConflictError(f"model {model_id} was not activated: {answer.detail}", model_id=model_id)
     if answer.state != "done":
         raise UnavailableError(
@@ -44,4 +48,5 @@ def run(context: JobContext) -> Outcome:
             f"POST /models/{model_id}/activate",
             model_id=model_id,
         )
+    note_verdict(context, promoted=True, reason=promotion["reason"] if promotion else "no model was active")
     return Outcome(f"model {model_id} serves", {"activated": True})

@@ -1,16 +1,16 @@
-"""Stage: train on the dataset, going on from the run's newest checkpoint where there is one."""
+"""Stage: train on the dataset, going on from where the run stands."""
 
-import shlex
+from functools import partial
 from typing import Any
 
-from brain_service.hardware.gate import Gate
+from brain_service.jobs.bases import find_base
 from brain_service.jobs.context import JobContext
 from brain_service.jobs.hold import Hold
 from brain_service.jobs.params import TrainParams
 from brain_service.jobs.references import dataset_folder, job_dataset
 from brain_service.jobs.stages import Outcome
-from brain_service.training.config import TrainConfig
-from brain_service.training.loop import Hooks, TrainProgress, TrainResult, train
+from brain_service.training.loop import Hooks, TrainProgress
+from brain_service.training.trainers import TRAINERS, Assignment
 
 __all__ = ["command", "run"]
 
@@ -22,22 +22,13 @@ CHOICES = (
 
 def command(context: JobContext) -> str:
     """Return the command line's training on the same dataset with the same settings."""
-    settings, result = context.settings, context.result
-    return shlex.join(
-        [
-            *("brain", "train", "--data-path", str(dataset_folder(settings, result))),
-            *("--checkpoint-dir", str(settings.checkpoints_dir / context.job.job_id)),
-            *(
-                part
-                for name, value in _chosen(context).items()
-                for part in (f"--{name.replace('_', '-')}", str(value))
-            ),
-        ]
-    )
+    dataset = dataset_folder(context.settings, context.result)
+    trainer = TRAINERS[context.trainer]
+    return trainer.command(context.settings, dataset, context.job.job_id, _chosen(context))
 
 
 def run(context: JobContext) -> Outcome:
-    """Train on the dataset of the stage before; the run is named after the job.
+    """Train on the dataset of the stage before with the job's trainer; the run is named after the job.
 
     While a gate is closed (heat, power, an operator's pause) the job rests and says so; it can be cancelled all
     the same.
@@ -45,34 +36,29 @@ def run(context: JobContext) -> Outcome:
     Raises:
         InvalidError: a setting does not fit the data.
         CorruptDataError: a shard is damaged, or the loss is not finite.
+        UnavailableError: the trainer's framework or a sensor that it needs is missing.
         CancelledJobError: the job was asked to stop.
     """
-    run_id = context.job.job_id
-    gates = (Hold(context.settings.jobs_dir), Gate(context.settings.gates))
-    done = train(
-        job_dataset(context.settings, context.result),
-        context.settings.checkpoints_dir / run_id,
-        TrainConfig.from_dict(_chosen(context)),
-        hooks=Hooks(
-            on_progress=lambda progress: _report(context, progress),
-            should_stop=context.should_stop,
-            pause_reason=lambda: "; ".join(reason for gate in gates if (reason := gate.reason())),
-            on_pause=context.pause,
-        ),
+    settings = context.settings
+    hold = Hold(settings.jobs_dir)
+    done = TRAINERS[context.trainer].train(
+        Assignment(
+            dataset=job_dataset(settings, context.result),
+            run_id=context.job.job_id,
+            settings=settings,
+            choices=_chosen(context),
+            hooks=Hooks(
+                on_progress=lambda progress: _report(context, progress),
+                should_stop=context.should_stop,
+                pause_reason=hold.reason,
+                on_pause=context.pause,
+            ),
+            find_base=partial(find_base, settings),
+            who=f"job {context.job.job_id}",
+        )
     )
     context.check_stop()
-    result = {name: value for name, value in done.to_json().items() if name != "checkpoint_dir"}
-    result = {"checkpoint": run_id, "steps": result.pop("step")} | result
-    return Outcome(_summary(done), {"train": result})
-
-
-def _summary(done: TrainResult) -> str:
-    loss = "" if done.final_loss is None else f", loss {done.final_loss:.3f}, {done.steps_per_s:.1f} steps/s"
-    best = "" if done.best_loss is None else f", best held-out loss {done.best_loss:.3f} at step {done.best_step}"
-    early = " (stopped early)" if done.stopped_early else ""
-    resumed = "" if done.resumed_from is None else f", resumed at step {done.resumed_from}"
-    paused = f", paused for {done.paused_s:.0f} s" if done.paused_s >= 1 else ""
-    return f"{done.step} steps{early}{loss}{best}{resumed}{paused}"
+    return Outcome(done.summary, {"train": dict(done.result)})
 
 
 def _chosen(context: JobContext) -> dict[str, Any]:
