@@ -88,6 +88,8 @@ def _default(name: str, field: FieldInfo) -> str:
     value = field.default
     if value is None:
         return "none"
+    if value in ("", ()):
+        return "empty"
     if isinstance(value, tuple):
         return ", ".join(f"`{one}`" for one in value)
     if isinstance(value, bool):
