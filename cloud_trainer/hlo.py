@@ -33,7 +33,11 @@ class Shape:
 
     @property
     def size_bytes(self) -> int:
-        """Bytes without the padding of tiles."""
+        """Bytes without the padding of tiles.
+
+        Raises:
+            CorruptDataError: the element type is unknown.
+        """
         bits = BITS.get(self.dtype)
         if bits is None:
             digits = re.search(r"[0-9]+", self.dtype)

@@ -91,7 +91,11 @@ class BoundedWebSocket(WebSocketsSansIOProtocol):
         return message
 
     async def send(self, message: Any) -> None:
-        """Send what the application sends."""
+        """Send what the application sends.
+
+        Raises:
+            ClientDisconnected: the connection has ended.
+        """
         if self._ended:
             raise ClientDisconnected
         await super().send(message)

@@ -48,7 +48,7 @@ class Outbox:
 
     @property
     def memory_bytes(self) -> int:
-        """What the steps in memory cost."""
+        """What the steps in memory cost, in bytes."""
         return self._bytes
 
     @property

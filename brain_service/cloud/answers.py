@@ -104,7 +104,7 @@ def answer_error(answer: Any, place: str) -> BrainError:
 
 
 def retry_after_s(answer: Any) -> float | None:
-    """Return the wait that an answer asks for (RFC 9110, 10.2.3), None where it names none."""
+    """Return the wait in seconds that an answer asks for (RFC 9110, 10.2.3), None where it names none."""
     text = str(answer.headers.get("Retry-After", "")).strip()
     if text.isdigit():
         return float(text)

@@ -106,11 +106,11 @@ class Slice:
 
     @property
     def ici_bytes_per_s(self) -> float:
-        """What the chip with the fewest links can receive from its neighbours; 0 for a single chip."""
+        """Bytes a second that the chip with the fewest links can get from its neighbours; 0 for a single chip."""
         return self.links * self.chip.link_bytes_per_s
 
     def usd_per_hour(self, *, spot: bool) -> float:
-        """Return the price of the whole slice."""
+        """Return the price of the whole slice in US dollars an hour."""
         return self.chips * (self.chip.spot_usd_per_hour if spot else self.chip.usd_per_hour)
 
 

@@ -130,7 +130,7 @@ def check_stop(should_stop: ShouldStop | None) -> None:
 
 
 def park_s(attempts: int, rng: random.Random | None = None) -> float:
-    """Return how long to leave work alone after so many attempts: half a minute at first, an hour at most."""
+    """Return for how many seconds to leave work alone after so many attempts: 30 at first, 3600 at most."""
     first_s, most_s = _PARK_S
     bound_s = min(most_s, first_s * 2.0 ** min(attempts, 16))
     return (rng or random.Random()).uniform(bound_s / 2, bound_s)  # noqa: S311

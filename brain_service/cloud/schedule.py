@@ -45,7 +45,7 @@ class QuietHours:
         return QuietHours(start, end)
 
     def wait_s(self, now: clock.datetime) -> float:
-        """Return how long it is quiet from `now` (local time) on; 0 where it is not.
+        """Return for how many seconds it is quiet from `now` (local time) on; 0 where it is not.
 
         With a time zone in `now` it is the time that passes, over a change of the clocks too.
         """

@@ -161,7 +161,11 @@ class LocalPlace:
                 temporary.replace(self.path / file)
 
     def take(self, folder: Folder, source: str, file: str) -> None:
-        """Link a file of this machine, or fetch one of a bucket."""
+        """Link a file of this machine, or fetch one of a bucket.
+
+        Raises:
+            CorruptDataError: it is gone.
+        """
         if not isinstance(folder, LocalFolder):
             with self.stream(file) as written:
                 _fetch(folder, source, written)
@@ -265,7 +269,11 @@ class GcsPlace:
                 shutil.copyfileobj(written, remote, _PIECE_BYTES)
 
     def take(self, folder: Folder, source: str, file: str) -> None:
-        """Copy an object inside the service, or send a file of this machine."""
+        """Copy an object inside the service, or send a file of this machine.
+
+        Raises:
+            CorruptDataError: it is gone.
+        """
         try:
             with _sending(f"{self.location}/{file}"):
                 if isinstance(folder, LocalFolder):

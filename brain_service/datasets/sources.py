@@ -38,7 +38,7 @@ class Inventory:
     skipped_open: list[str]
 
     def size_bytes(self, files: Iterable[str]) -> int:
-        """Return the size of these files on disk, compressed as they are; one that is gone counts nothing."""
+        """Return the bytes of these files on disk, compressed as they are; one that is gone counts nothing."""
         total = 0
         for file in files:
             with contextlib.suppress(FileNotFoundError):

@@ -167,7 +167,7 @@ def file_names(episode_id: str) -> list[str]:
 
 
 def images_bytes(root: Path, episode_id: str) -> int:
-    """Return what the images of an episode take on the medium, as far as it can tell."""
+    """Return the bytes that the images of an episode take on the medium, as far as it can tell."""
     try:
         with os.scandir(f"{root}/{episode_id}{FOLDER_SUFFIX}") as entries:
             return sum(entry.stat().st_size for entry in entries)

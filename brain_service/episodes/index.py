@@ -116,12 +116,12 @@ class EpisodeRow:
 
     @property
     def created_ns(self) -> int:
-        """Time of creation."""
+        """Time of creation, in nanoseconds of Unix time."""
         return int(self.summary["created_ns"])
 
     @property
     def ended_ns(self) -> int:
-        """Time of the end, or of the creation where the log does not tell."""
+        """Time of the end in nanoseconds of Unix time, or of the creation where the log does not tell."""
         return int(self.summary.get("ended_ns") or self.created_ns)
 
 
@@ -225,7 +225,7 @@ class EpisodeIndex:
         return [(row[0], row[1]) for row in rows]
 
     def extent(self) -> tuple[int, int | None]:
-        """Return what all episodes take on the medium, and when the first of them ended, in ns."""
+        """Return the bytes that all episodes take on the medium, and when the first of them ended, in ns."""
         row = self._database.read(
             "SELECT ifnull(sum(size_bytes), 0), min(iif(state = 'open', NULL, ifnull(ended_ns, created_ns)))"
             " FROM episodes"
@@ -277,16 +277,16 @@ class EpisodeIndex:
             )
 
     def uploaded_logs(self) -> list[tuple[str, int]]:
-        """Return the digests of the logs that were uploaded, and when, in ns."""
+        """Return the digests of the logs that were uploaded, and when, in nanoseconds of Unix time."""
         return [(row[0], row[1]) for row in self._database.read("SELECT sha256, uploaded_ns FROM uploaded_logs")]
 
     def uploads(self) -> list[tuple[str, int, int]]:
-        """Return what was uploaded: id, and the times of creation and upload in ns."""
+        """Return what was uploaded: id, and the times of creation and upload in nanoseconds of Unix time."""
         rows = self._database.read("SELECT episode_id, created_ns, uploaded_ns FROM uploaded")
         return [(row[0], row[1], row[2]) for row in rows]
 
     def add_uploads(self, uploads: Iterable[tuple[str, int, int]], logs: Iterable[tuple[str, int]] = ()) -> None:
-        """Note what another index knows of uploads."""
+        """Note what another index knows of uploads; times in nanoseconds."""
         with self._database.transaction() as connection:
             connection.executemany("INSERT OR REPLACE INTO uploaded VALUES (?, ?, ?)", uploads)
             connection.executemany("INSERT OR REPLACE INTO uploaded_logs VALUES (?, ?)", logs)
@@ -379,7 +379,7 @@ def encode_cursor(created_ns: int, episode_id: str) -> str:
 
 
 def decode_cursor(cursor: str) -> tuple[int, str]:
-    """Return creation time in ns and id of the episode that a cursor stands behind.
+    """Return creation time in nanoseconds and id of the episode that a cursor stands behind.
 
     Raises:
         InvalidError: it is none of ours.

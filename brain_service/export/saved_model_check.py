@@ -21,7 +21,10 @@ __all__ = ["check"]
 
 
 def check(bundle: Bundle, folder: Path) -> dict[str, float]:
-    """Return the largest difference to the golden actions, as a share of their range, and a step's median time."""
+    """Return the largest difference to the golden actions, as a share of their range (`measured`), and `step_us`.
+
+    That is the median time of a step in microseconds.
+    """
     manifest, golden = bundle.manifest, bundle.golden()
     serve = tf.saved_model.load(str(folder)).signatures["serving_default"]
     inputs, outputs = signature_inputs(manifest), signature_outputs(manifest)

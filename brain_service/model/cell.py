@@ -46,7 +46,7 @@ class CellState(NamedTuple):
 
 
 def unpack_cell(config: CoreModelConfig, carry: Carry) -> CellState:
-    """Take the cell's state out of the carry."""
+    """Take the cell's state out of the carry, whose arrays have the shapes of `carry_shapes`."""
     memory = unpack_memory(config, carry.slots, carry.clock)
     return CellState(carry.fast[:, : config.d_s], carry.fast[:, config.d_s :], memory)
 

@@ -28,7 +28,7 @@ def share_of_choices(action: Float32[Array, "*B A"], choices: int) -> Float32[Ar
 
 
 def likeliest(logits: Float32[Array, "*B A n"]) -> Float32[Array, "*B A"]:
-    """Return the normalised action of the greatest logit; equal logits give their mean."""
+    """Return the normalised action (in [-1, 1]) of the greatest logit; equal logits give their mean."""
     return jnp.matmul(softmax(_SHARPEN * logits), choice_points(logits.shape[-1]))
 
 

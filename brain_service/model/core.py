@@ -122,7 +122,7 @@ def _advance(
 
 
 def init_params(config: CoreModelConfig, rng: Key[Array, ""]) -> Params:
-    """Return freshly initialised parameters."""
+    """Return freshly initialised float32 parameters, whose shapes follow from `config` alone."""
     return dict(_init(config, rng))
 
 

@@ -66,7 +66,7 @@ class Launcher(Protocol):
 
     @property
     def settle_s(self) -> float:
-        """How long a creation whose answer was lost may take to show up in `find`; 0 where names are unique."""
+        """Seconds that a creation whose answer was lost may take to be found; 0 where names are unique."""
         ...
 
     def find(self, run_id: str) -> list[Capacity]:

@@ -177,7 +177,13 @@ class QueuedResourceLauncher:
         return [found for found in self._mine() if found.run_id == run_id]
 
     def create(self, request: RunRequest, attempt: int) -> Capacity:
-        """Ask for the attempt's machines; what has the name already is returned."""
+        """Ask for the attempt's machines; what has the name already is returned.
+
+        Raises:
+            ConflictError: the name is another run's.
+            UnavailableError: what had the name is being deleted.
+            BrainError: as `RestClient`.
+        """
         name = unique_name(self._settings, request.run_id, attempt)
         body = queued_resource(self._settings, request, attempt)
         key = {"queuedResourceId": name, "requestId": str(uuid.uuid5(_NAMESPACE, f"{self._parent}/{name}"))}

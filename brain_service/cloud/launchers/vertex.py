@@ -116,7 +116,7 @@ class VertexLauncher:
 
     @property
     def settle_s(self) -> float:
-        """How long a created job may take to be listed."""
+        """Seconds that a created job may take to be listed."""
         return self._settle_s
 
     def find(self, run_id: str) -> list[Capacity]:

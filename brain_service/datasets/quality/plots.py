@@ -102,7 +102,7 @@ def states_plot(name: str, coverage: Coverage) -> str:
 
 
 def ends_plot(name: str, coverage: Coverage, hole_limit: float) -> str:
-    """Return where episodes end, with the largest hole where it is one."""
+    """Return where episodes end, with the largest hole where it should hold more than `hole_limit` episodes."""
     hole = coverage.hole
     if hole and hole.expected_episodes <= hole_limit:
         hole = None
