@@ -24,10 +24,10 @@ from brain_service.api.audit import Audited
 from brain_service.api.auth import Guard, TokenSource
 from brain_service.api.capture import CaptureTransport
 from brain_service.api.infer_stream import serve_infer_stream
-from brain_service.api.observe import HttpMetrics, Observed
 from brain_service.api.openapi import state_parameters_plainly, state_problems
 from brain_service.api.openpi import serve_openpi
 from brain_service.api.problems import Answered, install_problem_handlers, refuse_websocket
+from brain_service.api.request_metrics import HttpMetrics, Observed
 from brain_service.api.services import Services
 from brain_service.dashboard.snapshots import Snapshots
 from brain_service.errors import NotFoundError

@@ -73,7 +73,7 @@ class CaptureTransport:
         except BrainError as error:
             await _refuse(error, scope, send)
         except Exception:
-            # This route stands beside the others' middleware, so it has a boundary of its own.
+            # The hot way stands before FastAPI and its error handling, so it has a boundary of its own.
             log.exception("unexpected error", extra={"path": scope["path"]})
             await _refuse(BrainError("unexpected error; the daemon's log has the details"), scope, send)
         else:

@@ -15,7 +15,7 @@ import psutil
 
 import brain_service
 from brain_service.api.health_report import gather_checks, hailo_telemetry
-from brain_service.api.observe import HttpMetrics
+from brain_service.api.request_metrics import HttpMetrics
 from brain_service.api.services import Services
 from brain_service.hardware.thermals import read_sensors
 from brain_service.hardware.throttling import read_throttling, vcgencmd_word

@@ -159,7 +159,7 @@ class Answered:
         try:
             await self.app(scope, receive, note)
         except Exception as error:
-            # The one boundary of all routes: what nobody foresaw becomes a 500 without a trace in it.
+            # The boundary of every route but the hot way of capture: the unforeseen becomes a 500.
             if begun or scope["type"] != "http":
                 raise
             request = Request(scope)
