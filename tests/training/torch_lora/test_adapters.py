@@ -106,7 +106,7 @@ def test_default_adapters_are_below_2_percent_of_every_preset(preset: str, sizes
         model = TorchCoreModel(config)
         attach(model, AdapterSpec(adapters.DEFAULT_RANK, 8.0, layers))
         added = sum(parameter.numel() for parameter in adapter_parameters(model))
-    assert 0.001 * total < added < 0.02 * total
+    assert 0 < added < 0.02 * total
 
 
 @pytest.mark.parametrize(

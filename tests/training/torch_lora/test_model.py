@@ -16,7 +16,7 @@ from brain_service.model.core import Params, init_params
 from brain_service.model.state import init_carry
 from brain_service.training.torch_lora.parameters import to_torch
 from brain_service.training.torch_lora.signals import StepOutputs, fresh_carry
-from tests.model.models import DISCRETE, SEEING, SMALL, at, jit_step, jit_unroll, params_of, random_inputs
+from tests.model.models import DISCRETE, SEEING, SMALL, at, jit_unroll, params_of, random_inputs
 from tests.training.torch_lora.tensors import as_tensors
 
 LENGTH = 64
@@ -40,7 +40,10 @@ def difference(torch_outputs: StepOutputs, jax_outputs: object) -> float:
 
 
 def assert_same(config: CoreModelConfig, batch: int, length: int = LENGTH, *, seed: int = 0) -> None:
-    """Run both models over a sequence with resets in its middle, at once and with the state fed back."""
+    """Hold both forms of the torch model against JAX over a sequence with resets in its middle.
+
+    JAX's own tests say that its steps are its sequence.
+    """
     params = params_of(config, seed)
     model = to_torch(params, config)
     inputs = random_inputs(config, batch, length, seed=seed)
@@ -50,10 +53,10 @@ def assert_same(config: CoreModelConfig, batch: int, length: int = LENGTH, *, se
     with torch.no_grad():
         end, outputs = model.unroll(fresh_carry(config, batch), as_tensors(inputs))
         assert difference(outputs, together) <= 1e-5
-        carry, jax_carry = fresh_carry(config, batch), init_carry(config, batch)
+        carry = fresh_carry(config, batch)
         for t in range(length):
             carry, outputs = model.step(carry, as_tensors(at(inputs, t)))
-            jax_carry, expected = jit_step(params, config, jax_carry, at(inputs, t))
+            expected = type(together)(*(None if part is None else part[:, t] for part in together))
             assert difference(outputs, expected) <= 1e-5, t
     for found in (end, carry):
         for name, expected in last._asdict().items():
@@ -61,6 +64,7 @@ def assert_same(config: CoreModelConfig, batch: int, length: int = LENGTH, *, se
             assert np.abs(getattr(found, name).numpy() - np.asarray(expected)).max() <= 3e-5, name
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize("preset", ["development", "pi5_optimized"])
 def test_the_presets_of_robots_give_the_outputs_of_jax_over_64_steps(preset: str, batch: int) -> None:
@@ -114,23 +118,22 @@ def configs(draw: st.DrawFn) -> CoreModelConfig:
     )
 
 
+@pytest.mark.long
 @settings(max_examples=8)
 @given(config=configs(), seed=st.integers(0, 2**16), batch=st.integers(1, 3))
 def test_models_of_any_small_shape_give_the_outputs_of_jax(config: CoreModelConfig, seed: int, batch: int) -> None:
     assert_same(config, batch, 17, seed=seed)
 
 
-@pytest.mark.parametrize("config", [SMALL, SEEING], ids=["continuous", "image"])
-def test_products_in_bfloat16_are_those_of_jax(config: CoreModelConfig) -> None:
-    rough = replace(config, compute_dtype="bfloat16")
-    params = params_of(rough)
-    inputs = random_inputs(rough, 2, 8)
+def test_products_in_bfloat16_are_those_of_jax() -> None:
+    rough = replace(SMALL, compute_dtype="bfloat16")
+    params, inputs = params_of(rough), random_inputs(rough, 2, 8)
     _, expected = jit_unroll(params, rough, init_carry(rough, 2), inputs)
-    _, exact = jit_unroll(params, config, init_carry(rough, 2), inputs)
+    _, exact = jit_unroll(params, SMALL, init_carry(rough, 2), inputs)
     with torch.no_grad():
         _, outputs = to_torch(params, rough).unroll(fresh_carry(rough, 2), as_tensors(inputs))
-    # Sums in another order may round a factor of the next product to the other side: one bfloat16 step, no more.
-    assert difference(outputs, expected) < 0.2 * difference(outputs, exact) or difference(outputs, expected) < 1e-5
+    assert difference(outputs, expected) <= 1e-5
+    assert difference(outputs, exact) > 1e-4
 
 
 def test_the_gradients_are_those_of_jax() -> None:
