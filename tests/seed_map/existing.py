@@ -1,38 +1,26 @@
 """Whether what the map names exists: looked up in the product itself, never in a list of ours."""
 
 import asyncio
-import contextlib
 import importlib
 import inspect
-import io
 import re
 import tempfile
 import tomllib
-from collections.abc import Callable
 from functools import cache
-from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 from brain_service.api.app import create_app
 from brain_service.api.services import open_services
-from brain_service.cli import main as brain
 from brain_service.settings import Settings, load_settings
-from cloud_trainer.cli import main as cloud_trainer
+from tests.docs.parsing import PROGRAMS, WrongCommandError, parse
 from tests.seed_map.table import ROOT
-
-PROGRAMS: dict[str, Callable[[list[str]], int]] = {
-    "python -m cloud_trainer": lambda words: cloud_trainer(["train", *words]),
-    "cloud-trainer": cloud_trainer,
-    "brain": brain,
-}
 
 
 def problem(name: str) -> str | None:
     """Return what is wrong with a name that the map sets as code, None if what it names exists."""
-    program = next((each for each in PROGRAMS if name == each or name.startswith(f"{each} ")), None)
-    if program is not None:
-        return _command_problem(program, name.removeprefix(program).split())
+    if (words := _command(name)) is not None:
+        return _command_problem(words)
     if re.fullmatch(r"(GET|POST|PUT|DELETE) /\S*", name):
         method, path = name.split()
         return None if method.lower() in _paths().get(path, {}) else f"{name} is not in the OpenAPI document"
@@ -57,10 +45,14 @@ def takes(name: str, argument: str) -> bool:
         found = symbol(name)
         # A class takes what its constructor takes.
         return found is not None and argument[:-1] in inspect.signature(found).parameters
-    program = next((each for each in PROGRAMS if name == each or name.startswith(f"{each} ")), None)
-    return (
-        program is not None and _command_problem(program, [*name.removeprefix(program).split(), argument]) is None
-    )
+    words = _command(name)
+    return words is not None and _command_problem([*words, argument]) is None
+
+
+def _command(name: str) -> list[str] | None:
+    """Return the words of a command of ours, None if the name is none."""
+    words = name.replace("python -m cloud_trainer", "cloud-trainer train").split()
+    return words if words[0] in PROGRAMS else None
 
 
 def symbol(name: str) -> Any:
@@ -84,27 +76,13 @@ def project() -> dict[str, Any]:
     return found
 
 
-def _command_problem(program: str, words: list[str]) -> str | None:
-    command = list(takewhile(lambda word: not word.startswith("--"), words))
-    told = _help(program, *command)
-    if told is None:
-        return f"{program} has no command {' '.join(command)}"
-    for flag in (word for word in words if word.startswith("--")):
-        if not re.search(rf"(?<![\w-]){flag}(?![\w-])", told):
-            return f"{program} {' '.join(command)} takes no {flag}"
-    return None
-
-
-@cache
-def _help(program: str, *command: str) -> str | None:
-    """Return what the program's own parser says of a command, None if it knows no such command."""
-    told = io.StringIO()
+def _command_problem(words: list[str]) -> str | None:
+    """Return what the program's own parser says against a command and some of its flags."""
     try:
-        with contextlib.redirect_stdout(told), contextlib.redirect_stderr(io.StringIO()):
-            code: Any = PROGRAMS[program]([*command, "--help"])
-    except SystemExit as end:
-        code = end.code
-    return told.getvalue() if code == 0 else None
+        parse(words, mention=True)
+    except WrongCommandError as error:
+        return str(error)
+    return None
 
 
 @cache
