@@ -23,6 +23,15 @@ def free_port() -> int:
         return port
 
 
+def told_nobody(command: Sequence[str]) -> tuple[int, bytes]:
+    """Run a command whose reader goes away at once; returns its exit code and what it wrote to stderr."""
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.close()
+        said = process.stderr.read()
+        return process.wait(60), said
+
+
 class Daemon:
     """`brain serve` in a process of its own, driven over HTTP and by signals."""
 

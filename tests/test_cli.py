@@ -12,7 +12,7 @@ import pytest
 
 from brain_service import EpisodeLogger
 from brain_service.cli import main
-from tests.processes import Daemon, running_daemon
+from tests.processes import Daemon, running_daemon, told_nobody
 
 
 def brain(*arguments: str, module: str = "brain_service") -> subprocess.CompletedProcess[str]:
@@ -256,12 +256,7 @@ def test_a_reader_that_goes_is_no_error(tmp_path: Path) -> None:
     root, names = data_dir_with_episodes(tmp_path)
     for action in (["ls"], ["ls", "--json"], ["show", names[0]]):
         command = [sys.executable, "-m", "brain_service", "episodes", *action, "--data-dir", str(root)]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-            assert process.stdout is not None and process.stderr is not None
-            process.stdout.close()
-            said = process.stderr.read()
-            assert process.wait(60) == 141
-        assert said == b""
+        assert told_nobody(command) == (141, b"")
 
 
 def test_retention_is_shown_before_it_is_done(

@@ -3,7 +3,6 @@
 import errno
 import json
 import shutil
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +13,7 @@ from brain_service.cli import main
 from brain_service.datasets.versions import list_versions
 from tests.datasets.quality_cases import SOUND, WRONG, Case, build
 from tests.fakes.gcs import fake_gcs
+from tests.processes import told_nobody
 
 GAP = next(case for case in WRONG if case.code == "time_gap")
 LEAK = next(case for case in WRONG if case.code == "validation_leak")
@@ -191,12 +191,7 @@ def test_the_folder_one_stands_in_will_do(
 def test_a_reader_that_goes_is_no_error(tmp_path: Path, action: list[str]) -> None:
     build(tmp_path, GAP)
     command = [sys.executable, "-m", "brain_service", "datasets", *action, str(tmp_path)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-        assert process.stdout is not None and process.stderr is not None
-        process.stdout.close()
-        said = process.stderr.read()
-        assert process.wait(60) == 141
-    assert said == b""
+    assert told_nobody(command) == (141, b"")
 
 
 def test_a_report_of_a_bucket_needs_a_place(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -160,7 +160,11 @@ class BucketRemote:
         progress: Progress | None = None,
         should_stop: ShouldStop | None = None,
     ) -> None:
-        """Fetch an object; see `Remote`."""
+        """Fetch an object; see `Remote`.
+
+        Raises:
+            UnavailableError: the service ignores ranges, so that nothing can be gone on with.
+        """
         place = self.bucket.place(self._object(name))
         patience = Patience(self.policy, should_stop)
 
