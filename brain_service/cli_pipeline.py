@@ -32,7 +32,10 @@ same command again goes on from there.
 """
 Status = Literal["pending", "done", "failed", "skipped"]
 STEPS = ("health", "convert_tfrecord", "train_local", "evaluate", "export")
-_TRAINING = ("preset", "steps", "batch_size", "sequence_length", "learning_rate", "seed")
+_TRAINING = (
+    *("preset", "steps", "batch_size", "sequence_length", "learning_rate", "seed"),
+    *("image", "image_size"),
+)
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,8 @@ def add_pipeline_command(commands: "argparse._SubParsersAction[argparse.Argument
     add("--sequence-length", type=int, help="time steps a sequence")
     add("--learning-rate", type=float, help="peak learning rate")
     add("--seed", type=int, help="of parameters, order and noise")
+    add("--image", help="which image the model sees: a feature's path, auto (the only one) or none")
+    add("--image-size", help="its height and width for the model, as 48x64 (default: no side above 96)")
     add("--quantization", choices=["none", "fp16", "int8"], default="none", help="of the bundle")
     add("--dry-run", action="store_true", help="tell what would be run")
     add("--json", action="store_true", help="print the reports as JSON")

@@ -5,6 +5,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,7 +51,7 @@ def add_replay_command(commands: "argparse._SubParsersAction[argparse.ArgumentPa
 def _replay(options: argparse.Namespace) -> int:
     settings = load_settings({"data_dir": options.data_dir}, config=options.config)
     recorded = _recorded_steps(settings, options.episode_id)
-    steps = asyncio.run(_replayed(settings, recorded, options.backend))
+    steps = asyncio.run(_replayed(settings, recorded, options.episode_id, options.backend))
     counts = Counter(step.outcome for step in steps)
     first = next((step for step in steps if step.outcome == "differs"), None)
     passed = counts["differs"] == counts["skipped"] == 0
@@ -121,8 +122,9 @@ def _recorded_steps(settings: Settings, episode_id: str) -> "list[RecordedStep]"
 
 
 async def _replayed(
-    settings: Settings, recorded: "Sequence[RecordedStep]", backend: str | None
+    settings: Settings, recorded: "Sequence[RecordedStep]", episode_id: str, backend: str | None
 ) -> "list[ReplayedStep]":
+    from brain_service.episodes.images import read_image
     from brain_service.inference.replay import replay_steps
 
     done: list[ReplayedStep] = []
@@ -134,6 +136,7 @@ async def _replayed(
             settings.cache_dir,
             backend,
             on_worker=lambda what: report(len(done), len(recorded), what),
+            read_image=partial(read_image, settings.episodes_dir, episode_id),
         )
         async for step in replayed:
             done.append(step)

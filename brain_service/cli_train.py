@@ -76,6 +76,8 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
     add("--checkpoint-every", type=int, help="steps between two checkpoints")
     add("--log-every", type=int, help="steps between two lines of metrics")
     add("--seed", type=int, help="of parameters, order and noise")
+    add("--image", help="which image the model sees: a feature's path, auto (the only one) or none")
+    add("--image-size", help="its height and width for the model, as 48x64 (default: no side above 96)")
 
 
 def run_train(options: argparse.Namespace, bar: Bar) -> dict[str, Any]:
@@ -159,6 +161,10 @@ def add_sanity_arguments(parser: argparse.ArgumentParser) -> None:
     add("--max-steps", type=int, default=30, help="optimiser steps at most (default: %(default)s)")
     add("--batch-size", type=int, default=4, help="sequences a step (default: %(default)s)")
     add("--sequence-length", type=int, default=32, help="time steps a sequence (default: %(default)s)")
+    add(
+        "--image", default="none", help="which image the model sees: a feature's path, auto (the only one) or none"
+    )
+    add("--image-size", default="auto", help="its height and width for the model, as 48x64 (default: %(default)s)")
     add("--preset", default="development", help="size of the model (default: %(default)s)")
     add("--json", action="store_true", help="print the whole report as JSON")
 

@@ -29,7 +29,6 @@ __all__ = [
     "Feature",
     "FeatureSpec",
     "Leaf",
-    "check_observation",
     "check_values",
     "flatten",
     "from_vector",
@@ -308,19 +307,6 @@ def check_values(flat: Mapping[str, Any], spec: FeatureSpec, field: str) -> dict
             field=f"{field}/{name}",
         )
     return {path: _check(flat[path], feature, f"{field}/{path}") for path, feature in spec.items()}
-
-
-def check_observation(tree: Any, spec: FeatureSpec) -> dict[str, Leaf]:
-    """Hold a nested observation against what a model was trained on and return its arrays by path.
-
-    No model sees images, so they may be left out; those that are given are checked.
-
-    Raises:
-        InvalidError: as `flatten` and `check_values`.
-    """
-    given = flatten(tree, "observation")
-    asked = {path: feature for path, feature in spec.items() if feature.dtype != "image" or path in given}
-    return check_values(given, asked, "observation")
 
 
 def _check(value: Any, feature: Feature, field: str) -> Leaf:

@@ -177,7 +177,10 @@ def _batch(config: TrainConfig, model: CoreModelConfig, mesh: Mesh) -> Sequences
         return jax.ShapeDtypeStruct((rows, steps, *rest), np.float32, sharding=batch_sharding(mesh))
 
     plain = array()
-    inputs = StepInputs(array(model.obs_dim), array(model.action_dim), plain, plain)
+    image: Any = None
+    if model.image_shape:
+        image = jax.ShapeDtypeStruct((rows, steps, *model.image_shape), np.uint8, sharding=batch_sharding(mesh))
+    inputs = StepInputs(array(model.obs_dim), array(model.action_dim), plain, plain, image)
     return Sequences(inputs, array(model.action_dim), plain, plain, plain, plain, plain, plain)
 
 

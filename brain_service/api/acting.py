@@ -1,12 +1,18 @@
 """One answered step, whatever protocol asked for it: the router's action, and the note for the recorder."""
 
+import asyncio
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 import msgspec
+import numpy as np
 
 from brain_service.api.services import Services
+from brain_service.errors import BrainError
 from brain_service.inference.calls import InferReply, InferRequest
+from brain_service.pixels import encode_png
+from brain_service.spec import flatten, unflatten
 
 __all__ = ["InferBody", "act", "answer_step", "end_session", "reply_document"]
 
@@ -51,9 +57,27 @@ async def answer_step(services: Services, asked: InferRequest, record: str | Non
     Raises:
         BrainError: as `InferenceRouter.infer`; the state is unchanged and nothing is recorded.
     """
+    if record is not None:
+        asked = await _with_image_file(services, asked)
     reply = await services.router.infer(asked)
     unrecorded = services.recorder.answered(record, asked, reply)
     return replace(reply, warnings=(*reply.warnings, *unrecorded)) if unrecorded else reply
+
+
+async def _with_image_file(services: Services, asked: InferRequest) -> InferRequest:
+    """Return the request with the model's image as a file, which episodes keep, where it came as pixels."""
+    try:
+        image = services.router.manifest(asked.session_id).image
+    except BrainError:
+        return asked  # the router says what is wrong
+    if image is None or not isinstance(asked.observation, Mapping):
+        return asked
+    given = flatten(asked.observation, "observation")
+    pixels = given.get(image.path)
+    if not isinstance(pixels, np.ndarray) or pixels.dtype != np.uint8 or pixels.shape != image.source:
+        return asked
+    given[image.path] = await asyncio.to_thread(encode_png, pixels)
+    return replace(asked, observation=unflatten(given))
 
 
 def reply_document(reply: InferReply) -> dict[str, Any]:

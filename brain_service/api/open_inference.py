@@ -27,7 +27,8 @@ from brain_service.api.tensors import Question, Tensor, read_question, write_ans
 from brain_service.errors import BrainError, ConflictError, InvalidError, MalformedError, NotFoundError
 from brain_service.export.manifest import Manifest
 from brain_service.inference.calls import InferReply, InferRequest
-from brain_service.spec import EpisodeSpec, Feature, FeatureSpec, check_observation, flatten
+from brain_service.observation import check_observation
+from brain_service.spec import EpisodeSpec, Feature, FeatureSpec, flatten
 
 __all__ = ["router"]
 
@@ -74,7 +75,7 @@ async def ready(services: ServicesDep) -> Response:
 
 @router.get("/models/{model_name}", operation_id="v2_model", **_DESCRIBE)
 async def model(model_name: str, services: ServicesDep) -> JsonResponse:
-    """Describe a model's tensors; `reward` and the images of an observation may be left out of a request."""
+    """Describe a model's tensors; `reward` and images that it does not see may be left out of a request."""
     return await _describe(services, model_name, None)
 
 
@@ -195,7 +196,8 @@ async def _infer(request: Request, services: Services, name: str, version: str |
         received_ns=received_ns,
     )
     if call.start:
-        check_observation(observation, manifest.spec.observation)
+        seen = manifest.image.path if manifest.image else None
+        check_observation(observation, manifest.spec.observation, seen)
         asked.check()
     made = await _begin(services, call) if call.start else False
     try:

@@ -29,7 +29,8 @@ from brain_service.api.services import Services
 from brain_service.errors import BrainError, ConflictError, InvalidError, MalformedError, NotFoundError
 from brain_service.export.manifest import Manifest
 from brain_service.inference.calls import InferReply, InferRequest, SessionInfo
-from brain_service.spec import FeatureSpec, check_observation, from_vector, unflatten
+from brain_service.observation import check_observation
+from brain_service.spec import FeatureSpec, from_vector, unflatten
 
 __all__ = ["serve_openpi"]
 
@@ -104,8 +105,9 @@ class _Robot:
         own = self._take_own(given)
         resetting = bool(own.get("reset", False))
         # A step that starts anew is held against the model that is active now.
-        spec = (self._services.router.manifest() if resetting else self._manifest()).spec
-        observation, warnings = match_observation(given, spec.observation)
+        manifest = self._services.router.manifest() if resetting else self._manifest()
+        spec, seen = manifest.spec, manifest.image.path if manifest.image else None
+        observation, warnings = match_observation(given, spec.observation, seen)
         asked = InferRequest(
             session_id=self.session_id,
             observation=observation,
@@ -116,7 +118,7 @@ class _Robot:
         if resetting:
             asked.check()  # all of it before the old state is gone
             if observation:
-                check_observation(observation, spec.observation)
+                check_observation(observation, spec.observation, seen)
             session = await self._reset()
             if not observation:
                 return pack(self.describe(session))

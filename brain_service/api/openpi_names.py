@@ -13,12 +13,15 @@ __all__ = ["match_observation"]
 _PREFIX = "observation/"
 
 
-def match_observation(message: Mapping[str, Any], spec: FeatureSpec) -> tuple[dict[str, Any], tuple[str, ...]]:
+def match_observation(
+    message: Mapping[str, Any], spec: FeatureSpec, seen: str | None = None
+) -> tuple[dict[str, Any], tuple[str, ...]]:
     """Return a message's values by feature path, and a warning for each that the model has no use for.
 
     A key is the feature of that path, with or without `observation/` before it; else the only feature whose last
     name is its own, where no other key has that name. What is left over is ignored, with a warning, if it is text
-    or a picture; so is a picture that is no PNG or JPEG file, since no model sees images. Values are not checked.
+    or a picture; so is a picture that is no PNG or JPEG file, but for the image that the model has `seen` in its
+    training. Values are not checked.
 
     Raises:
         InvalidError: a number or array belongs to no feature, or two keys to the same one; the error names it.
@@ -35,8 +38,8 @@ def match_observation(message: Mapping[str, Any], spec: FeatureSpec) -> tuple[di
             )
         if path is None:
             warnings.append(f"{key}: no feature of this model; ignored")
-        elif spec[path].dtype == "image" and isinstance(value, np.ndarray):
-            warnings.append(f"{key}: a picture, which no model sees; ignored")
+        elif spec[path].dtype == "image" and path != seen and isinstance(value, np.ndarray):
+            warnings.append(f"{key}: a picture, which this model does not see; ignored")
         elif path in found:
             raise InvalidError(f"observation: {path!r} is given twice", field=f"observation/{path}")
         else:

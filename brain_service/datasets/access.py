@@ -10,8 +10,10 @@ import numpy as np
 from jaxtyping import Bool, Float32
 
 from brain_service.datasets.manifest import EpisodeEntry
+from brain_service.datasets.record import decode_episode
 from brain_service.datasets.storage import Folder, LocalFolder, Range
 from brain_service.datasets.stored import Layout, StoredEpisode, open_record
+from brain_service.datasets.tfrecord import unframe
 
 __all__ = ["EpisodeAccess", "Steps", "Window"]
 
@@ -101,6 +103,32 @@ class EpisodeAccess:
             self._window(episodes[span.episode], span, *(_take(pieces, count) for count in its))
             for span, its in zip(spans, counts, strict=True)
         ]
+
+    def images(self, path: str, span: Steps) -> list[bytes]:
+        """Return the image files of a span's steps, as they were recorded; reads little more than they are.
+
+        Raises:
+            CorruptDataError: the record is gone, fails its checksum or does not hold them; names shard and byte.
+            UnavailableError: the bucket cannot be reached.
+        """
+        stored = self._open({span.episode})[span.episode]
+        if path not in stored.files:
+            return self._decoded_images(path, span)
+        if stored.payload is not None:
+            return stored.images(path, span.first, span.stop, None)
+        (piece,) = self._folder.read_ranges([stored.image_range(path, span.first, span.stop)])
+        return stored.images(path, span.first, span.stop, piece)
+
+    def _decoded_images(self, path: str, span: Steps) -> list[bytes]:
+        # A record of another writer's form, whose images have no places that are known.
+        entry = self._entries[span.episode]
+        shard = f"{self._folder.location}/{entry.shard}"
+        (record,) = self._folder.read_ranges([Range(entry.shard, entry.offset_bytes, entry.size_bytes)])
+        payload = unframe(record, shard, entry.offset_bytes)
+        name = f"observation/{path}"
+        files = decode_episode(payload, {name: self._layout.features[name]}, entry.length, shard)[name]
+        assert isinstance(files, list)  # an image by its feature
+        return [file for file in files[span.first : span.stop] if isinstance(file, bytes)]
 
     @property
     def _parts(self) -> tuple[Any, Any]:

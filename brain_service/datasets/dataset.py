@@ -221,6 +221,20 @@ class Dataset:
         self.entries(split)
         return self._access[split].windows(wanted)
 
+    def images(self, split: str, path: str, wanted: Steps) -> list[bytes]:
+        """Return the PNG or JPEG files of one image feature over some steps of an episode, in order.
+
+        Raises:
+            NotFoundError: there is no such split.
+            InvalidError: the observation has no such image.
+            CorruptDataError: a record is gone or fails its checksum, names shard and byte.
+            UnavailableError: the bucket cannot be reached.
+        """
+        self.entries(split)
+        if path not in self._layout.images:
+            raise InvalidError(f"{self.location} has no image {path!r}", field=f"observation/{path}")
+        return self._access[split].images(path, wanted)
+
 
 def _check_entries(manifest: Manifest, location: str) -> None:
     """Check that every entry of the index can be one.

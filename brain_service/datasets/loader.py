@@ -9,16 +9,18 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 import numpy as np
-from jaxtyping import Float32, Int32, Int64
+from jaxtyping import Float32, Int32, Int64, UInt8
 
 from brain_service.datasets.access import Steps, Window
 from brain_service.datasets.dataset import Dataset, EpisodeVectors, open_dataset
+from brain_service.datasets.frames import Frames
 from brain_service.datasets.packing import pack_rows
 from brain_service.datasets.pipeline import BatchIterator
 from brain_service.datasets.rows import Piece, Plan, RowPlan, window_rows
 from brain_service.datasets.streams import StreamPlan
 from brain_service.datasets.whole import EpisodePlan
 from brain_service.errors import InvalidError
+from brain_service.pixels import ImageInput
 
 __all__ = ["Batch", "Dataset", "EpisodeVectors", "Mode", "SequenceLoader", "open_dataset"]
 
@@ -40,7 +42,8 @@ class Batch:
     `loss_mask` where the action is one to imitate: valid, and its control role among the loader's roles;
     `next_mask` where step t+1 is in the same sequence, so that its observation is a target.
 
-    `segment_id` counts the sequences of a row from 1; 0 where there is no step.
+    `segment_id` counts the sequences of a row from 1; 0 where there is no step. `image` is of size 0 where the
+    loader is for none.
     """
 
     observation: Float32[np.ndarray, "B T D"]
@@ -55,6 +58,7 @@ class Batch:
     loss_mask: Float32[np.ndarray, "B T"]
     next_mask: Float32[np.ndarray, "B T"]
     segment_id: Int32[np.ndarray, "B T"]
+    image: UInt8[np.ndarray, "B T h w C"]
 
 
 class SequenceLoader:
@@ -68,7 +72,8 @@ class SequenceLoader:
     - `streams`: the next T steps of a stream of episodes, going on where this row of the batch before ended.
 
     `roles` are the control roles whose actions are imitated; steps of other roles are there, with `loss_mask` 0.
-    `batch_size` counts the rows of all hosts together; this host makes its share of them.
+    `batch_size` counts the rows of all hosts together; this host makes its share of them. `image` says which image
+    of the observation is decoded along, and to which size; without one no image is touched.
 
     Raises:
         InvalidError: a size or the host is impossible, or the mode cannot be had of these episodes.
@@ -87,6 +92,7 @@ class SequenceLoader:
         mode: Mode = "windows",
         host_index: int = 0,
         host_count: int = 1,
+        image: ImageInput | None = None,
     ) -> None:
         _check(batch_size, sequence_length, mode, host_index, host_count)
         self.dataset = dataset
@@ -104,6 +110,7 @@ class SequenceLoader:
         self._plan = _plan(mode, lengths, batch_size, sequence_length, seed)
         self._rows = range(host_index * batch_size // host_count, (host_index + 1) * batch_size // host_count)
         self._sizes = (dataset.observation_size, dataset.action_size)
+        self._frames = None if image is None else Frames(dataset, split, image)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -136,12 +143,18 @@ class SequenceLoader:
         pieces, length = self._plan.pieces(step)
         ours = [piece for piece in pieces if piece.row in self._rows]
         wanted = [Steps(piece.episode, piece.first - _lead(piece), piece.first + piece.steps) for piece in ours]
-        batch = _empty(len(self._rows), length, *self._sizes)
+        shape = (0, 0, 0) if self._frames is None else self._frames.image.shape
+        batch = _empty(len(self._rows), length, *self._sizes, shape)
         segment = row = -1
         for piece, window in zip(ours, self.dataset.windows(self.split, wanted), strict=True):
             segment = 1 if piece.row != row else segment + 1
             row = piece.row
             _place(batch, piece._replace(row=row - self._rows.start), window, segment, self.roles)
+        if self._frames is not None:
+            for piece in ours:
+                span = Steps(piece.episode, piece.first, piece.first + piece.steps)
+                here = slice(piece.column, piece.column + piece.steps)
+                batch.image[piece.row - self._rows.start, here] = self._frames.window(span)
         return batch
 
     def batches(self, start: int = 0, *, prefetch: int = 2, workers: int = 0) -> BatchIterator[Batch]:
@@ -202,7 +215,7 @@ def _plan(
     return RowPlan(table, batch_size, sequence_length, seed)
 
 
-def _empty(rows: int, length: int, observation_size: int, action_size: int) -> Batch:
+def _empty(rows: int, length: int, observation_size: int, action_size: int, image: tuple[int, int, int]) -> Batch:
     shape = (rows, length)
 
     def zeros(*size: int) -> Float32[np.ndarray, "..."]:
@@ -221,6 +234,7 @@ def _empty(rows: int, length: int, observation_size: int, action_size: int) -> B
         loss_mask=zeros(),
         next_mask=zeros(),
         segment_id=np.zeros(shape, np.int32),
+        image=np.zeros((*shape, *image), np.uint8),
     )
 
 

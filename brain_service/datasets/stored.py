@@ -3,6 +3,7 @@
     record   held against the CRC-32C of its TFRecord frame when it is first touched
     floats   stay where they are: a column's packed float32 are one run of bytes, `4 * width` a step
     others   (flags, roles, rewards, integers) are small: decoded once and kept
+    images   stay as well: where each file starts and stops is kept
     blocks   the CRC-32C of each 8 KiB of the checked payload: what is read later is held against them
 
 So a window costs its own bytes and not its episode's, and still no byte is used unchecked.
@@ -14,14 +15,14 @@ from typing import Any, NamedTuple
 
 import google_crc32c
 import numpy as np
-from jaxtyping import Bool, Float32, UInt32
+from jaxtyping import Bool, Float32, Int64, UInt32
 
 from brain_service.datasets.columns import Profile, action_name, step_features, valid_transitions
 from brain_service.datasets.example import Values, decode_example
 from brain_service.datasets.manifest import EpisodeEntry
 from brain_service.datasets.storage import Range
 from brain_service.datasets.tfrecord import FRAME_BYTES, unframe
-from brain_service.datasets.wire import Span, bytes_at, find_spans, integers_at
+from brain_service.datasets.wire import Span, bytes_at, find_spans, integers_at, places_at
 from brain_service.errors import CorruptDataError
 from brain_service.spec import EpisodeSpec, Feature
 
@@ -57,7 +58,11 @@ class Layout:
             *(StoredColumn(f"steps/{name}", dtype, 0, 1) for name, dtype in flags.items()),
         )
         """What a window is made of, besides the roles."""
-        self.keys = frozenset({"steps/control_role", *(column.key for column in self.columns)})
+        self.images = {path: f"steps/observation/{path}" for path in spec.image_paths}
+        """The keys of the observation's images, by path."""
+        self.keys = frozenset(
+            {"steps/control_role", *(column.key for column in self.columns), *self.images.values()}
+        )
 
 
 def _columns(features: Mapping[str, Feature]) -> tuple[StoredColumn, ...]:
@@ -75,7 +80,8 @@ class StoredEpisode:
     """The checked index of one record; `place` stands for it in errors.
 
     `starts` are the bytes of the payload at which the float columns of observation and action start; `arrays` hold
-    their other columns, shape `[T, width]`. `roles` are the control roles that occur and `role` says for each step
+    their other columns, shape `[T, width]`. `files` are the places of the images by path: where each starts and
+    stops, shape `[T, 2]`. `roles` are the control roles that occur and `role` says for each step
     which. `payload` is kept where reading it again would cost a request.
     """
 
@@ -83,6 +89,7 @@ class StoredEpisode:
     place: str
     starts: Mapping[str, int]
     arrays: Mapping[str, Array]
+    files: Mapping[str, Int64[np.ndarray, "T 2"]]
     blocks: UInt32[np.ndarray, " blocks"]
     reward: Float32[np.ndarray, " T"]
     is_first: Bool[np.ndarray, " T"]
@@ -96,7 +103,7 @@ class StoredEpisode:
     def size_bytes(self) -> int:
         """Memory that it takes, in bytes; about 3 KB of it for the objects themselves."""
         kept = (self.blocks, self.reward, self.is_first, self.is_terminal, self.valid, self.role)
-        arrays = sum(array.nbytes for array in (*kept, *self.arrays.values()))
+        arrays = sum(array.nbytes for array in (*kept, *self.arrays.values(), *self.files.values()))
         return 3072 + arrays + len(self.payload or b"")
 
     def without_payload(self) -> "StoredEpisode":
@@ -106,17 +113,44 @@ class StoredEpisode:
     def ranges(self, columns: tuple[StoredColumn, ...], first: int, stop: int) -> list[Range]:
         """Return what of the shard holds steps `first` to `stop` of the float columns, in whole blocks."""
         return [
-            Range(self.entry.shard, self.entry.offset_bytes + _HEADER_BYTES + low, high - low)
+            self._range(*self._blocks_around(*self._span(column, first, stop)))
             for column in columns
             if column.key in self.starts
-            for low, high in [self._blocks_around(column, first, stop)]
         ]
 
-    def _blocks_around(self, column: StoredColumn, first: int, stop: int) -> tuple[int, int]:
-        step_bytes = 4 * column.width
-        start = self.starts[column.key]
-        low = (start + first * step_bytes) // BLOCK_BYTES * BLOCK_BYTES
-        high = -(-(start + stop * step_bytes) // BLOCK_BYTES) * BLOCK_BYTES
+    def image_range(self, path: str, first: int, stop: int) -> Range:
+        """Return what of the shard holds the images of steps `first` to `stop`, in whole blocks."""
+        return self._range(*self._blocks_around(*self._image_span(path, first, stop)))
+
+    def images(self, path: str, first: int, stop: int, piece: bytes | None) -> list[bytes]:
+        """Return the image files of steps `first` to `stop`; `piece` is what lies in their `image_range`.
+
+        Raises:
+            CorruptDataError: a block is not what was checked before; names shard and byte.
+        """
+        data, origin = self.payload, 0
+        if piece is not None:
+            origin, high = self._blocks_around(*self._image_span(path, first, stop))
+            self._check(piece, origin, high)
+            data = piece
+        assert data is not None  # without a payload in memory there is a piece
+        places = (self.files[path][first:stop] - origin).tolist()
+        return [data[start:end] for start, end in places]
+
+    def _image_span(self, path: str, first: int, stop: int) -> tuple[int, int]:
+        places = self.files[path]
+        return int(places[first, 0]), int(places[stop - 1, 1])
+
+    def _span(self, column: StoredColumn, first: int, stop: int) -> tuple[int, int]:
+        start, step_bytes = self.starts[column.key], 4 * column.width
+        return start + first * step_bytes, start + stop * step_bytes
+
+    def _range(self, low: int, high: int) -> Range:
+        return Range(self.entry.shard, self.entry.offset_bytes + _HEADER_BYTES + low, high - low)
+
+    def _blocks_around(self, start: int, stop: int) -> tuple[int, int]:
+        low = start // BLOCK_BYTES * BLOCK_BYTES
+        high = -(-stop // BLOCK_BYTES) * BLOCK_BYTES
         return low, min(high, self.entry.size_bytes - FRAME_BYTES)
 
     def vectors(
@@ -145,7 +179,7 @@ class StoredEpisode:
         if self.payload is not None:
             data, low = self.payload, 0
         else:
-            data, (low, high) = next(pieces), self._blocks_around(column, first, stop)
+            data, (low, high) = next(pieces), self._blocks_around(*self._span(column, first, stop))
             self._check(data, low, high)
         flat = np.frombuffer(data, "<f4", (stop - first) * column.width, start - low)
         return flat.reshape(stop - first, column.width)
@@ -177,7 +211,7 @@ def open_record(record: bytes, entry: EpisodeEntry, layout: Layout, shard: str, 
         raise CorruptDataError(f"{shard} ends before byte {entry.offset_bytes}", file=entry.shard)
     payload = unframe(record, shard, entry.offset_bytes)
     place = f"{shard}, byte {entry.offset_bytes}, episode {entry.episode_id}"
-    starts, arrays, roles = _locate(payload, layout, entry.length, place)
+    starts, arrays, files, roles = _locate(payload, layout, entry.length, place)
     flags = {name: arrays.pop(f"steps/{name}")[:, 0] for name in ("reward", "is_first", "is_last", "is_terminal")}
     names = tuple(dict.fromkeys(roles))
     codes = {name: code for code, name in enumerate(names)}
@@ -187,6 +221,7 @@ def open_record(record: bytes, entry: EpisodeEntry, layout: Layout, shard: str, 
         place=place,
         starts=starts,
         arrays=arrays,
+        files=files,
         blocks=np.array(
             [google_crc32c.value(payload[at : at + BLOCK_BYTES]) for at in range(0, len(payload), BLOCK_BYTES)],
             np.uint32,
@@ -205,13 +240,14 @@ def open_record(record: bytes, entry: EpisodeEntry, layout: Layout, shard: str, 
 
 def _locate(
     payload: bytes, layout: Layout, length: int, place: str
-) -> tuple[dict[str, int], dict[str, Array], list[bytes]]:
-    """Return where the floats of observation and action start, every other column, and the roles."""
+) -> tuple[dict[str, int], dict[str, Array], dict[str, Array], list[bytes]]:
+    """Return where the floats of observation and action start, every other column, the images, and the roles."""
     spans = find_spans(payload, layout.keys)
     roles = _roles(payload, spans)
     if spans is None or roles is None:
-        # Legal, but not how encoders write: every column is then decoded and kept.
-        return {}, *_decode_all(decode_example(payload, place), layout, length, place)
+        # Legal, but not how encoders write: every column is then decoded and kept, but for the images.
+        decoded, roles = _decode_all(decode_example(payload, place), layout, length, place)
+        return {}, decoded, {}, roles
     starts: dict[str, int] = {}
     arrays: dict[str, Array] = {}
     for column in layout.columns:
@@ -227,7 +263,23 @@ def _locate(
         else:
             arrays[column.key] = _shaped(checked, column)
     _require_length(roles, length, place)
-    return starts, arrays, roles
+    return starts, arrays, _image_places(payload, spans, layout, length, place), roles
+
+
+def _image_places(
+    payload: bytes, spans: Mapping[str, Span], layout: Layout, length: int, place: str
+) -> dict[str, Array]:
+    found: dict[str, Array] = {}
+    for path, key in layout.images.items():
+        span = spans.get(key)
+        places = places_at(payload, span) if span is not None and span.kind == "bytes" else None
+        if places is None or len(places) != length:
+            raise CorruptDataError(
+                f"{place}: {key} should hold {length} images, found {0 if places is None else len(places)}; "
+                "convert the episodes again"
+            )
+        found[path] = places
+    return found
 
 
 def _roles(payload: bytes, spans: Mapping[str, Span] | None) -> list[bytes] | None:

@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Float32, Int64, UInt8
 
-__all__ = ["Span", "bytes_at", "find_spans", "floats_at", "integers_at"]
+__all__ = ["Span", "bytes_at", "find_spans", "floats_at", "integers_at", "places_at"]
 
 Kind = Literal["bytes", "float", "int64"]
 
@@ -135,6 +135,19 @@ def bytes_at(data: bytes, span: Span) -> list[bytes] | None:
     except (IndexError, ValueError):
         return None
     return values
+
+
+def places_at(data: bytes, span: Span) -> Int64[np.ndarray, "n 2"] | None:
+    """Return where each value of a bytes span starts and stops, shape `[n, 2]`; None where it is not canonical."""
+    places: list[tuple[int, int]] = []
+    position = span.start
+    try:
+        while position < span.stop:
+            places.append(_field(data, position, _FIRST_FIELD, span.stop))
+            position = places[-1][1]
+    except (IndexError, ValueError):
+        return None
+    return np.array(places, np.int64).reshape(-1, 2)
 
 
 def _run(data: bytes, entry: bytes, position: int, stop: int) -> int:

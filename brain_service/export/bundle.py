@@ -63,7 +63,8 @@ Floats = np.ndarray[Any, np.dtype[np.float32]]
 class Golden:
     """A sequence of T steps with the reference outputs, all float32, in raw units.
 
-    observation [T, D], previous_action [T, A], previous_reward [T], is_first [T], action [T, H, A].
+    observation [T, D], previous_action [T, A], previous_reward [T], is_first [T], action [T, H, A]. Step t of a
+    model that sees has image t modulo N of `image` [N, h, w, C], which is uint8.
     """
 
     observation: Floats
@@ -71,12 +72,23 @@ class Golden:
     previous_reward: Floats
     is_first: Floats
     action: Floats
+    image: np.ndarray[Any, np.dtype[np.uint8]] | None = None
 
     def to_bytes(self) -> bytes:
         """Return the `.npz` form; the same arrays give the same bytes."""
         buffer = io.BytesIO()
-        np.savez(buffer, **vars(self))
+        np.savez(buffer, **{name: array for name, array in vars(self).items() if array is not None})
         return buffer.getvalue()
+
+    def at(self, t: int) -> tuple[np.ndarray[Any, np.dtype[Any]], ...]:
+        """Return the inputs of step `t`: observation, previous action and reward, is_first, the image if any."""
+        now = (
+            self.observation[t],
+            self.previous_action[t],
+            self.previous_reward[t : t + 1],
+            self.is_first[t : t + 1],
+        )
+        return now if self.image is None else (*now, self.image[t % len(self.image)])
 
     @staticmethod
     def from_bytes(data: bytes, manifest: Manifest) -> "Golden":
@@ -104,6 +116,10 @@ class Golden:
                 raise CorruptDataError(
                     f"{GOLDEN}: {name} is {array.dtype}{list(array.shape)}, expected float32{list(shape)}"
                 )
+        image, seen = golden.image, manifest.image
+        found = None if image is None else (image.dtype.name, *image.shape[1:])
+        if found != (None if seen is None else ("uint8", *seen.shape)) or (image is not None and not len(image)):
+            raise CorruptDataError(f"{GOLDEN}: image is {found}, expected that of {seen}")
         return golden
 
 

@@ -79,7 +79,8 @@ def export_hailo(path: Path, options: HailoOptions) -> HailoResult:
     """Add the Hailo form to the bundle at `path`; a HEF that it holds already is kept until there is a new one.
 
     Raises:
-        InvalidError: no ONNX form, no dataset to calibrate with, too few steps, or an unknown architecture.
+        InvalidError: no ONNX form, no dataset to calibrate with, too few steps, an unknown architecture, or the
+            model sees images.
         CorruptDataError: the graph, the HEF or what the compiler made does not hold; nothing is changed.
         UnavailableError: the compiler failed or took too long; the files for it are in the bundle.
     """
@@ -87,6 +88,12 @@ def export_hailo(path: Path, options: HailoOptions) -> HailoResult:
     if ONNX_MODEL not in bundle.manifest.files:
         raise InvalidError(
             f"{path}: holds no {ONNX_MODEL}, from which Hailo's form is made; export it with --format onnx first",
+            field="format",
+        )
+    if bundle.manifest.image is not None:
+        raise InvalidError(
+            f"{path}: its model sees the image {bundle.manifest.image.path!r}; calibration set and streams of "
+            "Hailo's form hold vectors only. Serve it from its ONNX form, or train with image 'none'",
             field="format",
         )
     graph, names = cut_graph(bundle.read(ONNX_MODEL), bundle.manifest)

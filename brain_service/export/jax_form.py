@@ -37,6 +37,7 @@ def compile_step(
         shape(config.action_dim),
         shape(),
         shape(),
+        *([jax.ShapeDtypeStruct((rows, *config.image_shape), jnp.uint8)] if config.image_shape else []),
     )
     return bytes(exported.serialize())
 

@@ -21,6 +21,7 @@ from brain_service.export.quantise import quantise, require_quantisation
 from brain_service.model.config import CoreModelConfig
 from brain_service.model.core import init_params
 from brain_service.model.state import carry_shapes
+from brain_service.pixels import ImageInput
 from brain_service.spec import EpisodeSpec
 from brain_service.training.checkpointing import load_checkpoint
 from brain_service.training.normalisation import Normaliser
@@ -44,6 +45,7 @@ class PolicySource:
     spec: EpisodeSpec
     control_period_s: float | None
     adapters: Mapping[str, Any] | None = None
+    image: ImageInput | None = None
 
 
 def export_jax(
@@ -77,7 +79,9 @@ def export_jax(
     period_s = loaded.control_period_s if loaded.control_period_s > 0 else None
     adapters = None if untrained else loaded.meta.get("adapters")
     return export_policy(
-        PolicySource(loaded.config, params, loaded.normaliser, loaded.spec, period_s, adapters),
+        PolicySource(
+            loaded.config, params, loaded.normaliser, loaded.spec, period_s, adapters, image=loaded.image
+        ),
         Path(models_dir),
         quantisation=quantisation,
         forms=forms,
@@ -114,7 +118,9 @@ def export_policy(
     _require_writable(models_dir)
     begin = _counted(progress, 3 + 2 * len(chosen) + (len(chosen) > 1))
     begin("running the model")
-    reference = record_reference(model_step(config, normaliser, params), carry_shapes(config), normaliser)
+    reference = record_reference(
+        model_step(config, normaliser, params), carry_shapes(config), normaliser, config.image_shape
+    )
     made = make_forms(chosen, config, normaliser, stored, quantisation, reference, begin)
     draft = Manifest(
         config=config.to_dict(),
@@ -129,6 +135,7 @@ def export_policy(
         quantisation=quantisation,
         source_run=source_run,
         evaluation=evaluation,
+        image=source.image,
         measured=made.measured,
         adapters=source.adapters,
     )

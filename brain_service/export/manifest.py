@@ -8,13 +8,14 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from brain_service.errors import CorruptDataError, InvalidError
-from brain_service.spec import EpisodeSpec, vector_size
+from brain_service.pixels import ImageInput
+from brain_service.spec import EpisodeSpec, Feature, vector_size
 
 __all__ = ["HAILO_PARITY_CAP", "PARITY_CAP", "SCHEMA", "FileEntry", "Manifest", "Parity"]
 
 SCHEMA = "1.0"
 
-ADDED = frozenset({"measured", "adapters"})
+ADDED = frozenset({"image", "measured", "adapters"})
 """Keys that the first bundles of this schema do not have."""
 
 PARITY_CAP: Mapping[str, float] = {"none": 1e-4, "fp16": 2e-2, "int8": 2e-2}
@@ -60,6 +61,7 @@ class Manifest:
     information: `drift`, as parity but over a long sequence and without a bound, and `step_us` on the exporting
     machine. `adapters` says of a fine-tuned model which adapters were merged into which base: `sha256`, `base`,
     `base_sha256`, `rank`, `alpha`, `layers`.
+    `image` says which image of the observation the model sees and to which size it is shrunk.
     """
 
     config: Mapping[str, Any]
@@ -74,6 +76,7 @@ class Manifest:
     quantisation: str = "none"
     source_run: str = ""
     evaluation: Mapping[str, Any] | None = None
+    image: ImageInput | None = None
     created_ns: int = 0
     measured: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     adapters: Mapping[str, Any] | None = None
@@ -94,8 +97,8 @@ class Manifest:
     def identity(self, params_sha256: str) -> str:
         """Return the model id: 16 hex digits over all that decides the model's actions.
 
-        Config, specs, limits, normalisation, carry layout, quantisation and parameters; not the compiled forms,
-        nor what was measured.
+        Config, specs, image, limits, normalisation, carry layout, quantisation and parameters; not the compiled
+        forms, nor what was measured.
         """
         decisive = {
             "config": self.config,
@@ -108,6 +111,8 @@ class Manifest:
             "quantisation": self.quantisation,
             "params": params_sha256,
         }
+        if self.image is not None:
+            decisive["image"] = self.image.to_json()
         text = json.dumps(decisive, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -126,6 +131,10 @@ class Manifest:
             "action_low": list(self.action_low),
             "action_high": list(self.action_high),
         }
+        # Left out where there is none: so a bundle of before this key reads as it did.
+        document.pop("image")
+        if self.image is not None:
+            document["image"] = self.image.to_json()
         return document
 
     @staticmethod
@@ -173,6 +182,7 @@ class Manifest:
                 self.control_period_s is None
                 or (type(self.control_period_s) in (int, float) and self.control_period_s > 0)
             ),
+            f"image {self.image} is not the config's and the spec's": not self._image_fits(),
             f"created_ns {self.created_ns!r} is not an integer": type(self.created_ns) is not int,
             f"adapters {self.adapters!r} name no sha256": self.adapters is not None
             and not (isinstance(self.adapters, Mapping) and isinstance(self.adapters.get("sha256"), str)),
@@ -184,6 +194,13 @@ class Manifest:
         for problem, present in problems.items():
             if present:
                 raise CorruptDataError(f"{source}: {problem}")
+
+    def _image_fits(self) -> bool:
+        shape = tuple(self.config.get("image_shape", ()))
+        if self.image is None:
+            return not shape
+        feature = self.spec.observation.get(self.image.path)
+        return shape == self.image.shape and feature == Feature("image", self.image.source)
 
 
 def _positive(value: Any) -> bool:
@@ -204,6 +221,7 @@ _PARSERS: Mapping[str, Callable[[Any], Any]] = {
     "action_high": _floats,
     "normalisation": lambda document: {name: _floats(values) for name, values in document.items()},
     "carry": lambda document: dict(document.items()),
+    "image": lambda document: None if document is None else ImageInput.from_json(document),
     "parity": lambda document: {form: Parity(**parity) for form, parity in document.items()},
     "measured": lambda document: {
         form: {name: float(value) for name, value in figures.items()} for form, figures in document.items()

@@ -1,7 +1,8 @@
 """The policy step as an ONNX graph with the parameters inside: `model.onnx`, static shapes, one row.
 
-Inputs: the carry arrays by name, `observation`, `previous_action`, `previous_reward`, `is_first`; outputs: the
-carry arrays as `next_<name>`, and `action`. A quantised bundle's graph holds the float32 values of its quantised
+Inputs: the carry arrays by name, `observation`, `previous_action`, `previous_reward`, `is_first`, and `image`
+[1, h, w, C] for a model that sees, its bytes as float32 (accelerators compile no cast); outputs: the carry arrays
+as `next_<name>`, and `action`. A quantised bundle's graph holds the float32 values of its quantised
 weights: it gives the quantised model's numbers with the operators that accelerators compile, whose own tools
 quantise it again.
 """
@@ -25,9 +26,9 @@ from brain_service.training.normalisation import Normaliser
 __all__ = ["compile_step", "input_names", "load_step", "output_names"]
 
 
-def input_names(carry: Mapping[str, int]) -> list[str]:
-    """Return the graph's inputs in order."""
-    return [*carry, *Inputs._fields]
+def input_names(carry: Mapping[str, int], *, image: bool = False) -> list[str]:
+    """Return the graph's inputs in order; with `image` those of a model that sees."""
+    return [*carry, *(name for name in Inputs._fields if image or name != "image")]
 
 
 def output_names(carry: Mapping[str, int]) -> list[str]:
@@ -52,8 +53,10 @@ def compile_step(
         state, action = policy(weights, arrays[: len(carry)], *arrays[len(carry) :])
         return *state, action
 
-    shapes = [(1, size) for size in (*carry.values(), config.obs_dim, config.action_dim)] + [(1,), (1,)]
-    model = to_onnx(step, dict(zip(input_names(carry), shapes, strict=True)), output_names(carry))
+    shapes: list[tuple[int, ...]] = [(1, size) for size in (*carry.values(), config.obs_dim, config.action_dim)]
+    shapes += [(1,), (1,), *([(1, *config.image_shape)] if config.image_shape else [])]
+    names = input_names(carry, image=bool(config.image_shape))
+    model = to_onnx(step, dict(zip(names, shapes, strict=True)), output_names(carry))
     foreign = {node.op_type for node in model.graph.node} - OPERATORS
     versions = {(entry.domain, entry.version) for entry in model.opset_import}
     if foreign or versions != {("", OPSET)}:
@@ -79,10 +82,12 @@ def load_step(data: bytes, params: Mapping[str, np.ndarray[Any, Any]], carry: Ma
     except Exception as error:
         # ONNX Runtime's exceptions have no common base below this one.
         raise UnavailableError(f"ONNX Runtime {onnxruntime.__version__} cannot load the graph: {error}") from error
-    inputs, outputs = input_names(carry), output_names(carry)
+    image = any(argument.name == "image" for argument in session.get_inputs())
+    inputs, outputs = input_names(carry, image=image), output_names(carry)
 
     def step(state: tuple[Any, ...], *now: Any) -> tuple[tuple[Any, ...], Any]:
-        *after, action = session.run(outputs, dict(zip(inputs, (*state, *now), strict=True)))
+        floats = (np.asarray(values, np.float32) for values in (*state, *now))
+        *after, action = session.run(outputs, dict(zip(inputs, floats, strict=True)))
         return tuple(after), action
 
     return step

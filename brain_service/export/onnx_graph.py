@@ -22,12 +22,12 @@ __all__ = ["OPERATORS", "OPSET", "to_onnx"]
 OPSET = 17
 OPERATORS = frozenset(
     (
-        "Add", "Clip", "Concat", "Div", "Exp", "MatMul", "Mul", "Reshape", "Sigmoid", "Slice", "Softmax", "Sqrt",
-        "Sub", "Tanh", "Transpose",
+        "Add", "Clip", "Concat", "Conv", "Div", "Exp", "MatMul", "Mul", "Reshape", "Sigmoid", "Slice", "Softmax",
+        "Sqrt", "Sub", "Tanh", "Transpose",
     )
 )  # fmt: skip
-"""Operators that a graph may hold: those reported to compile for Hailo, and Reshape and Sqrt, of which its layer
-normalisation is made."""
+"""Operators that a graph may hold: those reported to compile for Hailo, Conv, which every model of its public zoo
+is made of, and Reshape and Sqrt, of which its layer normalisation is made."""
 
 Value = np.ndarray[Any, np.dtype[Any]] | np.float32 | str
 """A constant, or the name of a tensor in the graph."""
@@ -272,11 +272,30 @@ def _product(graph: _Graph, equation: JaxprEqn, values: list[Value]) -> Value:
     return result if len(shape) == 2 else graph.reshape(result, shape)
 
 
+def _convolution(graph: _Graph, equation: JaxprEqn, values: list[Value]) -> Value:
+    params = equation.params
+    numbers = params["dimension_numbers"]
+    kernel = values[1]
+    plain = {*params["lhs_dilation"], *params["rhs_dilation"], params["feature_group_count"]} == {1}
+    if isinstance(kernel, str) or not plain or params["batch_group_count"] != 1:
+        raise UnavailableError("only plain convolutions with constant kernels have a rule for ONNX")
+    before, after = zip(*params["padding"], strict=True)
+    found = graph.emit(
+        "Conv",
+        graph.transpose(values[0], numbers.lhs_spec),
+        graph.transpose(kernel, numbers.rhs_spec),
+        strides=[int(stride) for stride in params["window_strides"]],
+        pads=[int(pad) for pad in (*before, *after)],
+    )
+    return graph.transpose(found, np.argsort(numbers.out_spec).tolist())
+
+
 _RULES: Mapping[str, Rule] = {
     "add": _plain("Add"),
     "add_any": _plain("Add"),
     "broadcast_in_dim": _broadcast,
     "concatenate": _concatenate,
+    "conv_general_dilated": _convolution,
     "copy": _identity,
     "div": _plain("Div"),
     "dot_general": _product,

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Float32, Shaped, UInt8
 
 from brain_service.export.bundle import Golden
 from brain_service.training.normalisation import Normaliser
@@ -19,6 +19,7 @@ from brain_service.training.normalisation import Normaliser
 __all__ = [
     "GOLDEN_RESET",
     "GOLDEN_STEPS",
+    "IMAGES",
     "LONG_STEPS",
     "SWITCH_STEPS",
     "Drive",
@@ -38,6 +39,9 @@ GOLDEN_RESET = 40
 LONG_STEPS = 1000
 """One episode without a reset: what an error adds up to, 20 s at 50 steps a second."""
 
+IMAGES = 16
+"""As many different images a sequence has; they come round again."""
+
 SWITCH_STEPS = 64
 """Of the long sequence: a session runs half of them on one form and the rest on another."""
 
@@ -45,16 +49,21 @@ Floats = Float32[np.ndarray, "..."]
 
 Stepper = Callable[..., tuple[tuple[Any, ...], Any]]
 """A form that is ready to run: `(carry, observation [1, D], previous_action [1, A], previous_reward [1],
-is_first [1])` to `(carry, action [1, H, A])`, float32 in raw units; `carry` is a tuple of arrays [1, n]."""
+is_first [1])` to `(carry, action [1, H, A])`, float32 in raw units; `carry` is a tuple of arrays [1, n]. A model
+that sees takes the image [1, h, w, C] as well, uint8."""
 
 
 class Inputs(NamedTuple):
-    """What a policy is fed over T steps: raw units, in the order of a stepper's arguments."""
+    """What a policy is fed over T steps: raw units, in the order of a stepper's arguments.
+
+    Of the N images, for a model that sees, step t has number t modulo N: one a step would fill the memory.
+    """
 
     observation: Float32[np.ndarray, "T D"]
     previous_action: Float32[np.ndarray, "T A"]
     previous_reward: Float32[np.ndarray, "T"]
     is_first: Float32[np.ndarray, "T"]
+    image: UInt8[np.ndarray, "N h w C"] | None = None
 
     @staticmethod
     def of(golden: Golden) -> "Inputs":
@@ -63,7 +72,20 @@ class Inputs(NamedTuple):
 
     def first(self, steps: int) -> "Inputs":
         """Return the first so many steps."""
-        return Inputs(*(values[:steps] for values in self))
+        observation, action, reward, is_first = (values[:steps] for values in self._vectors)
+        return Inputs(observation, action, reward, is_first, self.image)
+
+    def at(self, t: int) -> tuple[Shaped[np.ndarray, "1 *X"], ...]:
+        """Return the arguments of step `t`."""
+        now = tuple(values[t : t + 1] for values in self._vectors)
+        if self.image is None:
+            return now
+        place = t % len(self.image)
+        return (*now, self.image[place : place + 1])
+
+    @property
+    def _vectors(self) -> tuple[Floats, Floats, Floats, Floats]:
+        return self.observation, self.previous_action, self.previous_reward, self.is_first
 
 
 class Drive(NamedTuple):
@@ -104,7 +126,7 @@ def drive(
             inputs.previous_action[t] = actions[-1][0]
         now = step if then is None or t < steps // 2 else then
         begun_ns = time.perf_counter_ns()
-        state, action = now(state, *(values[t : t + 1] for values in inputs))
+        state, action = now(state, *inputs.at(t))
         # A carry that crosses forms goes through memory, as it does between two workers.
         state, answered = tuple(np.asarray(part) for part in state), np.asarray(action)[0]
         times_ns.append(time.perf_counter_ns() - begun_ns)
@@ -133,16 +155,23 @@ def measure_switch(
     )
 
 
-def record_reference(step: Stepper, carry: Mapping[str, int], normaliser: Normaliser) -> Reference:
-    """Draw sequences by the training data's mean and spread and run the model over them, its actions fed back."""
-    golden = _draw(0, GOLDEN_STEPS, (0, GOLDEN_RESET), normaliser)
+def record_reference(
+    step: Stepper, carry: Mapping[str, int], normaliser: Normaliser, image_shape: tuple[int, ...] = ()
+) -> Reference:
+    """Draw sequences by the training data's mean and spread and run the model over them, its actions fed back.
+
+    `image_shape` is (h, w, C) for a model that sees.
+    """
+    golden = _draw(0, GOLDEN_STEPS, (0, GOLDEN_RESET), normaliser, image_shape)
     action = drive(step, carry, golden, feed_back=True).action
-    long = _draw(1, LONG_STEPS, (0,), normaliser)
+    long = _draw(1, LONG_STEPS, (0,), normaliser, image_shape)
     long_action = drive(step, carry, long, feed_back=True).action
-    return Reference(Golden(*golden, action=action), long, long_action)
+    return Reference(Golden(*golden[:4], action=action, image=golden.image), long, long_action)
 
 
-def _draw(seed: int, steps: int, resets: tuple[int, ...], normaliser: Normaliser) -> Inputs:
+def _draw(
+    seed: int, steps: int, resets: tuple[int, ...], normaliser: Normaliser, image_shape: tuple[int, ...]
+) -> Inputs:
     rng = np.random.default_rng(seed)
     noise = rng.standard_normal((steps, len(normaliser.observation_mean))).astype(np.float32)
     rewards = rng.standard_normal(steps).astype(np.float32)
@@ -153,4 +182,12 @@ def _draw(seed: int, steps: int, resets: tuple[int, ...], normaliser: Normaliser
         previous_action=np.zeros((steps, len(normaliser.action_low)), np.float32),
         previous_reward=normaliser.reward_mean + normaliser.reward_std * rewards,
         is_first=is_first,
+        image=_draw_images(rng, image_shape) if image_shape else None,
     )
+
+
+def _draw_images(rng: np.random.Generator, shape: tuple[int, ...]) -> UInt8[np.ndarray, "N h w C"]:
+    # Patches of colour: in even noise all images would look alike to a convolution.
+    height, width, channels = shape
+    coarse = rng.integers(0, 256, (IMAGES, 4, 4, channels), np.uint8)
+    return coarse[:, np.arange(height) * 4 // height][:, :, np.arange(width) * 4 // width]

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 from jax import Array
-from jaxtyping import Float32
+from jaxtyping import Float32, Shaped
 
-from brain_service.errors import CorruptDataError, InvalidError
+from brain_service.errors import CorruptDataError
 from brain_service.export.manifest import Manifest
 from brain_service.export.quantise import dequantise
 from brain_service.model.config import CoreModelConfig
@@ -24,8 +24,8 @@ from brain_service.training.normalisation import Normaliser
 __all__ = ["PolicyStep", "flat_params", "make_policy_step", "policy_step_of"]
 
 PolicyStep = Callable[..., tuple[tuple[Array, ...], Array]]
-"""`(params, carry, observation [B, D], previous_action [B, A], previous_reward [B], is_first [B])` to
-`(carry, actions [B, H, A])`.
+"""`(params, carry, observation [B, D], previous_action [B, A], previous_reward [B], is_first [B], image?)` to
+`(carry, actions [B, H, A])`. A model that sees takes the image as well, [B, h, w, C], values 0 to 255.
 
 `params` maps slash-joined names to arrays, float32 or as `quantise` stores them; `carry` is a tuple of arrays
 [B, n]; all else is float32, and observation, action and reward are in raw units. Actions lie within the limits. A
@@ -52,12 +52,7 @@ def make_policy_step(config: CoreModelConfig, normaliser: Normaliser) -> PolicyS
     """Build the policy step of a model with these scales; see `PolicyStep`.
 
     Matrix products are float32 wherever it is traced, so that a bundle gives the same numbers everywhere.
-
-    Raises:
-        InvalidError: the model reads images, which the step's inputs do not hold yet.
     """
-    if config.image_shape:
-        raise InvalidError("the policy step takes no image yet; export a model without image_shape")
     config = replace(config, compute_dtype="float32")
 
     def policy_step(
@@ -67,12 +62,14 @@ def make_policy_step(config: CoreModelConfig, normaliser: Normaliser) -> PolicyS
         previous_action: Float32[Array, "B A"],
         previous_reward: Float32[Array, "B"],
         is_first: Float32[Array, "B"],
+        image: Shaped[Array, "B h w C"] | None = None,
     ) -> tuple[tuple[Array, ...], Float32[Array, "B H A"]]:
         inputs = StepInputs(
             normaliser.observation(observation),  # type: ignore[arg-type]
             normaliser.action(previous_action),  # type: ignore[arg-type]
             normaliser.reward(previous_reward),  # type: ignore[arg-type]
             is_first,
+            image,
         )
         new, outputs = model_step(unflatten(dequantise(params)), config, Carry(*carry), inputs)
         return tuple(new), normaliser.raw_action(outputs.action_mean)  # type: ignore[return-value]

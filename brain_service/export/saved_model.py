@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from brain_service.durable import publish_directory, remove_tree
-from brain_service.errors import CorruptDataError, UnavailableError
+from brain_service.errors import CorruptDataError, InvalidError, UnavailableError
 from brain_service.export.bundle import MANIFEST, Bundle
 from brain_service.export.manifest import PARITY_CAP, Manifest, Parity
 from brain_service.spec import FeatureSpec
@@ -112,9 +112,16 @@ def export_saved_model(bundle: Bundle, folder: Path) -> dict[str, Any]:
 
     Raises:
         CorruptDataError: TensorFlow's numbers are not the bundle's.
+        InvalidError: the model sees images.
         UnavailableError: TensorFlow is missing or fails, the folder holds something else, or it cannot be written;
             nothing half-written stays.
     """
+    if bundle.manifest.image is not None:
+        raise InvalidError(
+            f"model {bundle.manifest.model_id} sees the image {bundle.manifest.image.path!r}; the signature of a "
+            "SavedModel holds numbers only. Use the ONNX form",
+            field="format",
+        )
     _require_replaceable(folder)
     require_tensorflow()
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")

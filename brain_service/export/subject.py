@@ -34,4 +34,5 @@ def bundle_subject(bundle: Bundle, trained_on: Mapping[str, Any] | None) -> Subj
         normaliser=Normaliser.from_dict(manifest.normalisation),
         spec=manifest.spec,
         trained_on=trained_on,
+        image=manifest.image,
     )

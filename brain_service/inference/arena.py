@@ -5,9 +5,10 @@ step reads one carry slot and writes the other; the daemon flips which is which 
 accepted, so a dropped answer changes nothing. All blocks are float32 and begin on 64-byte boundaries (a cache
 line, and what XLA wants to use a buffer without copying it):
 
-    row r:  carry slot 0 [C] | carry slot 1 [C] | request [D + A + 2] | response [H * A]
+    row r:  carry slot 0 [C] | carry slot 1 [C] | request [D + A + 2 + P] | response [H * A]
 
-The request is observation, previous action, previous reward, is_first. Pages that no session has touched take
+The request is observation, previous action, previous reward, is_first, and for a model that sees the bytes of its
+image, four to a float: P floats that are copied and never counted with. Pages that no session has touched take
 no memory. The memfd is sealed against resizing: a worker cannot pull the memory from under the daemon.
 """
 
@@ -16,6 +17,7 @@ import mmap
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -24,7 +26,7 @@ from brain_service.errors import CorruptDataError
 from brain_service.export.bundle import Manifest
 
 if TYPE_CHECKING:
-    from jaxtyping import Float32
+    from jaxtyping import Float32, Shaped, UInt8
 
 __all__ = ["Arena", "Layout", "Row", "Rows"]
 
@@ -44,11 +46,19 @@ class Layout:
     observation: int
     action: int
     horizon: int
+    image: tuple[int, ...] = ()
+    """(h, w, C) of the pixels in a request; empty for a model that sees none."""
 
     @staticmethod
     def of(manifest: Manifest) -> "Layout":
         """Return the layout that a bundle's model needs."""
-        return Layout(manifest.carry, manifest.observation_size, manifest.action_size, manifest.action_horizon)
+        return Layout(
+            manifest.carry,
+            manifest.observation_size,
+            manifest.action_size,
+            manifest.action_horizon,
+            manifest.image.shape if manifest.image else (),
+        )
 
     @property
     def carry_size(self) -> int:
@@ -57,8 +67,33 @@ class Layout:
 
     @property
     def request_size(self) -> int:
-        """Floats of observation, previous action, previous reward and is_first together, shape [D + A + 2]."""
+        """Floats of observation, previous action, previous reward, is_first and image, shape [D + A + 2 + P]."""
+        return self.vector_size + -(-self.image_bytes // _FLOAT_BYTES)
+
+    @property
+    def vector_size(self) -> int:
+        """Floats of a request without its image, shape [D + A + 2]."""
         return self.observation + self.action + 2
+
+    @property
+    def image_bytes(self) -> int:
+        """Bytes of the image; 0 for a model that sees none."""
+        return prod(self.image) if self.image else 0
+
+    def put(
+        self,
+        request: "Float32[np.ndarray, 'R']",
+        now: "tuple[Shaped[np.ndarray, '*X'], ...]",
+    ) -> None:
+        """Write a step's inputs into a request: observation, previous action, reward, is_first, and the image."""
+        request[: self.vector_size] = np.concatenate([np.ravel(part) for part in now[:4]])
+        if self.image:
+            self.image_of(request)[...] = now[4].reshape(self.image)
+
+    def image_of(self, request: "Float32[np.ndarray, '*B R']") -> "UInt8[np.ndarray, '*B h w C']":
+        """Return the view of the image in requests; for a model that sees."""
+        raw = request.view(np.uint8)[..., self.vector_size * _FLOAT_BYTES :][..., : self.image_bytes]
+        return raw.reshape(*request.shape[:-1], *self.image)
 
     @property
     def response_size(self) -> int:

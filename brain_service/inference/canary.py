@@ -80,7 +80,7 @@ class Canary:
         self._live.answered(action, previous)
         if shadow.fresh:
             shadow.previous = None
-        put_request(shadow.row, request, len(action), first=shadow.fresh)
+        put_request(shadow.row, request, self._candidate.layout, first=shadow.fresh)
         deadline_ns = time.monotonic_ns() + int(self._settings.deadline_ms * 1e6)
         try:
             shadow.ticket = self._candidate.submit(shadow.row, shadow.slot, deadline_ns)

@@ -8,18 +8,15 @@ one and continued by the other carries the errors of both, so what is allowed is
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from brain_service.errors import UnavailableError
 from brain_service.export.bundle import Golden, Manifest
-from brain_service.inference.arena import Row
+from brain_service.inference.arena import Layout, Row
 from brain_service.inference.client import WorkerClient
 from brain_service.inference.protocol import Status
-
-if TYPE_CHECKING:
-    from jaxtyping import Float32
 
 __all__ = ["Divergence", "measure_divergence", "switch_bound"]
 
@@ -69,10 +66,11 @@ async def measure_divergence(
     """
     span = np.asarray(manifest.action_high, np.float32) - np.asarray(manifest.action_low, np.float32)
     span[span == 0.0] = 1.0
+    layout = Layout.of(manifest)
     row.clear()
     worst = 0.0
     for t, expected in enumerate(golden.action):
-        row.request[0] = _request(golden, t)
+        layout.put(row.request[0], golden.at(t))
         worker = workers[t // _TURN % 2]
         ticket = worker.submit(row.index, t % 2, time.monotonic_ns() + _STEP_NS)
         done = await ticket.waiter
@@ -81,13 +79,3 @@ async def measure_divergence(
         difference = np.abs(row.response.reshape(expected.shape) - expected) / span
         worst = max(worst, float(difference.max()))
     return worst
-
-
-def _request(golden: Golden, t: int) -> "Float32[np.ndarray, 'R']":
-    return np.concatenate(
-        [
-            golden.observation[t],
-            golden.previous_action[t],
-            [golden.previous_reward[t], golden.is_first[t]],
-        ]
-    )

@@ -33,13 +33,7 @@ def golden_steps(policy: Policy, layout: Layout, golden: Golden) -> Iterator[Gol
     request = np.zeros((1, layout.request_size), np.float32)
     response = np.zeros((1, layout.response_size), np.float32)
     for t in range(len(golden.action)):
-        request[0] = np.concatenate(
-            [
-                golden.observation[t],
-                golden.previous_action[t],
-                [golden.previous_reward[t], golden.is_first[t]],
-            ]
-        )
+        layout.put(request[0], golden.at(t))
         read, write = carry[t % 2], carry[1 - t % 2]
         started_ns = time.monotonic_ns()
         policy.run(read, request, write, response)

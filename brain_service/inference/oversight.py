@@ -200,7 +200,7 @@ class Oversight:
     def _refuse_misfit(self, active: Manifest, candidate: Manifest, *, by_itself: bool) -> None:
         """Refuse another spec than the live sessions', and where no operator asks, than the active model's."""
         live = len(self._sessions)
-        what = _difference(active, candidate) if live or by_itself else ""
+        what = _difference(active, candidate, live=live > 0) if live or by_itself else ""
         if what:
             fix = f"POST /models/{candidate.model_id}/activate serves it all the same"
             raise ConflictError(
@@ -315,21 +315,26 @@ class Oversight:
             await self._rebuilt()
 
 
-def _difference(ours: Manifest, theirs: Manifest) -> str:
+def _difference(ours: Manifest, theirs: Manifest, *, live: bool) -> str:
     """Tell the first difference in what two models ask for and give, nothing where there is none.
 
-    Images count for nothing: no model sees them.
+    Of images only the one that the candidate sees counts: what the robot would have to send anew, and with `live`
+    sessions also its size, since their last inputs are replayed.
     """
+    mine, other = ours.image, theirs.image
+    sent = mine is not None and other is not None and (mine.path, mine.source) == (other.path, other.source)
+    if other is not None and other != mine and (live or not sent):
+        active = "none" if mine is None else f"{mine.path!r} at {list(mine.shape)}"
+        return f"it sees the image {other.path!r} at {list(other.shape)}, the active model {active}"
     for part in ("observation", "action"):
-        mine, other = (
+        ours_asked, theirs_asked = (
             {path: feature for path, feature in getattr(manifest.spec, part).items() if feature.dtype != "image"}
             for manifest in (ours, theirs)
         )
-        for path in sorted(mine.keys() | other.keys()):
-            if mine.get(path) != other.get(path):
-                return (
-                    f"{part}/{path} is {_shown(other.get(path))}, the active model's is {_shown(mine.get(path))}"
-                )
+        for path in sorted(ours_asked.keys() | theirs_asked.keys()):
+            active_feature, feature = ours_asked.get(path), theirs_asked.get(path)
+            if active_feature != feature:
+                return f"{part}/{path} is {_shown(feature)}, the active model's is {_shown(active_feature)}"
     return ""
 
 

@@ -9,7 +9,7 @@ import time
 from typing import TYPE_CHECKING
 
 from brain_service.errors import UnavailableError
-from brain_service.inference.arena import Row
+from brain_service.inference.arena import Layout, Row
 from brain_service.inference.client import Ticket
 from brain_service.inference.protocol import Status
 from brain_service.inference.served_model import ServedModel
@@ -81,7 +81,8 @@ class _Replay:
         Raises:
             UnavailableError: there is none free, or the model asks for other inputs.
         """
-        if session.model.manifest.spec != model.manifest.spec:
+        ours, theirs = session.model.manifest, model.manifest
+        if ours.spec != theirs.spec or theirs.image not in (None, ours.image):
             raise UnavailableError(f"model {model.model_id} asks for other inputs")
         self.row: Row = model.take_row()
         self.slot = 0
@@ -101,8 +102,7 @@ class _Replay:
         behind = session.next_step - self.next_step
         if behind > len(session.history):
             raise UnavailableError("its inputs left the history faster than they could be replayed")
-        first, action_size = self.steps == 0, self._model.manifest.action_size
-        put_request(self.row, session.history[-behind], action_size, first=first)
+        put_request(self.row, session.history[-behind], self._model.layout, first=self.steps == 0)
         self.ticket = self._model.submit(self.row, self.slot, time.monotonic_ns() + _STEP_NS)
         done = await self.ticket.waiter
         if done.status is not Status.OK:
@@ -112,9 +112,13 @@ class _Replay:
         self.next_step += 1
 
 
-def put_request(row: Row, request: "Float32[np.ndarray, 'R']", action_size: int, *, first: bool) -> None:
-    """Write a request [D + A + 2] to a row; with `first` as an episode's first, which knows no step before it."""
-    row.request[0] = request
+def put_request(row: Row, request: "Float32[np.ndarray, 'R']", layout: Layout, *, first: bool) -> None:
+    """Write a request to a row; with `first` as an episode's first, which knows no step before it.
+
+    It may be one of a model that sees an image where this one's `layout` has none: the image stands last.
+    """
+    row.request[0] = request[: layout.request_size]
     if first:
-        row.request[0, -action_size - 2 :] = 0.0
-        row.request[0, -1] = 1.0
+        D, A = layout.observation, layout.action
+        row.request[0, D : D + A + 1] = 0.0
+        row.request[0, D + A + 1] = 1.0

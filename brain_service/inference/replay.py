@@ -17,15 +17,17 @@ import numpy as np
 
 from brain_service.errors import BrainError, CorruptDataError, InvalidError, UnavailableError
 from brain_service.export.bundle import Bundle, Manifest
+from brain_service.image_header import is_reference
 from brain_service.inference.arena import Arena, Layout, Row
 from brain_service.inference.backends import BACKENDS, BackendEntry
 from brain_service.inference.client import WorkerClient
 from brain_service.inference.golden import action_span
 from brain_service.inference.protocol import PROTOCOL_VERSION, Status
+from brain_service.pixels import ImageInput
 from brain_service.spec import check_values, flatten, from_vector, to_vector
 
 if TYPE_CHECKING:
-    from jaxtyping import Float32
+    from jaxtyping import Float32, UInt8
 
 __all__ = ["RecordedStep", "ReplayedStep", "replay_steps"]
 
@@ -113,10 +115,12 @@ async def replay_steps(
     cache_dir: Path,
     backend: str | None = None,
     on_worker: Callable[[str], None] = lambda _: None,
+    read_image: Callable[[str], bytes] | None = None,
 ) -> AsyncIterator[ReplayedStep]:
     """Compute recorded steps again, in their order, and yield what became of each.
 
-    All run on `backend` where that is given. `on_worker` is told what is about to be loaded.
+    All run on `backend` where that is given. `on_worker` is told what is about to be loaded. `read_image` returns
+    the file that a step refers to, as `<sha256>.png`.
 
     Raises:
         InvalidError: there is no backend of that name.
@@ -127,7 +131,7 @@ async def replay_steps(
     if backend is not None:
         find_backend(backend)
     async with AsyncExitStack() as stack:
-        replay = _Replay(steps, models_dir, cache_dir, backend, on_worker, stack)
+        replay = _Replay(steps, models_dir, cache_dir, backend, on_worker, read_image, stack)
         for number in range(len(steps)):
             yield await replay.step(number)
 
@@ -152,6 +156,7 @@ class _Replay:
         cache_dir: Path,
         backend: str | None,
         on_worker: Callable[[str], None],
+        read_image: Callable[[str], bytes] | None,
         stack: AsyncExitStack,
     ) -> None:
         self._steps = steps
@@ -159,6 +164,7 @@ class _Replay:
         self._cache_dir = cache_dir
         self._backend = backend
         self._on_worker = on_worker
+        self._read_image = read_image
         self._stack = stack
         self._models: dict[str, _Model] = {}
         # Why the state after the step before is not known, and why it may be off by some bits.
@@ -246,6 +252,9 @@ class _Replay:
             values = {path: value for path, value in given.items() if path in observation}
             row.request[0, :D] = to_vector(check_values(values, observation, "observation"), observation)
             row.request[0, D:] = 0.0
+            if model.manifest.image is not None:
+                image = self._image(given, model.manifest.image)
+                model.arena.layout.image_of(row.request[0])[...] = image
             row.request[0, D + A + 1] = first
             if not first and before is not None:
                 previous = check_values(flatten(before.action, "action"), spec.action, "action")
@@ -266,6 +275,19 @@ class _Replay:
         model.slot = 1 - model.slot
         chunk = row.response.reshape(model.manifest.action_horizon, A)
         return to_vector(from_vector(chunk[0], spec.action), spec.action), bucket
+
+    def _image(self, given: Mapping[str, Any], image: ImageInput) -> "UInt8[np.ndarray, 'h w C']":
+        """Return what the model saw of a recorded step's image.
+
+        Raises:
+            InvalidError: the step has none, or it is another than the model's.
+        """
+        value = given.get(image.path)
+        if isinstance(value, str) and is_reference(value) and self._read_image is not None:
+            value = self._read_image(value.removeprefix("images/"))
+        if not isinstance(value, bytes):
+            raise InvalidError(f"observation/{image.path}: no image, found {type(value).__name__}")
+        return image.pixels(value)
 
     async def _model(self, model_id: str) -> _Model:
         model = self._models.get(model_id)

@@ -30,6 +30,7 @@ class ServedModel:
 
     def __init__(self, bundle: Bundle, settings: InferenceSettings, cache_dir: Path) -> None:
         self.manifest: Manifest = bundle.manifest
+        self.layout = Layout.of(bundle.manifest)
         self.sessions = 0
         self._path = bundle.path
         self._settings = settings
@@ -37,7 +38,7 @@ class ServedModel:
         capacity = settings.max_sessions * _ROWS_PER_SESSION
         try:
             # One row more than sessions get, for the crew's own measurement.
-            self._arena = Arena.create(Layout.of(bundle.manifest), capacity + 1)
+            self._arena = Arena.create(self.layout, capacity + 1)
         except OSError as error:
             raise UnavailableError(
                 f"no shared memory for {settings.max_sessions} sessions of model {self.model_id}: {error}; "

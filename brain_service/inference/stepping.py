@@ -5,7 +5,7 @@ import time
 from dataclasses import replace
 from typing import Any
 
-from brain_service.errors import BrainError, ConflictError, DeadlineExceededError, UnavailableError
+from brain_service.errors import BrainError, ConflictError, DeadlineExceededError, InvalidError, UnavailableError
 from brain_service.inference.calls import InferReply, InferRequest
 from brain_service.inference.client import Ticket, WorkerLostError
 from brain_service.inference.latency import LatencyWindow
@@ -15,8 +15,9 @@ from brain_service.inference.sessions import Session, SessionTable
 from brain_service.inference.why import explain
 from brain_service.logs import MODEL_ID, SESSION_ID
 from brain_service.metrics import HistogramFamily
+from brain_service.observation import check_observation
 from brain_service.settings import InferenceSettings
-from brain_service.spec import check_observation, check_values, flatten, from_vector, to_vector, unflatten
+from brain_service.spec import check_values, flatten, from_vector, to_vector, unflatten
 
 __all__ = ["Stepper"]
 
@@ -101,10 +102,16 @@ class Stepper:
             return stored
         row, model, life = session.row, session.model, session.life
         observation = model.manifest.spec.observation
-        values = check_observation(request.observation, observation)
+        image = model.manifest.image
+        values = check_observation(request.observation, observation, image.path if image else None)
         if request.executed_action is not None and session.next_step > 0:
             action = flatten(request.executed_action, "executed_action")
             check_values(action, model.manifest.spec.action, "executed_action")
+        pixels = None
+        if image is not None:
+            # Off the event loop: a large picture takes milliseconds.
+            pixels = await asyncio.to_thread(image.pixels, _sent(values[image.path], image.path))
+            self._require_same(session, life)
         while session.ticket is not None and not session.ticket.settled:
             # The row belongs to a step whose client gave up on it; its result will be dropped.
             await self._settled(session.ticket, session, deadline_ns)
@@ -115,6 +122,8 @@ class Stepper:
         row.request[0, D : D + A] = session.previous_action
         row.request[0, D + A] = 0.0 if first else request.reward
         row.request[0, D + A + 1] = first
+        if pixels is not None:
+            model.layout.image_of(row.request[0])[...] = pixels
         if time.monotonic_ns() > deadline_ns:
             raise _late(session)
         try:
@@ -235,6 +244,18 @@ class Stepper:
             raise ConflictError(
                 f"session {session.session_id} {reason} while its step was on its way", field="session_id"
             )
+
+
+def _sent(value: Any, path: str) -> Any:
+    """Return an image that came with the request.
+
+    Raises:
+        InvalidError: it is the reference of one that some episode may hold.
+    """
+    if isinstance(value, str):
+        field = f"observation/{path}"
+        raise InvalidError(f"{field}: {value!r} refers to an image; send the image itself", field=field)
+    return value
 
 
 def _late(session: Session) -> DeadlineExceededError:

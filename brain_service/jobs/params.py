@@ -35,6 +35,13 @@ DatasetRef = Annotated[str, Field(pattern=rf"^{_DATASET}(/[0-9]+\.[0-9]+\.[0-9]+
 """`name` (its newest version) or `name/1.0.3`."""
 
 
+FeaturePath = Annotated[str, Field(min_length=1, max_length=256)]
+"""A feature's path in the observation."""
+
+ImageSize = Annotated[str, Field(pattern=r"^([0-9]{1,5}x[0-9]{1,5}|auto)$")]
+"""`<height>x<width>` in pixels, as in `48x64`."""
+
+
 class Params(BaseModel):
     """What every job's parameters have in common: they are frozen and name every key they know."""
 
@@ -94,6 +101,15 @@ class TrainParams(Params):
         le=100_000_000,
         description="Looks without a better held-out loss before the run ends; 0 = all steps.",
     )
+    image: FeaturePath | None = Field(
+        default=None,
+        description="Which image the model sees: a feature's path, `auto` (the only one, if there "
+        "is one) or `none`.",
+    )
+    image_size: ImageSize | None = Field(
+        default=None,
+        description="Height and width it is shrunk to, by whole factors; left out: no side above 96 pixels.",
+    )
     trainer: Literal["auto", "jax", "pytorch"] = Field(
         default="auto", description="Who trains; auto: decided by the hardware (`select_trainer`)."
     )
@@ -135,6 +151,8 @@ class SanityCheckParams(Params):
     max_steps: int = Field(default=30, ge=2, le=100_000, description="Gradient steps at most.")
     batch_size: int = Field(default=4, gt=0, le=65_536, description="Sequences a gradient step.")
     sequence_length: int = Field(default=32, ge=4, le=65_536, description="Steps a sequence.")
+    image: FeaturePath = Field(default="none", description="Which image the model sees; see TrainParams.")
+    image_size: ImageSize = Field(default="auto", description="Height and width of it; see TrainParams.")
 
 
 class EvaluateParams(Params):

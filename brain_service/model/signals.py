@@ -22,8 +22,9 @@ class StepInputs(NamedTuple):
     """r_{t-1}; ignored where `is_first` is 1."""
     is_first: Float32[Array, "B *T"]
     """1 on the first step of an episode, which starts from a fresh state; else 0."""
-    image: UInt8[Array, "B *T H W C"] | None = None
-    """The camera's pixels at t, 0 to 255; None for a model without an image encoder."""
+    image: UInt8[Array, "B *T H W C"] | Float32[Array, "B *T H W C"] | None = None
+    """The camera's pixels at t, 0 to 255; None for a model without an image encoder. They are bytes, or floats of
+    the same values where a compiler takes none."""
 
 
 class StepOutputs(NamedTuple):

@@ -25,7 +25,7 @@ class ImageEncoder(nn.Module):  # type: ignore[misc]
         ]
         self.out = Linear(self.config, self.config.d_e, name="out")
 
-    def __call__(self, image: UInt8[Array, "*B H W C"]) -> Float32[Array, "*B E"]:
+    def __call__(self, image: UInt8[Array, "*B H W C"] | Float32[Array, "*B H W C"]) -> Float32[Array, "*B E"]:
         """Return the features of raw images, values 0 to 255."""
         lead = image.shape[:-3]
         x = image.reshape((-1, *image.shape[-3:])).astype(jnp.float32) / 255.0

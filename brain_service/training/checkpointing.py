@@ -25,6 +25,7 @@ from brain_service.datasets.storage import GCS
 from brain_service.errors import BrainError, CorruptDataError, InvalidError, NotFoundError, UnavailableError
 from brain_service.model.config import CoreModelConfig
 from brain_service.model.core import Params, init_params
+from brain_service.pixels import ImageInput
 from brain_service.spec import EpisodeSpec
 from brain_service.training.checkpoint_store import open_store
 from brain_service.training.hosts import everyone, is_first, meet
@@ -52,6 +53,7 @@ class LoadedCheckpoint:
     control_period_s: float
     step: int
     meta: Mapping[str, Any]
+    image: ImageInput | None = None
 
 
 class Checkpoints:
@@ -299,4 +301,5 @@ def _load(checkpoints: Checkpoints, step: int) -> LoadedCheckpoint:
         control_period_s=float(meta["control_period_s"]),
         step=step,
         meta=meta,
+        image=ImageInput.from_json(meta["image"]) if meta.get("image") else None,
     )

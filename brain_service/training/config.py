@@ -7,6 +7,7 @@ from typing import Any, get_args
 from brain_service.datasets.loader import Mode
 from brain_service.errors import InvalidError
 from brain_service.model.config import PRESETS, CoreModelConfig
+from brain_service.pixels import AUTO, NONE, SIZE_FORM, ImageInput
 
 __all__ = ["TrainConfig"]
 
@@ -62,6 +63,11 @@ class TrainConfig:
     """Looks without a better held-out loss after which the run ends; 0 runs to the end."""
     log_every: int = 50
     """Steps between two lines of metrics."""
+    image: str = NONE
+    """Which image the model sees: a feature's path, `auto` (the only one, if there is one) or `none`."""
+    image_size: str = AUTO
+    """Height and width that it is shrunk to, as in `48x64`, whole factors of the camera's; `auto` leaves no side
+    longer than 96 pixels."""
     model: Mapping[str, Any] = field(default_factory=dict)
     """Overrides of the preset's fields."""
 
@@ -93,16 +99,32 @@ class TrainConfig:
         ):
             if not low <= getattr(self, name) <= high:
                 raise InvalidError(f"{name} is {getattr(self, name)!r}; use {low:g} to {high:g}", field=name)
+        if not isinstance(self.image, str) or not self.image:
+            raise InvalidError(f"image is {self.image!r}; use a feature's path, 'auto' or 'none'", field="image")
+        if not isinstance(self.image_size, str) or not (
+            self.image_size == AUTO or SIZE_FORM.fullmatch(self.image_size)
+        ):
+            raise InvalidError(
+                f"image_size is {self.image_size!r}; use height x width as in '48x64', or 'auto'",
+                field="image_size",
+            )
+        if "image_shape" in self.model:
+            raise InvalidError(
+                "model: image_shape follows from the data; set image and image_size instead", field="image_size"
+            )
         self.model_config(1, 1)
 
-    def model_config(self, obs_dim: int, action_dim: int) -> CoreModelConfig:
+    def model_config(self, obs_dim: int, action_dim: int, image: ImageInput | None = None) -> CoreModelConfig:
         """Return the preset with the overrides, for observations of shape `[obs_dim]` and actions `[action_dim]`.
 
+        `image` is what the model sees of the camera.
+
         Raises:
-            InvalidError: an override is unknown or impossible.
+            InvalidError: an override is unknown or impossible, or the image is too large.
         """
+        sizes = {"obs_dim": obs_dim, "action_dim": action_dim, "image_shape": image.shape if image else ()}
         try:
-            return PRESETS[self.preset](**{**self.model, "obs_dim": obs_dim, "action_dim": action_dim})
+            return PRESETS[self.preset](**{**self.model, **sizes})
         except (ValueError, TypeError) as error:
             raise InvalidError(f"model: {error}", field="model") from error
 

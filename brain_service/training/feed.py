@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 from brain_service.datasets.loader import Batch, Dataset, Mode, SequenceLoader
 from brain_service.datasets.pipeline import BatchIterator
 from brain_service.errors import CorruptDataError, InvalidError
+from brain_service.pixels import ImageInput
 from brain_service.training.config import TrainConfig
 from brain_service.training.normalisation import Normaliser
 from brain_service.training.objective import Sequences, normalise_batch
@@ -25,6 +26,8 @@ CHECKED = ("observation", "action", "previous_action", "reward", "previous_rewar
 class Feed:
     """The training split of a dataset as the train step takes it; batch n is a function of dataset, config and n.
 
+    With `image` the batches hold what the model sees of it, as pixels of 8 bits.
+
     On several hosts each reads its own rows of the batch only.
 
     Raises:
@@ -33,7 +36,14 @@ class Feed:
         NotFoundError: the dataset has no `train` split.
     """
 
-    def __init__(self, dataset: Dataset, config: TrainConfig, normaliser: Normaliser, mesh: Mesh) -> None:
+    def __init__(
+        self,
+        dataset: Dataset,
+        config: TrainConfig,
+        normaliser: Normaliser,
+        mesh: Mesh,
+        image: ImageInput | None = None,
+    ) -> None:
         require_divisible(config.batch_size, mesh)
         self._loader = SequenceLoader(
             dataset,
@@ -45,6 +55,7 @@ class Feed:
             mode=cast(Mode, config.mode),
             host_index=jax.process_index(),
             host_count=jax.process_count(),
+            image=image,
         )
         self._first_row = config.batch_size // jax.process_count() * jax.process_index()
         _require_examples(dataset)

@@ -13,6 +13,7 @@ from brain_service.errors import InvalidError
 from brain_service.model.config import CoreModelConfig
 from brain_service.model.core import Params, unroll
 from brain_service.model.state import init_carry
+from brain_service.pixels import ImageInput
 from brain_service.training.feed import IMITATED_ROLES
 from brain_service.training.normalisation import Normaliser
 from brain_service.training.objective import losses, normalise_batch
@@ -61,7 +62,14 @@ class HeldOutLoss:
         InvalidError: no episode is held out.
     """
 
-    def __init__(self, dataset: Dataset, model: CoreModelConfig, normaliser: Normaliser, mesh: Mesh) -> None:
+    def __init__(
+        self,
+        dataset: Dataset,
+        model: CoreModelConfig,
+        normaliser: Normaliser,
+        mesh: Mesh,
+        image: ImageInput | None = None,
+    ) -> None:
         held_out = dataset.entries(SPLIT) if SPLIT in dataset.splits else []
         if not held_out:
             raise InvalidError(
@@ -78,6 +86,7 @@ class HeldOutLoss:
             seed=0,
             roles=IMITATED_ROLES,
             mode="streams",
+            image=image,
         )
         self._model = model
         self._normaliser = normaliser

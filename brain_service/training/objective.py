@@ -53,6 +53,8 @@ def normalise_batch(batch: Batch, normaliser: Normaliser) -> Sequences:
         _device(normaliser.action(batch.previous_action)),
         _device(normaliser.reward(batch.previous_reward)),
         _device(batch.is_first),
+        # Scaled inside the step: a byte a channel is what travels to the devices.
+        jnp.asarray(batch.image) if batch.image.size else None,
     )
     return Sequences(
         inputs,

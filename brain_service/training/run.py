@@ -13,6 +13,7 @@ from brain_service.datasets.loader import Dataset
 from brain_service.errors import CorruptDataError, InvalidError
 from brain_service.model.config import CoreModelConfig
 from brain_service.model.core import Params
+from brain_service.pixels import choose_image
 from brain_service.spec import vector_size
 from brain_service.training.checkpointing import Checkpoints
 from brain_service.training.config import TrainConfig
@@ -30,6 +31,9 @@ log = logging.getLogger(__name__)
 FREE = {"keep", "checkpoint_every", "log_every"}
 """Settings that do not change what is learned: a run may go on with others."""
 
+CHOSEN = {"image", "image_size"}
+"""Settings of which only what they come to with this dataset has to be the same."""
+
 
 class Run:
     """The parts of one training run. All that can be wrong with them is found here, before anything is written.
@@ -45,11 +49,14 @@ class Run:
         self.config = config
         self.mesh = mesh
         self.normaliser = Normaliser.from_statistics(dataset.statistics)
-        self.feed = Feed(dataset, config, self.normaliser, mesh)
+        self.image = choose_image(dataset.spec.observation, config.image, config.image_size)
+        self.feed = Feed(dataset, config, self.normaliser, mesh, self.image)
         self.model: CoreModelConfig = config.model_config(
-            vector_size(dataset.spec.observation), vector_size(dataset.spec.action)
+            vector_size(dataset.spec.observation), vector_size(dataset.spec.action), self.image
         )
-        self._held_out = HeldOutLoss(dataset, self.model, self.normaliser, mesh) if config.evaluate_every else None
+        self._held_out = (
+            HeldOutLoss(dataset, self.model, self.normaliser, mesh, self.image) if config.evaluate_every else None
+        )
         self._dataset = dataset
 
     @cached_property
@@ -60,6 +67,7 @@ class Run:
             "train": self.config.to_dict(),
             "normalisation": self.normaliser.to_dict(),
             "spec": self._dataset.spec.to_json(),
+            "image": self.image.to_json() if self.image else None,
             "control_period_s": self._dataset.control_period_s,
             "dataset": {
                 "name": manifest.name,
@@ -119,7 +127,7 @@ class Run:
     def _require_same_run(self, meta: Mapping[str, Any], step: int) -> None:
         ours, theirs = cast(dict[str, Any], self._identity["train"]), meta.get("train", {})
         default = TrainConfig().to_dict()
-        for name in sorted(ours.keys() - FREE - {"model"}):
+        for name in sorted(ours.keys() - FREE - CHOSEN - {"model"}):
             # What a checkpoint of an older version does not name had the default's effect.
             before = theirs.get(name, default[name])
             if ours[name] != before:
@@ -128,7 +136,7 @@ class Run:
                     "give this run a checkpoint directory of its own",
                     field=name,
                 )
-        for part in ("model", "spec", "normalisation", "dataset"):
+        for part in ("image", "model", "spec", "normalisation", "dataset"):
             if meta.get(part) != self._identity[part]:
                 raise InvalidError(
                     f"checkpoint {self.folder}/{step} was made with another {part}"

@@ -22,6 +22,7 @@ from brain_service.model.config import CoreModelConfig
 from brain_service.model.core import Params, count_parameters, step, unroll
 from brain_service.model.signals import StepInputs, StepOutputs
 from brain_service.model.state import Carry, init_carry
+from brain_service.pixels import AUTO, NONE, choose_image
 from brain_service.training.config import TrainConfig
 from brain_service.training.feed import Feed
 from brain_service.training.normalisation import Normaliser
@@ -54,6 +55,9 @@ class SanityOptions:
     max_steps: int = 30
     batch_size: int = 4
     sequence_length: int = 32
+    image: str = NONE
+    """Which image of the dataset the model sees; see `TrainConfig.image`."""
+    image_size: str = AUTO
 
     def __post_init__(self) -> None:
         for name, least in (
@@ -72,6 +76,8 @@ class SanityOptions:
             batch_size=self.batch_size,
             sequence_length=self.sequence_length,
             warmup_steps=max(1, self.max_steps // 10),
+            image=self.image,
+            image_size=self.image_size,
         )
 
 
@@ -173,10 +179,14 @@ def _data(options: SanityOptions, config: TrainConfig) -> tuple[CoreModelConfig,
             raise InvalidError(
                 f"{flag} is {wanted}, the dataset has {there}; give {there} or leave it out", field=field
             )
-    feed = Feed(dataset, config, Normaliser.from_statistics(dataset.statistics), make_mesh(devices=_one_device()))
+    image = choose_image(dataset.spec.observation, config.image, config.image_size)
+    normaliser = Normaliser.from_statistics(dataset.statistics)
+    feed = Feed(dataset, config, normaliser, make_mesh(devices=_one_device()), image)
     lengths = dataset.lengths("train")
     told = f"{len(lengths)} episodes, {int(lengths.sum())} steps to train on"
-    return config.model_config(dataset.observation_size, dataset.action_size), feed.batch, told
+    if image is not None:
+        told += f", image {image.path} of {image.shape[0]} x {image.shape[1]} pixels"
+    return config.model_config(dataset.observation_size, dataset.action_size, image), feed.batch, told
 
 
 def _one_device() -> list[jax.Device]:

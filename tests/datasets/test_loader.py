@@ -115,9 +115,10 @@ def test_shapes_and_dtypes(dataset: Dataset) -> None:
     shapes = {field.name: getattr(batch, field.name).shape for field in fields(Batch)}
     assert shapes.pop("observation") == (2, 7, 3)
     assert shapes.pop("action") == shapes.pop("previous_action") == (2, 7, 2)
+    assert shapes.pop("image") == (2, 7, 0, 0, 0)
     assert set(shapes.values()) == {(2, 7)}
     dtypes = {field.name: getattr(batch, field.name).dtype for field in fields(Batch)}
-    assert dtypes.pop("segment_id") == np.int32
+    assert dtypes.pop("segment_id") == np.int32 and dtypes.pop("image") == np.uint8
     assert set(dtypes.values()) == {np.dtype(np.float32)}
 
 

@@ -17,10 +17,11 @@ from brain_service.model.core import init_params
 from brain_service.model.state import carry_shapes
 from tests.export.models import CONFIG, NORMALISER
 
-# Written out, not imported: what is reported to compile for Hailo, plus the parts that normalisation is made of.
+# Written out, not imported: what is reported to compile for Hailo, plus the parts that normalisation is made of,
+# and the convolution, which its public models consist of.
 COMPILED = {
     "MatMul", "Gemm", "Sigmoid", "Tanh", "LayerNormalization", "Gelu", "Add", "Sub", "Mul", "Div", "Concat",
-    "Clip", "Transpose", "Exp", "Softmax", "Slice", "Reshape", "Sqrt",
+    "Clip", "Conv", "Transpose", "Exp", "Softmax", "Slice", "Reshape", "Sqrt",
 }  # fmt: skip
 STEPS, RESET = 64, 40
 

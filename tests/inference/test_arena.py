@@ -74,3 +74,26 @@ def test_a_row_outside_is_refused(index: int) -> None:
     with pytest.raises(CorruptDataError, match=r"outside 0\.\.1"):
         arena.row(index)
     arena.close()
+
+
+def test_an_image_keeps_its_bytes_through_every_copy_of_a_request() -> None:
+    # Whatever floats four of its bytes happen to be: infinities, quiet and signalling NaNs, denormals.
+    layout = Layout({"fast": 3}, 4, 2, 1, image=(5, 7, 3))
+    assert layout.request_size == 4 + 2 + 2 + 27 and layout.image_bytes == 105
+    arena = Arena.create(layout, 4)
+    rng = np.random.default_rng(0)
+    nasty = np.asarray([0x7F800001, 0xFF800001, 0x7FC00000, 0x00000001, 0xFF7FFFFF], np.uint32).view(np.uint8)
+    images = rng.integers(0, 256, (4, 5, 7, 3), np.uint8)
+    images.reshape(4, -1)[:, : len(nasty)] = nasty
+    for index, image in enumerate(images):
+        request = arena.row(index).request[0]
+        layout.put(request, (np.arange(4.0), np.arange(2.0), np.ones(1), np.zeros(1), image))
+        assert request[: layout.vector_size].tolist() == [0, 1, 2, 3, 0, 1, 1, 0]
+    assert np.array_equal(layout.image_of(arena.rows.request), images)
+    gathered = np.zeros((3, layout.request_size), np.float32)
+    gathered[1:] = arena.rows.request[np.asarray([3, 1])]
+    assert np.array_equal(layout.image_of(gathered[1:]), images[[3, 1]])
+    history = np.concatenate([arena.row(0).request[0].copy(), arena.row(2).request[0].copy()])
+    saved = np.frombuffer(history.astype("<f4").tobytes(), "<f4").astype(np.float32).reshape(2, -1)
+    assert np.array_equal(layout.image_of(saved), images[[0, 2]])
+    arena.close()

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import export
-from jaxtyping import Array, Float32
+from jaxtyping import Array, Float32, UInt8
 from safetensors import SafetensorError
 from safetensors.numpy import load as load_safetensors
 
@@ -83,7 +83,7 @@ def load(bundle: Bundle, layout: Layout, cache_dir: Path) -> _JaxPolicy:
         raise CorruptDataError(f"{bundle.path / PARAMS}: {error}") from error
     try:
         exported = export.deserialize(bytearray(bundle.read(JAX_STEP)))
-        # The last input is is_first [B]; bundles of before were exported for one row.
+        # The last input is is_first [B] or an image [B, ...]; bundles of before were exported for one row.
         buckets = _BUCKETS if export.is_symbolic_dim(exported.in_avals[-1].shape[0]) else _BUCKETS[:1]
         return _compile(exported.call, params, layout, buckets)
     except _UNREADABLE as error:
@@ -120,6 +120,7 @@ def _compile(step: PolicyStep, params: Params, layout: Layout, buckets: tuple[in
     def packed(
         carry: Float32[Array, "B C"], request: Float32[Array, "B R"]
     ) -> tuple[Float32[Array, "B C"], Float32[Array, "B HA"]]:
+        seen = [_image(request[:, layout.vector_size :], layout)] if layout.image else []
         new, actions = step(
             params,
             tuple(jnp.split(carry, cuts, axis=1)),
@@ -127,6 +128,7 @@ def _compile(step: PolicyStep, params: Params, layout: Layout, buckets: tuple[in
             request[:, D : D + A],
             request[:, D + A],
             request[:, D + A + 1],
+            *seen,
         )
         return jnp.concatenate(new, axis=1), actions.reshape(actions.shape[0], -1)
 
@@ -134,6 +136,12 @@ def _compile(step: PolicyStep, params: Params, layout: Layout, buckets: tuple[in
     # The first call compiles; whatever is wrong with the step shows here.
     policy.run(*(np.zeros((1, size), np.float32) for size in _sizes(layout)))
     return policy
+
+
+def _image(floats: Float32[Array, "B P"], layout: Layout) -> UInt8[Array, "B h w C"]:
+    """Return the pixels whose bytes lie in a request, four to a float."""
+    raw = jax.lax.bitcast_convert_type(floats, jnp.uint8).reshape(floats.shape[0], -1)
+    return raw[:, : layout.image_bytes].reshape(-1, *layout.image)
 
 
 def _sizes(layout: Layout) -> tuple[int, int, int, int]:

@@ -35,8 +35,13 @@ class _OnnxPolicy:
         )
         D, A = layout.observation, layout.action
         inputs = _cut(self._carry, layout.carry) | _cut(
-            self._request, {"observation": D, "previous_action": A, "previous_reward": 1, "is_first": 1}
+            self._request[:, : layout.vector_size],
+            {"observation": D, "previous_action": A, "previous_reward": 1, "is_first": 1},
         )
+        self._image: Float32[np.ndarray, "h w C"] | None = None
+        if layout.image:
+            self._pixels = layout.image_of(self._request[0])
+            self._image = inputs["image"] = np.zeros(layout.image, np.float32)
         outputs = {f"next_{name}": part for name, part in _cut(self._next_carry, layout.carry).items()}
         outputs["action"] = self._response
         self._binding = session.io_binding()
@@ -59,6 +64,9 @@ class _OnnxPolicy:
         """Run one step; see `Policy.run`."""
         self._carry[...] = carry
         self._request[...] = request
+        if self._image is not None:
+            # The graph takes its bytes as floats: accelerators compile no cast.
+            self._image[...] = self._pixels
         self._session.run_with_iobinding(self._binding)
         next_carry[...] = self._next_carry
         response[...] = self._response

@@ -8,10 +8,12 @@ activation.
 from collections.abc import Iterator
 
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Float32, UInt8
 from safetensors.numpy import load
 
-from brain_service.datasets.dataset import open_dataset
+from brain_service.datasets.access import Steps
+from brain_service.datasets.dataset import Dataset, open_dataset
+from brain_service.datasets.frames import Frames
 from brain_service.errors import CorruptDataError
 from brain_service.export.bundle import PARAMS, Bundle
 from brain_service.export.forms import FORMS
@@ -108,8 +110,18 @@ def _sequence(context: JobContext, bundle: Bundle) -> tuple[Inputs, str]:
         _shifted(episode.action)[:MAX_STEPS],
         _shifted(episode.reward)[:MAX_STEPS],
         first[:MAX_STEPS],
+        _images(dataset, split, bundle),
     )
     return inputs, f"{split} episode {dataset.entries(split)[0].episode_id}"
+
+
+def _images(dataset: Dataset, split: str, bundle: Bundle) -> UInt8[np.ndarray, "T h w C"] | None:
+    """Return the images of the split's first episode as the model sees them."""
+    image = bundle.manifest.image
+    if image is None:
+        return None
+    span = Steps(0, 0, min(dataset.entries(split)[0].length, MAX_STEPS))
+    return Frames(dataset, split, image, cache_bytes=0).window(span)
 
 
 def _shifted(values: Float32[np.ndarray, "T *n"]) -> Float32[np.ndarray, "T *n"]:

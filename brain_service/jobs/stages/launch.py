@@ -5,6 +5,7 @@ the run goes on, and the next turn takes it up as it finds it.
 """
 
 import contextlib
+import json
 import shlex
 from typing import Any
 
@@ -120,6 +121,9 @@ def _arguments(context: JobContext) -> tuple[list[str], str]:
     for name, flag in CHOICES:
         if (value := getattr(params, name)) is not None:
             words += [flag, str(value)]
+    for name in ("image", "image_size"):
+        if (value := getattr(params, name)) is not None:
+            words += ["--set", f"{name}={json.dumps(value)}"]
     if params.target != "process":
         words += ["--topology", params.topology or cloud.topology]
     return words, output_dir

@@ -23,6 +23,8 @@ def command(context: JobContext) -> str:
         ("--max-steps", options.max_steps),
         ("--batch-size", options.batch_size),
         ("--sequence-length", options.sequence_length),
+        ("--image", options.image),
+        ("--image-size", options.image_size),
     ):
         words += [flag, str(value)] if value is not None else []
     return shlex.join(words)
@@ -56,4 +58,6 @@ def _options(context: JobContext) -> SanityOptions:
         max_steps=params.max_steps,
         batch_size=params.batch_size,
         sequence_length=params.sequence_length,
+        image=params.image,
+        image_size=params.image_size,
     )

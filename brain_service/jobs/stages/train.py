@@ -16,7 +16,7 @@ __all__ = ["command", "run"]
 
 CHOICES = (
     *("preset", "mode", "steps", "batch_size", "sequence_length", "learning_rate", "seed"),
-    *("checkpoint_every", "evaluate_every", "patience"),
+    *("checkpoint_every", "evaluate_every", "patience", "image", "image_size"),
 )
 
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Float32
 
+from brain_service.errors import InvalidError
 from brain_service.model.core import step
 from brain_service.model.signals import StepInputs
 from brain_service.model.state import init_carry
@@ -56,7 +57,16 @@ def drive_closed_loop(subject: Subject, simulate: Simulator, episodes: int) -> C
     """Drive the simulator for so many episodes, seeds 0, 1, 2 and so on.
 
     The policy is what the exported model is: means of the first action of the chunk, cut to the recorded limits.
+
+    Raises:
+        InvalidError: the model sees images, which a simulator of vectors does not show.
     """
+    if subject.image is not None:
+        raise InvalidError(
+            f"{subject.name} sees the image {subject.image.path!r}, which a simulator of vectors does not show; "
+            "drive it through /infer",
+            field="image",
+        )
     advance = jax.jit(lambda params, carry, inputs: step(params, subject.config, carry, inputs))
     drives = [simulate(_Policy(subject, advance), seed) for seed in range(episodes)]
     wins = sum(drive.success for drive in drives)

@@ -1,5 +1,6 @@
 """Everything that is measured of a model on one split of a dataset, in one document."""
 
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from brain_service.training.evaluation.calibration import Calibration
 from brain_service.training.evaluation.closed_loop import ClosedLoop
 from brain_service.training.evaluation.errors import ActionErrors, ErrorSums, ObservationErrors
 from brain_service.training.evaluation.likelihoods import ChoiceLikelihood, NormalLikelihood
-from brain_service.training.evaluation.predictions import predictions
+from brain_service.training.evaluation.predictions import Prediction, predictions
 from brain_service.training.evaluation.promotion import Promotion
 from brain_service.training.evaluation.rollouts import Rollouts, open_loop
 from brain_service.training.evaluation.subject import Subject
@@ -98,10 +99,18 @@ def evaluate_subject(subject: Subject, dataset: Dataset, *, split: str = "val", 
         trained = subject.trained_episodes(dataset) or trained
     mean_action = dataset.statistics.vector("action", "mean")
     sums, likelihood = ErrorSums(subject.normaliser, mean_action), _likelihood(subject, mean_action)
-    episodes = list(predictions(subject, dataset, split, without=trained))
-    for episode in episodes:
-        sums.add(episode)
-        likelihood.add(episode)
+    episodes = 0
+
+    def counted() -> Iterator[Prediction]:
+        nonlocal episodes
+        for episode in predictions(subject, dataset, split, without=trained):
+            sums.add(episode)
+            likelihood.add(episode)
+            episodes += 1
+            yield episode
+
+    # One at a time: the images of a whole split would not fit into memory.
+    rollouts = open_loop(subject, counted())
     if sums.steps == 0:
         raise InvalidError(f"no step of split {split!r} is to be imitated; record demonstrations", field="split")
     errors = sums.actions(likelihood.result(), likelihood.accuracy())
@@ -111,9 +120,9 @@ def evaluate_subject(subject: Subject, dataset: Dataset, *, split: str = "val", 
         step=step,
         dataset=f"{dataset.manifest.name}/{dataset.manifest.version}",
         split=split,
-        episodes=len(episodes),
+        episodes=episodes,
         steps=sums.steps,
-        left_out=len(dataset.entries(split)) - len(episodes),
+        left_out=len(dataset.entries(split)) - episodes,
         relative_rmse=ours,
         baseline_relative_rmse=baseline,
         repeat_relative_rmse=sums.relative_rmse("repeat"),
@@ -126,7 +135,7 @@ def evaluate_subject(subject: Subject, dataset: Dataset, *, split: str = "val", 
         action=errors,
         next_observation=sums.observations(),
         calibration=likelihood.calibration(),
-        open_loop=open_loop(subject, episodes),
+        open_loop=rollouts,
     )
 
 

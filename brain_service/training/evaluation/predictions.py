@@ -6,17 +6,22 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Bool, Float32
+from jaxtyping import Bool, Float32, Shaped, UInt8
 
+from brain_service.datasets.access import Steps
 from brain_service.datasets.dataset import Dataset, EpisodeVectors
+from brain_service.datasets.frames import Frames
 from brain_service.datasets.loader import IMITATED_ROLES
 from brain_service.errors import InvalidError
-from brain_service.model.core import unroll
 from brain_service.model.signals import StepInputs
 from brain_service.model.state import init_carry
 from brain_service.training.evaluation.subject import Subject, require_same_features
+from brain_service.training.remat import unroll_in_pieces
 
 __all__ = ["Prediction", "predictions"]
+
+PIECE = 256
+"""Steps of a model that sees which are run at a time: an encoder's activations are many times an image."""
 
 
 class Prediction(NamedTuple):
@@ -67,10 +72,13 @@ def predictions(
         )
     padded = max(entry.length for _, entry in entries)
     # Compiled once: all episodes are padded to one length.
-    predict = jax.jit(lambda params, carry, inputs: unroll(params, subject.config, carry, inputs)[1])
+    piece = PIECE if subject.image else 0
+    predict = jax.jit(lambda params, carry, now: unroll_in_pieces(params, subject.config, carry, now, piece)[1])
+    frames = Frames(dataset, split, subject.image, cache_bytes=0) if subject.image else None
     for index, entry in entries:
         episode = dataset.vectors(split, index)
-        inputs = _inputs(subject, episode, padded)
+        image = None if frames is None else frames.window(Steps(index, 0, entry.length))
+        inputs = _inputs(subject, episode, padded, image)
         batch = jax.tree.map(lambda values: values[None], inputs)
         outputs = jax.device_get(predict(subject.params, init_carry(subject.config, 1), batch))
         length = len(episode)
@@ -87,7 +95,9 @@ def predictions(
         )
 
 
-def _inputs(subject: Subject, episode: EpisodeVectors, padded: int) -> StepInputs:
+def _inputs(
+    subject: Subject, episode: EpisodeVectors, padded: int, image: UInt8[np.ndarray, "T h w C"] | None
+) -> StepInputs:
     scale = subject.normaliser
     rows = (
         scale.observation(episode.observation),
@@ -95,12 +105,13 @@ def _inputs(subject: Subject, episode: EpisodeVectors, padded: int) -> StepInput
         scale.reward(_before(episode.reward)),
         episode.is_first,
     )
-    return StepInputs(*(jnp.asarray(_pad(np.asarray(values, np.float32), padded)) for values in rows))
+    inputs = StepInputs(*(jnp.asarray(_pad(np.asarray(values, np.float32), padded)) for values in rows))
+    return inputs if image is None else inputs._replace(image=jnp.asarray(_pad(image, padded)))
 
 
 def _before(values: Float32[np.ndarray, "T *X"]) -> Float32[np.ndarray, "T *X"]:
     return np.concatenate([np.zeros_like(values[:1]), values[:-1]])
 
 
-def _pad(values: Float32[np.ndarray, "T *X"], length: int) -> Float32[np.ndarray, "P *X"]:
-    return np.concatenate([values, np.zeros((length - len(values), *values.shape[1:]), np.float32)])
+def _pad(values: Shaped[np.ndarray, "T *X"], length: int) -> Shaped[np.ndarray, "P *X"]:
+    return np.concatenate([values, np.zeros((length - len(values), *values.shape[1:]), values.dtype)])

@@ -82,19 +82,22 @@ def make_rollout(config: CoreModelConfig) -> Rollout:
     """Return a compiled function from an episode's inputs (`[T, ...]`) and R starts to what was predicted.
 
     Entry t of the result: o_{t+1} and a_t as predicted at t. Up to a row's start the model sees what was recorded,
-    after it only what it said itself.
+    after it only what it said itself. Images are not predicted: from the start on the camera stands still.
     """
 
     def rollout(
         params: Params, recorded: StepInputs, starts: Int[Array, "R"]
     ) -> tuple[Float32[Array, "R T D"], Float32[Array, "R T A"]]:
         rows = starts.shape[0]
+        images, recorded = recorded.image, recorded._replace(image=None)
 
         def advance(state: tuple[Any, StepInputs], now: tuple[Array, StepInputs]) -> tuple[Any, Any]:
             carry, imagined = state
             t, seen = now
             real = (t <= starts).astype(jnp.float32)
             inputs = jax.tree.map(lambda a, b: _mix(real, a, b), seen, imagined)
+            if images is not None:
+                inputs = inputs._replace(image=images[jnp.minimum(t, starts)])
             carry, outputs = step(params, config, carry, inputs)
             action = outputs.action_mean[:, 0]
             following = StepInputs(outputs.next_observation, action, outputs.reward, jnp.zeros(rows, jnp.float32))

@@ -8,6 +8,7 @@ from brain_service.datasets.dataset import Dataset, open_dataset
 from brain_service.errors import BrainError, InvalidError
 from brain_service.model.config import CoreModelConfig
 from brain_service.model.core import Params
+from brain_service.pixels import ImageInput
 from brain_service.spec import EpisodeSpec
 from brain_service.training.checkpointing import LoadedCheckpoint
 from brain_service.training.normalisation import Normaliser
@@ -26,12 +27,20 @@ class Subject:
     spec: EpisodeSpec
     trained_on: Mapping[str, Any] | None = None
     """`name`, `version` and `source_digest`; None where nobody knows."""
+    image: ImageInput | None = None
+    """What the model sees of the camera."""
 
     @staticmethod
     def of_checkpoint(loaded: LoadedCheckpoint, name: str) -> "Subject":
         """Return a checkpoint as a subject."""
         return Subject(
-            name, loaded.config, loaded.params, loaded.normaliser, loaded.spec, loaded.meta.get("dataset")
+            name,
+            loaded.config,
+            loaded.params,
+            loaded.normaliser,
+            loaded.spec,
+            loaded.meta.get("dataset"),
+            loaded.image,
         )
 
     def trained_episodes(self, dataset: Dataset) -> frozenset[str] | None:

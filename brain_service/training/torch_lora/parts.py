@@ -10,6 +10,7 @@ from jax import Array
 from jaxtyping import Int32
 
 from brain_service.datasets.dataset import Dataset
+from brain_service.errors import InvalidError
 from brain_service.model.core import Params
 from brain_service.training.feed import Feed
 from brain_service.training.held_out import SPLIT, HeldOutLoss
@@ -40,11 +41,17 @@ class Parts:
     """The parts of one run; only the adapters have gradients, and only they are saved.
 
     Raises:
-        InvalidError: the dataset holds nothing to imitate, or a layer is unknown.
+        InvalidError: the dataset holds nothing to imitate, a layer is unknown, or the base sees images.
         NotFoundError: the dataset has no `train` split.
     """
 
     def __init__(self, dataset: Dataset, base: LoraBase, config: LoraConfig) -> None:
+        if base.config.image_shape:
+            raise InvalidError(
+                f"the base {base.name} sees an image, which adapters are not trained with yet; give a base "
+                "without one, or train with trainer 'jax'",
+                field="base_model_path",
+            )
         mesh = make_mesh(devices=jax.devices()[:1])
         self._train = config.train_config()
         self._config = config
