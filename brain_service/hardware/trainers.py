@@ -17,6 +17,9 @@ TrainerName = Literal["jax", "pytorch"]
 
 THIS_MACHINE = Machine()
 
+# By name: nothing here imports the trainer.
+TORCH_PROBE = "brain_service.training.torch_lora.probe"
+
 
 @dataclass(frozen=True, slots=True)
 class TrainerOption:
@@ -171,7 +174,7 @@ def _best_jax(machine: Machine) -> tuple[str, Mapping[str, Any]]:
 def _pytorch(machine: Machine) -> TrainerOption:
     if package_obstacle("torch") is not None:
         return TrainerOption("pytorch", False, "torch is not installed; pip install 'continuon-brain[torch]'")
-    probe = Probe((sys.executable, "-m", "brain_service.hardware.torch_probe"), {}, ("torch",))
+    probe = Probe((sys.executable, "-m", TORCH_PROBE), {}, ("torch",))
     answer = ask(probe, timeout_s=machine.timeout_s, cache_dir=machine.cache_dir)
     if "error" in answer:
         return TrainerOption("pytorch", False, answer["error"])

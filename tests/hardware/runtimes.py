@@ -17,6 +17,7 @@ __version__ = "2.13.0+fake"
 def eye(size, requires_grad): return Tensor()
 """
 WRONG_TORCH = GOOD_TORCH.replace("2.0", "float('nan')")
+OLD_TORCH = GOOD_TORCH.replace("2.13.0+fake", "2.0.1")
 CUDA_TORCH = "raise ImportError('libcudart.so.13: cannot open shared object file: No such file or directory')"
 GONE_TORCH = "raise ModuleNotFoundError(\"No module named 'torch'\", name='torch')"
 CRASHING_TORCH = "import os, signal; os.kill(os.getpid(), signal.SIGILL)"

@@ -22,6 +22,7 @@ from tests.hardware.runtimes import (
     GONE_TORCH,
     GOOD_TORCH,
     HANGING_TORCH,
+    OLD_TORCH,
     WRONG_TORCH,
     Robot,
     jax_on,
@@ -103,7 +104,8 @@ def test_a_forced_trainer_wins_over_every_rule(robot: Robot, forced: str) -> Non
     ("source", "reason", "next_step"),
     [
         (GONE_TORCH, "torch is not installed", "pip install 'continuon-brain[torch]'"),
-        (CUDA_TORCH, "libcudart.so.13", "docs/lora.md"),
+        (CUDA_TORCH, "libcudart.so.13", "install the CPU build"),
+        (OLD_TORCH, "version 2.0.1", "at least"),
         (WRONG_TORCH, "should be 2 everywhere", "docs/lora.md"),
         (CRASHING_TORCH, "exit code -4", ""),
         (HANGING_TORCH, "no answer within", ""),

@@ -1,14 +1,17 @@
-"""Ask PyTorch to compute something: `python -m brain_service.hardware.torch_probe` prints JSON.
+"""Have PyTorch compute something: `python -m brain_service.training.torch_lora.probe` prints JSON.
 
-Run as a child process only: the daemon never imports PyTorch. That it is installed proves little: a wheel for CUDA
-imports its libraries first, and a build for another processor dies at its first instruction.
+Run as a child process only (`hardware.trainers` starts it by its name): the daemon never imports PyTorch. That it
+is installed proves little: a wheel for CUDA imports its libraries first, and a build for another processor dies at
+its first instruction.
 """
 
 import json
 import os
 import sys
-from importlib import import_module
 from typing import Any
+
+from brain_service.errors import UnavailableError
+from brain_service.training.torch_lora.require import require_torch
 
 __all__ = ["main"]
 
@@ -20,12 +23,12 @@ def main() -> int:
     os.nice(NICE)
     try:
         found = _compute()
-    except ModuleNotFoundError as error:
-        found = {"error": f"torch is not installed ({error}); pip install 'continuon-brain[torch]'"}
-    except Exception as error:  # noqa: BLE001  (a library that does not load may raise anything; the parent tells it)
+    except UnavailableError as error:
+        found = {"error": error.detail}
+    except Exception as error:  # noqa: BLE001  (a library that half works may raise anything; the parent tells it)
         found = {
-            "error": f"torch is installed and does not work here: {type(error).__name__}: {error}; "
-            "install PyTorch's build for this machine's CPU (docs/lora.md)"
+            "error": f"torch is installed and does not compute here: {type(error).__name__}: {error}; install "
+            "PyTorch's build for this machine's CPU (docs/lora.md), or train with trainer 'jax'"
         }
     print(json.dumps(found))  # noqa: T201
     return "error" in found
@@ -33,7 +36,7 @@ def main() -> int:
 
 def _compute() -> dict[str, Any]:
     """Take the gradient of a sum of products, which is known: what training rests on, in miniature."""
-    torch: Any = import_module("torch")  # typed so, since what checks the types need not have it
+    torch: Any = require_torch()
     identity = torch.eye(4, requires_grad=True)
     (identity @ identity).sum().backward()
     gradient = identity.grad.tolist() if identity.grad is not None else None
