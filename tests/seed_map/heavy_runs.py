@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -27,6 +28,7 @@ from tests.seed_map.table import ROOT
 # Orbax by itself, and our reader, on one checkpoint in the bucket.
 READ_BY_ORBAX = """
 import sys
+from pathlib import Path
 from brain_service.datasets.gcs_libraries import prepare_gcs_libraries
 prepare_gcs_libraries()
 import jax, numpy as np
@@ -236,3 +238,22 @@ def both_frameworks(chain: Chain) -> None:
     for params in (back, merged_params(model)):
         pairs = zip(jax.tree.leaves(params), jax.tree.leaves(loaded.params), strict=True)
         assert all(np.array_equal(one, other) for one, other in pairs)
+
+
+@slow_run
+def lora(chain: Chain) -> None:
+    pytest.importorskip("torch", reason="PyTorch is an extra: pip install 'continuon-brain[torch]'")
+    told = chain.brain_command(
+        *("lora", "train", "--run", "kitchen", "--rlds-dir", chain.tfrecord, "--base-model-path", chain.local_run),
+        *("--min-episodes", "8", "--max-steps", "4", "--batch-size", "4", "--sequence-length", "8"),
+        # What this machine has no sensor for; a robot's gates stay closed without them.
+        BRAIN_LORA__ALLOW_MISSING="battery,temperature,sessions,episodes",
+    )
+    assert json.loads(told)
+    listed = json.loads(chain.brain_command("lora", "ls", "--json"))
+    assert [each["run"] for each in listed] == ["kitchen"]
+    path = chain.brain_command(
+        *("export", "--checkpoint-dir", chain.brain / "checkpoints" / "kitchen", "--format", "jax"),
+        *("--output-dir", chain.root / "models" / "kitchen"),
+    )
+    assert Bundle.open(Path(path.strip())).manifest.model_id != chain.local_model.name
