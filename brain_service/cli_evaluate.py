@@ -20,7 +20,7 @@ examples:
   brain evaluate --data-path ./datasets --checkpoint-dir ./checkpoints/run1
   brain evaluate --data-path ./datasets --checkpoint-dir ./checkpoints/run1 --report-dir ./report
   brain evaluate --data-path ./datasets --checkpoint-dir ./checkpoints/run2 --against ./brain/models/active
-  brain evaluate --data-path ./datasets --checkpoint-dir ./checkpoints/run1 --simulator my_robot.sim:simulate
+  brain evaluate --data-path ./datasets --checkpoint-dir ./checkpoints/run1 --simulator my_robot:simulate
 
 A simulator is a function simulate(policy, seed) -> (success, total_reward, steps); it calls policy(observation,
 reward) at every step of one episode, with flat vectors in the dataset's units.
@@ -91,7 +91,7 @@ def _other(path: Path) -> "Subject":
 
 
 def _simulator(reference: str | None, episodes: int) -> "Simulator | None":
-    """Import `module:function`.
+    """Import `module:function`, also of a module in the current directory, as `python -m` would.
 
     Raises:
         InvalidError: there is no such function, or the number of episodes is not positive.
@@ -101,6 +101,8 @@ def _simulator(reference: str | None, episodes: int) -> "Simulator | None":
     if episodes < 1:
         raise InvalidError(f"--episodes is {episodes}; use a positive number", field="episodes")
     module, _, name = reference.partition(":")
+    if "" not in sys.path:
+        sys.path.insert(0, "")
     try:
         found: Any = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:

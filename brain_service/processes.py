@@ -38,7 +38,7 @@ def become_background() -> None:
 def die_with_parent(parent_pid: int) -> None:
     """Have the kernel SIGKILL this process when its parent goes, even by SIGKILL; exit if it has gone already.
 
-    The parent must have made this process from its main thread: the kernel watches that thread.
+    The kernel watches the thread that made this process, which must not end before it does.
 
     Raises:
         OSError: the kernel refuses the request.

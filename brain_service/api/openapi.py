@@ -57,25 +57,38 @@ _FEATURES: Schema = {
     },
 }
 
+
+def _text(description: str, *, default: str) -> Schema:
+    return {"type": "string", "maxLength": 256, "default": default, "description": description}
+
+
 CREATE: Schema = {
     "type": "object",
     "additionalProperties": False,
     "properties": {
         "episode_id": {"type": ["string", "null"], "pattern": EPISODE_ID, "description": "Omitted: made up here."},
-        "environment_id": {"type": "string", "maxLength": 256, "default": "default"},
-        "xr_mode": {"type": "string", "maxLength": 256, "default": "trainer"},
+        "environment_id": _text("Where it happens; a filter of the catalogue.", default="default"),
+        "xr_mode": _text("How the robot is operated, in words of your own.", default="trainer"),
         "control_role": {
             "type": "string",
             "enum": [*CONTROL_ROLES, "human_teleop", "human_supervisor", "human_dev_xr"],
+            "description": "Who acts, for steps that do not say; `expert` and `intervention` are imitated.",
         },
         "tags": {"type": "array", "maxItems": 256, "items": {"type": "string", "maxLength": 256}},
-        "robot_id": {"type": ["string", "null"], "maxLength": 256},
-        "language_instruction": {"type": "string", "maxLength": 4096},
+        "robot_id": {"type": ["string", "null"], "maxLength": 256, "description": "Which robot."},
+        "language_instruction": {
+            "type": "string",
+            "maxLength": 4096,
+            "description": "What it was told to do; each step of the dataset carries it.",
+        },
         "safety": {"type": ["object", "null"], "description": "The seed's `safety` record."},
         "share": {"type": ["object", "null"], "description": "The seed's `share` record."},
         "metadata": {"type": "object", "description": "Anything else, as plain JSON."},
         "features": {"oneOf": [_FEATURES, {"type": "null"}]},
-        "durability": {"enum": ["interval", "step", "episode", None]},
+        "durability": {
+            "enum": ["interval", "step", "episode", None],
+            "description": "When a step is on the medium; omitted: as `capture.durability` says.",
+        },
     },
 }
 
@@ -87,15 +100,23 @@ _STEP: Schema = {
         "step_index": {"anyOf": [_INDEX, {"type": "null"}], "description": "Omitted: the next one."},
         "observation": _VALUES,
         "action": _VALUES,
-        "reward": {"type": "number", "default": 0.0},
-        "is_terminal": {"type": "boolean", "default": False},
+        "reward": {"type": "number", "default": 0.0, "description": "What followed the action."},
+        "is_terminal": {
+            "type": "boolean",
+            "default": False,
+            "description": "The episode ended with this action; no step may follow.",
+        },
         "timestamp_ns": {"anyOf": [_INT64_NS, {"type": "null"}], "description": "Omitted: the time of receipt."},
-        "control_role": {"type": ["string", "null"]},
-        "executed_action": {"anyOf": [_NONE_OR_MORE, {"type": "null"}]},
-        "policy": {"type": ["object", "null"]},
+        "control_role": {"type": ["string", "null"], "description": "Who acted; omitted: the episode's."},
+        "executed_action": {
+            "anyOf": [_NONE_OR_MORE, {"type": "null"}],
+            "description": "What the actuators did, where that differs from what was commanded.",
+        },
+        "policy": {"type": ["object", "null"], "description": "Which model acted, and how."},
         "step_metadata": {
             "type": ["object", "null"],
             "additionalProperties": False,
+            "description": "The same members in the seed's place.",
             "properties": {
                 "timestamp_ns": {"anyOf": [_INT64_NS, {"type": "null"}]},
                 "step_index": {"anyOf": [_INDEX, {"type": "null"}]},
@@ -104,7 +125,7 @@ _STEP: Schema = {
                 "policy": {"type": ["object", "null"]},
             },
         },
-        "episode_id": {"type": ["string", "null"]},
+        "episode_id": {"type": ["string", "null"], "description": "If given, that of the path."},
     },
 }
 
@@ -130,8 +151,14 @@ END: Schema = {
     "type": "object",
     "additionalProperties": False,
     "properties": {
-        "reason": {"enum": ["terminated", "truncated", None]},
-        "final_observation": {"anyOf": [_NONE_OR_MORE, {"type": "null"}]},
+        "reason": {
+            "enum": ["terminated", "truncated", None],
+            "description": "Omitted: `terminated` where the last step was terminal, else `truncated`.",
+        },
+        "final_observation": {
+            "anyOf": [_NONE_OR_MORE, {"type": "null"}],
+            "description": "What was seen after the last action.",
+        },
     },
 }
 
@@ -163,7 +190,10 @@ APPENDED: Schema = {
 ENDED: Schema = {
     "type": "object",
     "required": ["steps", "durable_through"],
-    "properties": {"steps": {"type": "integer"}, "durable_through": {"type": "integer"}},
+    "properties": {
+        "steps": {"type": "integer", "description": "How many it has."},
+        "durable_through": {"type": "integer", "description": "The index of the last one."},
+    },
 }
 
 _INFER: Schema = {
@@ -171,13 +201,19 @@ _INFER: Schema = {
     "additionalProperties": False,
     "required": ["session_id", "observation"],
     "properties": {
-        "session_id": {"type": "string"},
+        "session_id": {"type": "string", "description": "Of `POST /sessions`."},
         "observation": _VALUES,
         "step": {"anyOf": [_INDEX, {"type": "null"}], "description": "Omitted: the next one."},
         "reward": {"type": "number", "default": 0.0, "description": "Of the step before."},
         "executed_action": {"anyOf": [_VALUES, {"type": "null"}], "description": "Of the step before."},
-        "deadline_ms": {"type": ["number", "null"], "exclusiveMinimum": 0, "maximum": 60_000},
+        "deadline_ms": {
+            "type": ["number", "null"],
+            "exclusiveMinimum": 0,
+            "maximum": 60_000,
+            "description": "From receipt; a later answer is a 504. Omitted: `inference.deadline_ms`.",
+        },
         "record": {"type": ["string", "null"], "description": "The episode that this step goes into."},
+        "why": {"type": "boolean", "default": False, "description": "Have the answer say where it comes from."},
     },
 }
 
@@ -195,12 +231,18 @@ ACTED: Schema = {
     "required": ["action", "step", "model_id", "backend", "state_step", "timings_us", "warnings"],
     "properties": {
         "action": {"type": "object", "description": "Under the names and shapes that training saw."},
-        "step": _INDEX,
-        "model_id": {"type": "string"},
-        "backend": {"type": "string"},
-        "state_step": _INDEX,
-        "timings_us": {"type": "object", "additionalProperties": {"type": "number"}},
-        "warnings": {"type": "array", "items": {"type": "string"}},
+        "step": _INDEX | {"description": "Which step of the session this is."},
+        "model_id": {"type": "string", "description": "The model that computed it."},
+        "model_since_step": _INDEX | {"description": "Since which step it has."},
+        "backend": {"type": "string", "description": "What the model ran on."},
+        "state_step": _INDEX | {"description": "How many steps its state had seen."},
+        "timings_us": {
+            "type": "object",
+            "additionalProperties": {"type": "number"},
+            "description": "`queue`, `compute` and `total`, in microseconds.",
+        },
+        "warnings": {"type": "array", "items": {"type": "string"}, "description": "What is not as it should be."},
+        "why": {"type": "object", "description": "Where it comes from, if asked for."},
     },
 }
 
@@ -270,15 +312,19 @@ _PROBLEM: Schema = {
     "type": "object",
     "required": ["type", "title", "status", "detail"],
     "properties": {
-        "type": {"type": "string", "pattern": "^urn:continuon-brain:problem:"},
-        "title": {"type": "string"},
-        "status": {"type": "integer"},
-        "detail": {"type": "string"},
-        "field": {"type": "string"},
-        "next_step_index": {"type": "integer", "minimum": 0},
-        "next_step": {"type": "integer", "minimum": 0},
+        "type": {
+            "type": "string",
+            "pattern": "^urn:continuon-brain:problem:",
+            "description": "The kind of problem, for programs.",
+        },
+        "title": {"type": "string", "description": "The same, for people."},
+        "status": {"type": "integer", "description": "The HTTP status."},
+        "detail": {"type": "string", "description": "The bad value, the valid ones and the next step."},
+        "field": {"type": "string", "description": "The place in the body or the parameter that is wrong."},
+        "next_step_index": {"type": "integer", "minimum": 0, "description": "The step an episode expects."},
+        "next_step": {"type": "integer", "minimum": 0, "description": "The step that a session expects."},
         "error": {"type": "string", "description": "Below /v2: the detail once more, as that protocol wants it."},
-        "retry_after_s": {"type": "number"},
+        "retry_after_s": {"type": "number", "description": "When to try again, in seconds."},
         "request_id": {"type": "string", "description": "As in `X-Request-ID`: what the log calls this request."},
     },
 }

@@ -8,6 +8,8 @@ import os
 import sys
 from typing import Any
 
+from brain_service.processes import die_with_parent
+
 __all__ = ["main"]
 
 NICE = 10  # the robot's control path comes first
@@ -15,6 +17,7 @@ NICE = 10  # the robot's control path comes first
 
 def main() -> int:
     """Print `{"version", "devices": [...]}` or `{"error"}` as the last line; returns the exit code."""
+    die_with_parent(os.getppid())  # a library that hangs as it loads would otherwise outlive a killed daemon
     os.nice(NICE)
     try:
         import jax

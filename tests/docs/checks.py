@@ -3,7 +3,6 @@
 import re
 import shutil
 import subprocess
-import sys
 
 from tests.docs.commands import Command, programs
 from tests.docs.markdown import PROJECT
@@ -34,10 +33,12 @@ def make_target(command: Command) -> None:
 
 
 def module_flags(command: Command) -> None:
-    """The module's own --help has every flag."""
+    """The module's sources have every flag; to ask it for its help would import the frameworks first."""
     for words in programs(command.text):
-        module = words[words.index("-m") + 1]
-        _has_flags(command, words, _run(sys.executable, "-m", module, "--help").stdout)
+        folder = PROJECT / words[words.index("-m") + 1].replace(".", "/")
+        source = "".join(path.read_text() for path in folder.glob("*.py"))
+        for flag in [word.split("=")[0] for word in words if word.startswith("--")]:
+            assert f'"{flag}"' in source, f"{command}: {folder.name} knows no {flag}"
 
 
 def file_of_tests(command: Command) -> None:
@@ -111,11 +112,6 @@ def json_is_there(command: Command) -> None:
     for name in re.findall(r"\b[\w-]+\.json\b", command.text):
         if name != "job.json":
             assert (PROJECT / "deploy" / "cloud" / name).is_file(), f"{command}: no {name}"
-
-
-def _has_flags(command: Command, words: list[str], known: str) -> None:
-    for flag in [word.split("=")[0] for word in words if word.startswith("--")]:
-        assert re.search(rf"{re.escape(flag)}\b", known), f"{command}: no option {flag}"
 
 
 def _run(*words: str) -> "subprocess.CompletedProcess[str]":

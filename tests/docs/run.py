@@ -29,6 +29,7 @@ class Run:
 
     def __init__(self, shell: Shell) -> None:
         self._shell = shell
+        self._served = ("", "")
         self.answer = ""
 
     def document(self, document: Document) -> None:
@@ -43,8 +44,25 @@ class Run:
                     self.command(command)
             elif block.language == "python":
                 self._script(block)
+            elif block.language == "toml":
+                self._settings(block)
             elif block.language == "json":
                 self._compare(block)
+
+    def emulate_cloud(self) -> None:
+        """Start Google Cloud, simulated, and have every later command find it.
+
+        Raises:
+            DocumentFailedError: it does not start.
+        """
+        done = self._shell.run(
+            "python -m tests.docs.emulators datasets cloud.sh >cloud.log 2>&1 &\n"
+            "for _ in $(seq 600); do [ -e cloud.sh ] && break; sleep 0.1; done; . ./cloud.sh"
+        )
+        if done.code != 0:
+            raise DocumentFailedError(
+                _report("the emulators", "", done) + self._shell.run("tail cloud.log").stdout
+            )
 
     def command(self, command: Command) -> None:
         """Run one command, unless it is listed as one that is not run.
@@ -73,8 +91,9 @@ class Run:
             DocumentFailedError: it does not.
         """
         asked = f"curl -s --retry 120 --retry-delay 1 --retry-all-errors 'localhost:8080/{ready}'"
+        self._served = (text, ready)
         self._shell.run('if [ -n "$SERVER" ]; then kill $SERVER; wait $SERVER; fi')
-        # Without `exec` the port of the documents could not be replaced: the command line names none.
+        # Named, so that it can be replaced where another one must be taken.
         port = "" if "--port" in text else " --port 8080"
         done = self._shell.run(f"{text.split(' #')[0].rstrip()}{port} >server.log 2>&1 & SERVER=$!; {asked}")
         if done.code != 0:
@@ -83,12 +102,20 @@ class Run:
 
     def _script(self, block: Block) -> None:
         text = self._shell.with_port(as_run(block.text))
-        name = f"script{block.line}.py"
+        name = _file_name(text) or f"script{block.line}.py"
         python = judges_python() if OTHER_PYTHON.search(text) else "python"
         done = self._shell.run(f"cat >{name} <<'END OF SCRIPT'\n{text}\nEND OF SCRIPT\n{python} {name}")
         if done.code != 0:
             raise DocumentFailedError(_report(str(block), text, done))
         self.answer = done.stdout
+
+    def _settings(self, block: Block) -> None:
+        """A block that begins with `# name.toml` is that file; the daemon is started again with its own."""
+        if name := _file_name(block.text):
+            text = self._shell.with_port(block.text)
+            self._shell.run(f"cat >{name} <<'END OF SETTINGS'\n{text}\nEND OF SETTINGS")
+            if name == "brain.toml" and self._served[0]:
+                self.serve(*self._served)
 
     def _compare(self, block: Block) -> None:
         """A document's answer has no key that the real one lacks; without one it is JSON at least."""
@@ -102,6 +129,11 @@ class Run:
 
 
 _FAILED_JOB = re.compile(r'"state": ?"(failed|cancelled)"')
+
+
+def _file_name(text: str) -> str:
+    found = re.match(r"# (\w+\.(?:py|toml))\n", text)
+    return found[1] if found else ""
 
 
 def _missing(shown: Any, real: Any, path: str = "") -> list[str]:

@@ -17,6 +17,7 @@ __all__ = [
     "NOT_RUN",
     "OTHER_PYTHON",
     "PROGRAMS_RUN",
+    "RUN_ELSEWHERE",
     "SERVERS",
     "SUBSTITUTIONS",
     "NotRun",
@@ -53,6 +54,12 @@ SUBSTITUTIONS = (
     Substitution(
         r"(brain train\b(?!.*--steps).*)", r"\1 --steps 4", "the same, where a command leaves the default"
     ),
+    Substitution(r"--min-steps \d+", "--min-steps 2", "the same"),
+    Substitution(r"--trials 27", "--trials 2", "a trial is like the next one"),
+    Substitution(
+        r'"preset":"pi5_optimized"', '"preset":"development"', "a Pi's model takes minutes to compile here"
+    ),
+    Substitution(r"\./bridge/1\.0\.0", "./datasets/episodes/1.0.0", "somebody else's dataset"),
     Substitution(r"--evaluate-every \d+", "--evaluate-every 2", "a look within those four steps"),
     Substitution(r"--batch-size 256", "--batch-size 8 --preset development", "a slice's batch, on two cores"),
     Substitution(
@@ -62,6 +69,9 @@ SUBSTITUTIONS = (
     ),
     Substitution(r"sh compile.sh", "PATH=$HAILO_COMPILER:$PATH sh compile.sh", "Hailo's compiler, simulated"),
 )
+
+RUN_ELSEWHERE = {"docs/robot-developers.md": "tests/docs/test_newcomer_programs.py"}
+"""Documents whose blocks another test runs, in its own way: programs with their output."""
 
 SERVERS = (r"brain serve\b",)
 """Commands that a reader leaves running; the next one comes once the daemon answers."""
@@ -122,11 +132,6 @@ NOT_RUN = (
     NotRun(
         r"cloud-trainer plan",
         "minutes of the TPU's compiler a line; tests/cloud_trainer/test_plan.py compiles smaller ones",
-        checks.taken_by_the_parser,
-    ),
-    NotRun(
-        r"cloud-trainer (merge|tune)",
-        "needs several datasets on a bucket, or 27 trainings; test_tune.py and the merge's tests run both",
         checks.taken_by_the_parser,
     ),
 )

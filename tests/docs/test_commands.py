@@ -19,7 +19,16 @@ from tests.docs.commands import Command, programs, shell_commands, syntax_error
 from tests.docs.markdown import PROJECT, Block, Document, documents
 from tests.docs.parsing import PROGRAMS, WrongCommandError, parse
 from tests.docs.run import as_run
-from tests.docs.tables import EXIT_CODES, LANGUAGES, NOT_RUN, PROGRAMS_RUN, SERVERS, SUBSTITUTIONS, NotRun
+from tests.docs.tables import (
+    EXIT_CODES,
+    LANGUAGES,
+    NOT_RUN,
+    PROGRAMS_RUN,
+    RUN_ELSEWHERE,
+    SERVERS,
+    SUBSTITUTIONS,
+    NotRun,
+)
 
 BLOCKS = [block for document in documents() for block in document.blocks]
 COMMANDS = [command for block in BLOCKS if block.language == "sh" for command in shell_commands(block)]
@@ -74,6 +83,8 @@ def test_no_table_has_an_entry_without_a_use() -> None:
     text = "\n".join([*run, *(block.text for block in blocks("python"))])
     for pattern in [*(each.pattern for each in SUBSTITUTIONS), *SERVERS, *EXIT_CODES]:
         assert re.search(pattern, text, re.MULTILINE) or pattern in SERVERS, f"no document needs {pattern}"
+    for name, test in RUN_ELSEWHERE.items():
+        assert (PROJECT / name).name in (PROJECT / test).read_text(), f"{test} does not run {name}"
     for name in PROGRAMS_RUN:
         assert re.search(rf"\b{re.escape(name)}\b", text), f"no document runs {name}"
 

@@ -14,11 +14,7 @@ from tests.docs.shell import Shell
 
 __all__ = ["World", "empty_world", "lived_world"]
 
-_SHIMS = {
-    "brain": "-m brain_service",
-    "cloud-trainer": "-m cloud_trainer",
-    "python": "",
-}
+_SCRIPTS = {"brain": "brain_service.cli", "cloud-trainer": "cloud_trainer.cli"}
 _DATA_DIR = ".local/share/continuon-brain"
 
 
@@ -65,11 +61,16 @@ def empty_world(root: Path) -> World:
     world = World(root)
     for folder in (world.home, world.folder, root / "bin", root / "hailo"):
         folder.mkdir(parents=True)
-    for name, words in _SHIMS.items():
-        _program(root / "bin" / name, f'exec {sys.executable} {words} "$@"')
-    _program(root / "hailo" / "hailo", f'exec {sys.executable} -m tests.fakes.hailo_compiler "$@"')
+    for name, module in _SCRIPTS.items():
+        # As pip writes them: the current folder is not on the path of a program.
+        text = f"#!{sys.executable}\nimport sys\nfrom {module} import main\nsys.exit(main())"
+        _program(root / "bin" / name, text)
+    _program(root / "bin" / "python", f'#!/bin/sh\nexec {sys.executable} "$@"')
+    _program(root / "hailo" / "hailo", f'#!/bin/sh\nexec {sys.executable} -m tests.fakes.hailo_compiler "$@"')
     # curl says by its exit code what a reader sees in the answer.
-    _program(root / "bin" / "curl", f'exec {shutil.which("curl")} --fail-with-body --max-time 900 -sS "$@"')
+    _program(
+        root / "bin" / "curl", f'#!/bin/sh\nexec {shutil.which("curl")} --fail-with-body --max-time 900 -sS "$@"'
+    )
     return world
 
 
@@ -108,5 +109,5 @@ def _record(folder: Path, episodes: int = 30, steps: int = 60) -> None:
 
 
 def _program(path: Path, text: str) -> None:
-    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.write_text(f"{text}\n")
     path.chmod(path.stat().st_mode | stat.S_IXUSR)

@@ -34,8 +34,8 @@ class Policy(Protocol):
         """Answer the next step of the episode."""
 
 
-Simulator = Callable[[Policy, int], Drive]
-"""Runs one episode with the policy (fresh for each); the integer is the episode's seed."""
+Simulator = Callable[[Policy, int], tuple[bool, float, int]]
+"""Runs one episode with the policy (fresh for each) and returns what a `Drive` holds; the integer is its seed."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,8 @@ def drive_closed_loop(subject: Subject, simulate: Simulator, episodes: int) -> C
     The policy is what the exported model is: means of the first action of the chunk, cut to the recorded limits.
 
     Raises:
-        InvalidError: the model sees images, which a simulator of vectors does not show.
+        InvalidError: the model sees images, which a simulator of vectors does not show; or the simulator returns
+            something else than success, total reward and steps.
     """
     if subject.image is not None:
         raise InvalidError(
@@ -68,7 +69,7 @@ def drive_closed_loop(subject: Subject, simulate: Simulator, episodes: int) -> C
             field="image",
         )
     advance = jax.jit(lambda params, carry, inputs: step(params, subject.config, carry, inputs))
-    drives = [simulate(_Policy(subject, advance), seed) for seed in range(episodes)]
+    drives = [_as_drive(simulate(_Policy(subject, advance), seed)) for seed in range(episodes)]
     wins = sum(drive.success for drive in drives)
     return ClosedLoop(
         episodes=episodes,
@@ -77,6 +78,16 @@ def drive_closed_loop(subject: Subject, simulate: Simulator, episodes: int) -> C
         mean_return=float(np.mean([drive.total_reward for drive in drives])),
         mean_steps=float(np.mean([drive.steps for drive in drives])),
     )
+
+
+def _as_drive(ended: Any) -> Drive:
+    try:
+        success, total_reward, steps = ended
+        return Drive(bool(success), float(total_reward), int(steps))
+    except (TypeError, ValueError) as error:
+        raise InvalidError(
+            f"the simulator returned {ended!r}; return (success, total_reward, steps)", field="simulator"
+        ) from error
 
 
 class _Policy:

@@ -11,6 +11,7 @@ import sys
 from typing import Any
 
 from brain_service.errors import UnavailableError
+from brain_service.processes import die_with_parent
 from brain_service.training.torch_lora.require import require_torch
 
 __all__ = ["main"]
@@ -20,6 +21,7 @@ NICE = 10  # the robot's control path comes first
 
 def main() -> int:
     """Print `{"version", "devices": [...]}` or `{"error"}` as the last line; returns the exit code."""
+    die_with_parent(os.getppid())  # a library that hangs as it loads would otherwise outlive a killed daemon
     os.nice(NICE)
     try:
         found = _compute()

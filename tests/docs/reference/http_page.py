@@ -30,6 +30,9 @@ _TITLES = {
 }
 """The page's sections, in order, by tag; a tag that is not here would be missing, which a test sees."""
 
+_MANY = 8
+"""A table of answers with so many rows is not shown twice."""
+
 _PROBLEM = "application/problem+json"
 
 _HEAD = """\
@@ -89,11 +92,12 @@ def http_page() -> str:
         "",
         *table(("path", "scope", "for"), ((f"`WS {a}`", b, c) for a, b, c in _WEBSOCKETS)),
     ]
+    shown: dict[str, str] = {}
     for tag, title in _TITLES.items():
         lines += [f"## {title}", ""]
         for path, method, operation in operations:
             if operation["tags"][0] == tag:
-                lines += _operation(path, method, operation, everywhere)
+                lines += _operation(path, method, operation, everywhere, shown)
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -118,7 +122,10 @@ def _scope(path: str, method: str) -> str:
     return f"`{scope}`" if scope else "none"
 
 
-def _operation(path: str, method: str, operation: Json, everywhere: set[str]) -> Iterator[str]:
+def _operation(
+    path: str, method: str, operation: Json, everywhere: set[str], shown: dict[str, str]
+) -> Iterator[str]:
+    """Yield an operation's part; `shown` holds the tables of answers that stand above, each with its heading."""
     yield from (f"### {_heading(path, method)}", "", prose(operation.get("description", "")), "")
     yield from table(
         ("parameter", "in", "type", "what"),
@@ -130,12 +137,13 @@ def _operation(path: str, method: str, operation: Json, everywhere: set[str]) ->
                 one.get("description", one["schema"].get("description", "")),
             )
             for one in operation.get("parameters", ())
+            if one["in"] != "path" or one.get("description")
         ),
     )
     yield from _body(operation.get("requestBody", {}).get("content", {}))
     for status, answer in operation["responses"].items():
         if status.startswith("2"):
-            yield from _answer(status, answer)
+            yield from _answer(status, answer, _heading(path, method), shown)
     own = sorted({*_problems(operation)} - everywhere)
     if own:
         yield from (f"Problems: {', '.join(own)}.", "")
@@ -144,7 +152,8 @@ def _operation(path: str, method: str, operation: Json, everywhere: set[str]) ->
 def _body(content: Json) -> Iterator[str]:
     for media_type, described in content.items():
         schema = described["schema"]
-        rows = list(fields_of(schema))
+        # What else may be sent has the fields of the JSON.
+        rows = list(fields_of(schema) if media_type == "application/json" else fields_of(schema, deeper=0))
         said = " ".join(prose(schema.get("description", "")).split())
         if rows:
             yield from (f"Body, `{media_type}`:{' ' + said if said else ''}", "")
@@ -153,13 +162,18 @@ def _body(content: Json) -> Iterator[str]:
             yield from (f"Body, `{media_type}`: {said or kind_of(schema)}", "")
 
 
-def _answer(status: str, answer: Json) -> Iterator[str]:
+def _answer(status: str, answer: Json, heading: str, shown: dict[str, str]) -> Iterator[str]:
     headers = f", with `{'`, `'.join(answer['headers'])}`" if answer.get("headers") else ""
     content = {kind: one.get("schema", {}) for kind, one in answer.get("content", {}).items()}
     rows = [row for schema in content.values() for row in fields_of(schema)]
     kinds = ", ".join(f"`{kind}`" for kind in content)
-    yield from (f"Answer {status}{f', {kinds}' if kinds else ''}{headers}{':' if rows else '.'}", "")
-    yield from table(("field", "type", "what"), ((name, kind, what) for name, kind, _, what in rows))
+    said = f"Answer {status}{f', {kinds}' if kinds else ''}{headers}"
+    lines = table(("field", "type", "what"), ((name, kind, what) for name, kind, _, what in rows))
+    known = shown.setdefault("\n".join(lines), heading)
+    if len(rows) >= _MANY and known != heading:
+        yield from (f"{said}: the fields of [{known}](#{anchor(known)}).", "")
+    else:
+        yield from (f"{said}{':' if rows else '.'}", "", *lines)
 
 
 def _problems(operation: Json) -> list[str]:

@@ -12,8 +12,11 @@ Schema = Mapping[str, Any]
 _DEEPEST = 2
 
 
-def fields_of(schema: Schema, prefix: str = "", depth: int = 0) -> Iterator[tuple[str, str, str, str]]:
-    """Yield a row for each field of an object: name, type, default and what it is; those of inner objects too."""
+def fields_of(schema: Schema, prefix: str = "", deeper: int = _DEEPEST) -> Iterator[tuple[str, str, str, str]]:
+    """Yield a row for each field of an object: name, type, default and what it is.
+
+    Those of inner objects follow, `deeper` levels down.
+    """
     for choice in _choices(schema):
         inner = choice.get("items", {}) if choice.get("type") == "array" else choice
         required = inner.get("required", ())
@@ -21,8 +24,8 @@ def fields_of(schema: Schema, prefix: str = "", depth: int = 0) -> Iterator[tupl
             where = f"{prefix}{name}"
             default = "required" if name in required else _default(field)
             yield f"`{where}`", kind_of(field), default, first_paragraph(field.get("description", ""))
-            if depth < _DEEPEST:
-                yield from fields_of(field, f"{where}.", depth + 1)
+            if deeper:
+                yield from fields_of(field, f"{where}.", deeper - 1)
         if inner.get("properties"):
             return
 
@@ -69,7 +72,7 @@ def _bounded(kind: str, schema: Schema) -> str:
 
 
 def _number(value: float) -> str:
-    if value in (2**63 - 1, -(2**63)):
+    if abs(value) >= 2**62:
         return "2^63 - 1" if value > 0 else "-2^63"
     return f"{value:,}" if isinstance(value, int) else f"{value:g}"
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from brain_service.datasets.dataset import open_dataset
+from brain_service.errors import InvalidError
 from brain_service.training.checkpointing import load_checkpoint
 from brain_service.training.evaluation import Drive, Policy, Subject, drive_closed_loop
 from brain_service.training.evaluation.predictions import predictions
@@ -61,3 +62,12 @@ def test_every_episode_starts_afresh(learned_run: Path) -> None:
 
     drive_closed_loop(subject, same, 2)
     assert answers[0] == answers[1]
+
+
+def test_a_simulator_returns_three_values_in_whatever_tuple(finished: TrainResult) -> None:
+    subject = Subject.of_checkpoint(load_checkpoint(finished.checkpoint_dir), "run")
+    loop = drive_closed_loop(subject, lambda _policy, seed: (seed == 0, -1.5, 7), 2)
+    assert (loop.success_rate, loop.mean_return, loop.mean_steps) == (0.5, -1.5, 7.0)
+    for wrong in (None, (True, 1.0), (True, "far", 3)):
+        with pytest.raises(InvalidError, match=r"return \(success, total_reward, steps\)"):
+            drive_closed_loop(subject, lambda _policy, _seed, answer=wrong: answer, 1)  # type: ignore[misc]
