@@ -64,7 +64,7 @@ def test_training_in_torch_leaves_the_arrays_of_jax_alone() -> None:
 def test_parameters_of_another_model_are_refused_by_name() -> None:
     params = params_of(SMALL)
     with pytest.raises(
-        InvalidError, match=r"encoder\.first\.kernel is float32\[11, 12\].* wants float32\[12, 12\]"
+        InvalidError, match=r"encoder\.first\.kernel is float32\[10, 12\].* wants float32\[11, 12\]"
     ):
         to_torch(params, replace(SMALL, obs_dim=6))
     with pytest.raises(InvalidError, match=r"wave\.angle: missing, or unknown"):
