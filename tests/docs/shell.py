@@ -77,6 +77,7 @@ class Shell:
         self._count = 0
         scripts.mkdir(parents=True, exist_ok=True)
         front = own_network() if isolated else ()
+        self.isolated = bool(front)
         self.port = PORT if front else free_port()
         self._process = subprocess.Popen(
             [*front, "bash", "--noprofile", "--norc", "-c", _LOOP],
@@ -109,11 +110,12 @@ class Shell:
         try:
             self._process.stdin.write(f"{script}\n".encode())
             self._process.stdin.flush()
-        except BrokenPipeError as error:
+        except (BrokenPipeError, ValueError) as error:
             raise ShellDiedError(f"the shell had ended before: {text}") from error
         told = self._line(time.monotonic() + timeout_s)
-        out, err = (Path(f"{script}.{name}").read_text(errors="replace") for name in ("out", "err"))
+        out, err = (_read(Path(f"{script}.{name}")) for name in ("out", "err"))
         if not told:
+            self.close()
             raise ShellDiedError(f"not done after {timeout_s} s, or it ended the shell: {text}\n{out}{err}")
         return Done(int(told), out, err)
 
@@ -141,3 +143,7 @@ class Shell:
                 return ""
             read += more
         return read.decode().strip()
+
+
+def _read(path: Path) -> str:
+    return path.read_text(errors="replace") if path.exists() else ""

@@ -52,7 +52,9 @@ SUBSTITUTIONS = (
     Substitution(r"--num-steps \d+", "--num-steps 4", "the same"),
     Substitution(r'"steps": ?\d+', '"steps":4', "the same, in a request"),
     Substitution(
-        r"(brain train\b(?!.*--steps).*)", r"\1 --steps 4", "the same, where a command leaves the default"
+        r"brain train\b(?!(?:.|\n)*--steps)",
+        "brain train --steps 4",
+        "the same, where a command leaves the default",
     ),
     Substitution(r"--min-steps \d+", "--min-steps 2", "the same"),
     Substitution(r"--trials 27", "--trials 2", "a trial is like the next one"),
@@ -70,7 +72,10 @@ SUBSTITUTIONS = (
     Substitution(r"sh compile.sh", "PATH=$HAILO_COMPILER:$PATH sh compile.sh", "Hailo's compiler, simulated"),
 )
 
-RUN_ELSEWHERE = {"docs/robot-developers.md": "tests/docs/test_newcomer_programs.py"}
+RUN_ELSEWHERE = {
+    "docs/robot-developers.md": "tests/docs/test_newcomer_programs.py",
+    "docs/seed-map.md": "tests/seed_map/table.py",
+}
 """Documents whose blocks another test runs, in its own way: programs with their output."""
 
 SERVERS = (r"brain serve\b",)
@@ -119,6 +124,11 @@ NOT_RUN = (
     ),
     NotRun(r"sudo brain", "asks an installed daemon with the token of its root", checks.taken_by_the_parser),
     NotRun(r"sudo head -n 1 /etc/continuon-brain/tokens", "a file that install.sh makes", checks.install_makes),
+    NotRun(
+        r"brain train .*--image camera",
+        "the robot of these runs has no camera; tests/training learn from images",
+        checks.taken_by_the_parser,
+    ),
     NotRun(r"tensorboard --logdir", "a viewer, no dependency of ours", checks.event_files_are_named),
     NotRun(
         r"brain lora",

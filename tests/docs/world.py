@@ -77,13 +77,14 @@ def empty_world(root: Path) -> World:
 def lived_world(root: Path, run: Callable[[Shell, str], None]) -> World:
     """Make a world with recordings, a dataset, a checkpoint and a model that serves; `run` checks each command.
 
-    They lie in the daemon's own place, `~/.local/share/continuon-brain`, which is also `./brain`; and, as commands
-    by hand leave them, in `./episodes`, `./datasets`, `./checkpoints/run1` and `./models`.
+    They lie in the daemon's own place, `~/.local/share/continuon-brain`, which is also `./brain` and `~/brain`;
+    and, as commands by hand leave them, in `./episodes`, `./datasets`, `./checkpoints/run1` and `./models`.
     """
     world = empty_world(root)
     data_dir = world.home / _DATA_DIR
     _record(data_dir / "episodes")
     (world.folder / "brain").symlink_to(Path("../home") / _DATA_DIR)
+    (world.home / "brain").symlink_to(_DATA_DIR)
     with world.shell() as shell:
         run(shell, "cp -r brain/episodes episodes")
         run(shell, "brain convert --input-dir episodes --output-dir datasets")
