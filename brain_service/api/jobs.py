@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,8 +18,10 @@ from brain_service.errors import InvalidError, NotFoundError
 from brain_service.jobs.events import read_events
 from brain_service.jobs.job import ENDED
 from brain_service.jobs.kinds import KINDS, parse_params, require_target
+from brain_service.jobs.params import TrainParams
 from brain_service.jobs.table import JobTable
-from brain_service.jobs.trainer import choose_trainer
+from brain_service.jobs.trainer import UNDECIDED, choose_trainer
+from brain_service.settings import Settings
 
 __all__ = ["router"]
 
@@ -28,6 +30,8 @@ router = APIRouter(tags=["jobs"])
 FOLLOW_INTERVAL_S = 0.25
 KEEP_ALIVE_S = 15.0
 LOG_TAIL_BYTES = 1 << 20
+DECIDE_WITHIN_S = 2.0
+"""A client waits 5 s for an answer where its author did not think of it (httpx)."""
 
 _A_JOB: dict[int | str, dict[str, Any]] = {
     200: {"description": "The job", "content": {"application/json": {"schema": JOB}}}
@@ -38,11 +42,23 @@ async def _submit(kind: str, request: Request, services: Services, key: str | No
     body = read_object(await read_body(request, services.settings.capture.max_step_bytes))
     params = parse_params(kind, body)
     require_target(params, services.settings.cloud)
-    choice = await in_probe_thread(choose_trainer, params, services.settings)
-    trainer = choice.to_json() if choice is not None else None
+    trainer = await _trainer(params, services.settings) if isinstance(params, TrainParams) else None
     job = await asyncio.to_thread(services.jobs.create, kind, body, idempotency_key=key, trainer=trainer)
     headers = {"Location": f"/jobs/{job.job_id}", "Retry-After": "1"}
     return JsonResponse(job.to_json(), status_code=202, headers=headers)
+
+
+async def _trainer(params: TrainParams, settings: Settings) -> Mapping[str, Any]:
+    """Return who trains; where the runtimes take their time, the job's worker decides it.
+
+    PyTorch is waited for where it was asked for: most machines do not have it, and then there is no job.
+    """
+    asked = asyncio.ensure_future(in_probe_thread(choose_trainer, params, settings))
+    await asyncio.wait({asked}, timeout=None if params.trainer == "pytorch" else DECIDE_WITHIN_S)
+    if asked.done():
+        return asked.result().to_json()
+    asked.add_done_callback(asyncio.Future.exception)  # nobody else looks at it
+    return UNDECIDED
 
 
 def _submitter(kind: str) -> Callable[..., Coroutine[Any, Any, JsonResponse]]:

@@ -73,8 +73,13 @@ JOB: Schema = {
         "params": {"type": "object", "description": "As asked for, defaults filled in."},
         "cancel_requested": {"type": "boolean", "description": "Until its process is gone."},
         "trainer": {
-            "anyOf": [_choice(_TRAINER), {"type": "null"}],
-            "description": "Who trains and why, as decided when the job was asked for; null: nothing is trained.",
+            "anyOf": [
+                _choice(
+                    {"enum": ["jax", "pytorch", None], "description": "null: decided when it starts to train."}
+                ),
+                {"type": "null"},
+            ],
+            "description": "Who trains and why; null: nothing is trained.",
         },
     },
 }

@@ -12,6 +12,7 @@ from brain_service.jobs.job import Job, Lane, StageReport
 from brain_service.jobs.kinds import parse_params, stages_of
 from brain_service.jobs.params import TrainParams
 from brain_service.jobs.table import JobTable
+from brain_service.jobs.trainer import choose_trainer
 from brain_service.settings import Settings
 from brain_service.tracing import Tracing
 
@@ -56,14 +57,23 @@ class JobContext:
 
     @property
     def trainer(self) -> str:
-        """Return who trains, as decided when the job was asked for: `jax` or `pytorch`.
+        """Return who trains, `jax` or `pytorch`: as decided when the job was asked for, else as decided now.
 
-        A job that was queued without a decision (by an older version) takes what it asks for, or else `jax`.
+        The decision is kept with the job, so that no later start takes another. It may ask the runtimes: seconds.
+
+        Raises:
+            InvalidError: the trainer that was asked for is not usable here.
+            UnavailableError: none was asked for, and none is usable.
         """
-        if self.job.trainer is not None:
-            return str(self.job.trainer["trainer"])
-        asked = self.params.trainer if isinstance(self.params, TrainParams) else "auto"
-        return "jax" if asked == "auto" else asked
+        decided = self.job.trainer
+        if decided is None or decided["trainer"] is None:
+            assert isinstance(self.params, TrainParams)
+            self.job = self.table.set_trainer(
+                self.job.job_id, choose_trainer(self.params, self.settings).to_json()
+            )
+            decided = self.job.trainer
+        assert decided is not None
+        return str(decided["trainer"])
 
     def request_stop(self, *_: object) -> None:
         """Make `should_stop` true; also a signal handler."""

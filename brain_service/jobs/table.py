@@ -196,6 +196,12 @@ class JobTable:
         with self._database.transaction(durable=True) as connection:
             connection.execute("UPDATE jobs SET process = ? WHERE job_id = ?", (identity, job_id))
 
+    def set_trainer(self, job_id: str, trainer: Mapping[str, Any]) -> Job:
+        """Keep who trains with a job that was queued before that was known; return the job."""
+        with self._database.transaction(durable=True) as connection:
+            connection.execute("UPDATE jobs SET trainer = ? WHERE job_id = ?", (dump(trainer), job_id))
+            return fetch(connection, job_id)
+
     def progress(
         self,
         job_id: str,

@@ -1,23 +1,28 @@
-"""Who trains in a job: decided when it is asked for, and kept with it."""
+"""Who trains in a job: decided when it is asked for, or else when it starts to train, and kept with it."""
 
 from brain_service.errors import InvalidError, UnavailableError
 from brain_service.hardware.detection import Machine
 from brain_service.hardware.trainers import TrainerChoice, TrainerOption, select_trainer
-from brain_service.jobs.params import Params, TrainParams
+from brain_service.jobs.params import TrainParams
 from brain_service.settings import Settings
 
-__all__ = ["choose_trainer"]
+__all__ = ["UNDECIDED", "choose_trainer"]
+
+UNDECIDED = {
+    "trainer": None,
+    "reason": "JAX and PyTorch are still being asked whether they compute here; the job decides when it trains",
+    "alternatives": [],
+}
+"""What a job says of its trainer where the runtimes did not answer in time."""
 
 
-def choose_trainer(params: Params, settings: Settings) -> TrainerChoice | None:
-    """Return who trains, or None where such a job trains nothing. Blocking: it may ask the runtimes.
+def choose_trainer(params: TrainParams, settings: Settings) -> TrainerChoice:
+    """Return who trains. Blocking: it may ask the runtimes.
 
     Raises:
         InvalidError: the trainer that was asked for is not usable here, or not at this target.
         UnavailableError: none was asked for, and none is usable.
     """
-    if not isinstance(params, TrainParams):
-        return None
     if params.target != "local":
         return _away(params)
     try:
