@@ -9,9 +9,7 @@ from brain_service.episodes.store import EpisodeStore
 from brain_service.errors import BrainError
 from brain_service.hardware.gate import Gate
 from brain_service.inference.router import InferenceRouter
-from brain_service.jobs.kinds import parse_params
 from brain_service.jobs.table import JobTable
-from brain_service.jobs.trainer import choose_trainer
 from brain_service.jobs.triggers import Decision, Situation, decide
 from brain_service.settings import Settings
 
@@ -66,6 +64,5 @@ def _look(
     if decision.start:
         body: dict[str, Any] = {"preset": learning.preset, "target": learning.target, "priority": "low"}
         body |= {"steps": learning.steps} if learning.steps else {}
-        choice = choose_trainer(parse_params("pipeline", body), settings)
-        jobs.create("pipeline", body, trainer=choice.to_json() if choice is not None else None)
+        jobs.create("pipeline", body)
     return decision

@@ -1,5 +1,8 @@
 """Who trains in a job: decided when it is asked for, or else when it starts to train, and kept with it."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from brain_service.errors import InvalidError, UnavailableError
 from brain_service.hardware.detection import Machine
 from brain_service.hardware.trainers import TrainerChoice, TrainerOption, select_trainer
@@ -8,7 +11,7 @@ from brain_service.settings import Settings
 
 __all__ = ["UNDECIDED", "choose_trainer"]
 
-UNDECIDED = {
+UNDECIDED: Mapping[str, Any] = {
     "trainer": None,
     "reason": "JAX and PyTorch are still being asked whether they compute here; the job decides when it trains",
     "alternatives": [],
