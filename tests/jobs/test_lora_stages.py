@@ -94,6 +94,8 @@ def trained(settings: Settings, table: JobTable, **params: Any) -> JobContext:
     from brain_service.jobs.stages import convert
 
     context = context_of(settings, table, "train", **params)
+    decided = {"trainer": params["trainer"], "reason": "it was asked for", "alternatives": []}
+    context.job = table.set_trainer(context.job.job_id, decided)
     context.result.update(convert.run(context).result)
     train.run(context)
     return context
