@@ -55,7 +55,7 @@ class LoraConfig:
     """Rank of an adapter's update."""
     alpha: float = 8.0
     """An adapter's update is scaled by alpha / rank."""
-    learning_rate: float = 2e-3
+    learning_rate: float = 6e-3
     """Peak learning rate."""
     clip_norm: float = 1.0
     """Greatest global norm of a gradient."""
