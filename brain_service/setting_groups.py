@@ -194,7 +194,7 @@ class LoraSettings(Frozen):
     max_wall_time_s: float = Field(default=300.0, ge=1, le=7 * 86_400)
     batch_size: int = Field(default=32, gt=0)
     lora_layers: tuple[str, ...] = ()
-    learning_rate: float = Field(default=2e-3, gt=0, le=1)
+    learning_rate: float = Field(default=6e-3, gt=0, le=1)
     rank: int = Field(default=4, gt=0)
     alpha: float = Field(default=8.0, gt=0, le=1e4)
 

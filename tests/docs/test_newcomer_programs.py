@@ -16,7 +16,10 @@ import pytest
 from tests.api.judges import judges_python
 from tests.processes import Daemon, running_daemon
 
-pytestmark = pytest.mark.long  # it trains for a moment, and the clients' environment is made by pip
+pytestmark = [
+    pytest.mark.long,
+    pytest.mark.slow,
+]  # it trains for a moment, and the clients' environment is made by pip
 
 PAGE = Path(__file__).parent.parent.parent / "docs" / "robot-developers.md"
 PORT = "8080"

@@ -46,9 +46,9 @@ DEFAULT_RANK = 4
 DEFAULT_SHARE = 0.02
 """Adapters on the default layers are smaller than this share of the model's parameters."""
 BY_WORTH = ("encoder.first", "encoder.second", "heads.out", "heads.first")
-"""What reads the observation, then what acts: a task that moved is seen otherwise, and heads alone do not make up for
-that (`tests/bench/learning/shifted.py`), though an adapter before the state takes gradients through time, and a step
-more than twice as long."""
+"""What reads the observation, then what acts: a task that moved is seen otherwise, and heads alone do not make up
+for that (`tests/bench/learning/shifted.py`). An adapter before the state takes gradients through time, which makes
+a step more than twice as long."""
 
 
 @dataclass(frozen=True)

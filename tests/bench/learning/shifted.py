@@ -279,7 +279,7 @@ def main() -> int:
     """Run what is missing of one seed, then print the table."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench.learning.shifted", description=__doc__)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--replay", type=int, default=16, help="old demonstrations trained on too (default: 16)")
+    parser.add_argument("--replay", type=int, default=32, help="old demonstrations trained on too (default: 32)")
     parser.add_argument("--lora", type=json.loads, default={}, help="settings of the LoRA trainer, as JSON")
     parser.add_argument("--output", type=Path, default=Path("build/shifted"))
     parser.add_argument("--part", choices=["demonstrations", *MODELS], help=argparse.SUPPRESS)

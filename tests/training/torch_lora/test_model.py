@@ -118,7 +118,7 @@ def configs(draw: st.DrawFn) -> CoreModelConfig:
     )
 
 
-@pytest.mark.long
+@pytest.mark.slow
 @settings(max_examples=8)
 @given(config=configs(), seed=st.integers(0, 2**16), batch=st.integers(1, 3))
 def test_models_of_any_small_shape_give_the_outputs_of_jax(config: CoreModelConfig, seed: int, batch: int) -> None:
