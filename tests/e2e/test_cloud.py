@@ -147,6 +147,7 @@ def ended(daemon: Daemon, path: str, body: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_a_model_from_away_that_is_worse_is_kept_but_not_served(tmp_path: Path) -> None:
     with running_daemon(tmp_path / "brain") as daemon:
         record(daemon.url)
