@@ -30,7 +30,7 @@ from brain_service.training.objective import (
 )
 from brain_service.training.sharding import place, replicated
 
-__all__ = ["HeldOutLoss", "Standing"]
+__all__ = ["HeldOutLoss", "Standing", "mean_loss"]
 
 SPLIT = "val"
 LENGTH = 64  # steps a call; the state is carried over, so it changes the speed only
@@ -63,8 +63,8 @@ class Standing:
         return cls(**(document or {}))
 
 
-def _loss(outputs: StepOutputs, sequences: Sequences) -> Float32[Array, ""]:
-    """Return the mean loss of a step, in nats where it is of actions."""
+def mean_loss(outputs: StepOutputs, sequences: Sequences) -> Float32[Array, ""]:
+    """Return the mean loss of a step, a scalar; its part of continuous actions is in nats."""
     parts = losses(outputs, sequences)
     if outputs.action_logits is not None:
         return parts["loss"]
@@ -121,7 +121,7 @@ class HeldOutLoss:
 
         def one(params: Params, carry: Any, sequences: Any) -> tuple[Any, Any]:
             carry, outputs = unroll(params, model, carry, sequences.inputs)
-            return carry, _loss(outputs, sequences)
+            return carry, mean_loss(outputs, sequences)
 
         self._one = jax.jit(one, out_shardings=self._where)
 

@@ -4,19 +4,22 @@ import itertools
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import pytest
 from jax import Array
+from jax.scipy.stats import norm
 
 from brain_service.datasets.loader import SequenceLoader, open_dataset
 from brain_service.errors import InvalidError
 from brain_service.model.core import Params, init_params, unroll
+from brain_service.model.signals import StepInputs, StepOutputs
 from brain_service.model.state import init_carry
 from brain_service.training.checkpointing import Checkpoints, load_checkpoint
-from brain_service.training.held_out import HeldOutLoss, Standing
+from brain_service.training.held_out import HeldOutLoss, Standing, mean_loss
 from brain_service.training.loop import train
 from brain_service.training.metrics import read_metrics
 from brain_service.training.normalisation import Normaliser
-from brain_service.training.objective import Sequences, losses, normalise_batch
+from brain_service.training.objective import WEIGHTS, Sequences, losses, normalise_batch
 from brain_service.training.sharding import make_mesh
 from tests.training.tasks import make_dataset, same_parameters, tiny
 
@@ -43,7 +46,7 @@ def test_a_look_that_is_no_better_counts_against_the_run() -> None:
     assert Standing.from_json(None) == Standing()
 
 
-def test_the_held_out_loss_is_the_training_loss_on_the_validation_episodes(dataset: Path) -> None:
+def test_the_held_out_loss_is_that_of_the_validation_episodes(dataset: Path) -> None:
     opened, model = open_dataset(dataset), tiny().model_config(3, 2)
     normaliser = Normaliser.from_statistics(opened.statistics)
     params = init_params(model, jax.random.key(0))
@@ -55,9 +58,29 @@ def test_the_held_out_loss_is_the_training_loss_on_the_validation_episodes(datas
     @jax.jit
     def expected(params: Params, sequences: Sequences) -> Array:
         _, outputs = unroll(params, model, init_carry(model, 2), sequences.inputs)
-        return losses(outputs, sequences)["loss"]
+        parts, mask = losses(outputs, sequences), sequences.loss_mask
+        mean, deviation = outputs.action_mean[:, :, 0], jnp.exp(outputs.action_log_std[:, :, 0])
+        nll = -norm.logpdf(sequences.action, mean, deviation).mean(-1) - 0.5 * jnp.log(2 * jnp.pi)
+        return (nll * mask).sum() / mask.sum() + sum(
+            WEIGHTS[name] * parts[name] for name in ("next_observation", "reward", "value")
+        )
 
     assert found == pytest.approx(float(expected(params, sequences)), rel=1e-4)
+
+
+def test_a_better_and_surer_policy_has_the_lower_held_out_loss() -> None:
+    """By the loss whose gradient is followed it does not: the deviation, which weights it, falls too."""
+
+    def judged(error: float) -> tuple[float, float]:
+        zeros = jnp.zeros((1, 4))
+        action, size = jnp.zeros((1, 4, 1, 2)), jnp.full((1, 4, 1, 2), error)
+        outputs = StepOutputs(action + error, jnp.log(size), jnp.zeros((1, 4, 3)), zeros, zeros)
+        inputs = StepInputs(jnp.zeros((1, 4, 3)), jnp.zeros((1, 4, 2)), zeros, zeros)
+        sequences = Sequences(inputs, action[:, :, 0], zeros, zeros, *[zeros + 1] * 4)
+        return float(losses(outputs, sequences)["loss"]), float(mean_loss(outputs, sequences))
+
+    rough, fine = judged(0.3), judged(0.05)
+    assert fine[1] < rough[1] and fine[0] > rough[0]
 
 
 @pytest.mark.long
