@@ -4,6 +4,7 @@ import base64
 import json
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -20,8 +21,10 @@ from brain_service.export.policy import flat_params, make_policy_step
 from brain_service.model.state import carry_shapes
 from tests.export.models import NORMALISER
 from tests.export.test_images import IMAGE, SEEING, seeing
+from tests.jobs_http import wait_for_job
 from tests.pictures import decode, picture, pixels
 from tests.processes import Daemon, running_daemon
+from tests.training.camera import record_scenes
 
 HEIGHT, WIDTH, _ = IMAGE.source
 BODY = {"arm": {"joints": [101.0, -5.1, 0.3]}, "gripper": {"open": True}, "task": "reach"}
@@ -187,3 +190,19 @@ def test_pixels_are_recorded_as_a_file_that_holds_them(daemon: Daemon, capsys: p
         assert np.array_equal(decode(stored), pixels(t, HEIGHT, WIDTH))
     assert main(["replay", episode, "--data-dir", str(daemon.data_dir), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["counts"]["equal"] == 2
+
+
+@pytest.mark.slow
+def test_what_a_camera_recorded_becomes_a_model_that_sees(tmp_path: Path) -> None:
+    record_scenes(tmp_path / "brain" / "episodes", 4)
+    with running_daemon(tmp_path / "brain", env={"BRAIN_INFERENCE__DEADLINE_MS": "30000"}) as daemon:
+        body = {"preset": "development", "steps": 2, "batch_size": 2, "sequence_length": 8, "image": "auto"}
+        answer = httpx.post(f"{daemon.url}/pipeline", json=body, timeout=60)
+        assert answer.status_code == 202, answer.text
+        job = wait_for_job(daemon.url + answer.headers["location"])
+        assert job["state"] == "succeeded", job
+        session_id = session(daemon)
+        blind = infer(daemon, session_id, {"noise": [0.1, 0.2]})
+        assert (blind.status_code, blind.json()["field"]) == (422, "observation/camera")
+        seen = infer(daemon, session_id, {"noise": [0.1, 0.2], "camera": as_json(picture(1, "png", 16, 16))})
+        assert len(command(seen)) == 2

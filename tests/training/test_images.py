@@ -1,8 +1,9 @@
-"""Training on images: what reaches the step, what a checkpoint says of it, and the same bits after a stop."""
+"""Training on images: what reaches the step, the same bits after a stop, and a task that only a camera shows."""
 
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -151,3 +152,27 @@ def test_the_sanity_check_sees(scenes: Path) -> None:
     report = sanity_check(SanityOptions(rlds_dir=scenes, max_steps=3, sequence_length=8, image="auto"))
     assert report.passed, report.lines()
     assert "image camera of 16 x 16 pixels" in report.checks[0].details
+
+
+@pytest.mark.slow
+@pytest.mark.long
+def test_what_only_the_camera_shows_is_learned_by_the_model_that_sees(tmp_path: Path) -> None:
+    scenes = make_scenes(tmp_path, 60, length=24)
+    found = {}
+    for image in ("camera", "none"):
+        config = tiny(
+            image=image,
+            steps=400,
+            batch_size=16,
+            sequence_length=12,
+            warmup_steps=20,
+            checkpoint_every=400,
+            observation_noise=0.0,
+            model=TINY | SMALL_EYE | {"d_e": 64, "d_h": 32},
+        )
+        train(scenes, tmp_path / image, config)
+        jax.clear_caches()
+        found[image] = evaluate(tmp_path / image, scenes)
+    assert found["none"].skill < 0.1, "there is another way than the camera to know"
+    assert found["camera"].skill > 0.9
+    assert found["camera"].relative_rmse < 0.3 * found["none"].relative_rmse
