@@ -15,7 +15,7 @@ from typing import Any
 
 import orjson
 
-from brain_service.durable import fsync_directory
+from brain_service.durable import append_whole, fsync_directory
 
 __all__ = ["AuditLog"]
 
@@ -121,15 +121,7 @@ class AuditLog:
                 os.close(fd)
                 fd = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
                 size = 0
-            try:
-                written = os.write(fd, line)
-                os.fsync(fd)
-            except OSError:
-                os.ftruncate(fd, size)
-                raise
-            if written != len(line):
-                os.ftruncate(fd, size)
-                raise OSError(28, "No space left on device")
+            append_whole(fd, line)
         finally:
             os.close(fd)
         if size == 0:

@@ -2,11 +2,13 @@
 
 import contextlib
 import ctypes
+import errno
 import os
 import shutil
 from pathlib import Path
 
 __all__ = [
+    "append_whole",
     "exchange_directory",
     "fsync_directory",
     "make_directory",
@@ -70,6 +72,24 @@ def write_atomic(path: Path, data: bytes) -> None:
         temporary.unlink(missing_ok=True)
         raise
     fsync_directory(path.parent)
+
+
+def append_whole(fd: int, data: bytes) -> None:
+    """Append to a file that is open with O_APPEND, whole and flushed to the medium, or not at all.
+
+    Raises:
+        OSError: the medium is full or failing; the file is as long as before.
+    """
+    size = os.fstat(fd).st_size
+    try:
+        written = os.write(fd, data)
+        os.fsync(fd)
+    except OSError:
+        os.ftruncate(fd, size)
+        raise
+    if written != len(data):
+        os.ftruncate(fd, size)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def publish_directory(temporary: Path, final: Path) -> None:

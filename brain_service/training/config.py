@@ -1,6 +1,6 @@
 """How to train: sizes, optimiser, disturbances and checkpoints, checked when they are made."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, get_args
 
@@ -9,7 +9,7 @@ from brain_service.errors import InvalidError
 from brain_service.model.config import PRESETS, CoreModelConfig
 from brain_service.pixels import AUTO, NONE, SIZE_FORM, ImageInput
 
-__all__ = ["TrainConfig"]
+__all__ = ["TrainConfig", "require_known"]
 
 COUNTS = ("batch_size", "checkpoint_every", "keep", "log_every")
 WHOLE = ("steps", "warmup_steps", "seed", "remat_steps", "evaluate_every", "patience")
@@ -140,14 +140,21 @@ class TrainConfig:
         Raises:
             InvalidError: a key is unknown, or a value impossible.
         """
-        known = [item.name for item in fields(cls)]
-        unknown = sorted(set(document) - set(known))
-        if unknown:
-            raise InvalidError(
-                f"unknown training setting {', '.join(unknown)}; the settings are {', '.join(known)}",
-                field=unknown[0],
-            )
+        require_known(document, [item.name for item in fields(cls)], "training")
         return cls(**document)
+
+
+def require_known(document: Mapping[str, Any], known: Sequence[str], kind: str) -> None:
+    """Check the keys of a document of settings; `kind` of them is for the message.
+
+    Raises:
+        InvalidError: a key is none of the known ones.
+    """
+    unknown = sorted(set(document) - set(known))
+    if unknown:
+        raise InvalidError(
+            f"unknown {kind} setting {', '.join(unknown)}; the settings are {', '.join(known)}", field=unknown[0]
+        )
 
 
 def _require_count(name: str, value: Any) -> None:

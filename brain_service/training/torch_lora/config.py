@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from brain_service.errors import InvalidError
-from brain_service.training.config import TrainConfig
+from brain_service.training.config import TrainConfig, require_known
 
 __all__ = ["LoraConfig"]
 
@@ -133,13 +133,7 @@ class LoraConfig:
         Raises:
             InvalidError: a key is unknown, or a value impossible.
         """
-        known = [item.name for item in fields(cls)]
-        unknown = sorted(set(document) - set(known))
-        if unknown:
-            raise InvalidError(
-                f"unknown fine-tuning setting {', '.join(unknown)}; the settings are {', '.join(known)}",
-                field=unknown[0],
-            )
+        require_known(document, [item.name for item in fields(cls)], "fine-tuning")
         values: dict[str, Any] = {
             name: tuple(value) if isinstance(value, list) else value for name, value in document.items()
         }

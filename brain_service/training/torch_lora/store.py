@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 import orjson
 
-from brain_service.durable import fsync_directory, make_directory
+from brain_service.durable import append_whole, fsync_directory, make_directory
 from brain_service.errors import BrainError, NotFoundError, UnavailableError
 from brain_service.training.torch_lora.document import AdapterDocument, read_document
 
@@ -143,15 +143,7 @@ class AdapterStore:
             # What a power cut left half written is ended, so that it cannot swallow this line.
             if size and os.pread(fd, 1, size - 1) != b"\n":
                 line = b"\n" + line
-            try:
-                written = os.write(fd, line)
-                os.fsync(fd)
-            except OSError:
-                os.ftruncate(fd, size)
-                raise
-            if written != len(line):
-                os.ftruncate(fd, size)
-                raise OSError(28, "No space left on device")
+            append_whole(fd, line)
         finally:
             os.close(fd)
         fsync_directory(self.folder)
