@@ -30,6 +30,8 @@ NOT_OURS = {
     "compile.sh": "written by `brain export-hailo`",
     "continuon-brain.sock": "made by systemd",
 }
+MADE_HERE = frozenset({".venv", "build"})
+"""Folders that `make` writes: git lists nothing under them, whether they are there or not."""
 ABSOLUTE = re.compile(r"/(etc|opt|var|usr|dev|boot|run|sys|proc|home|root|tmp|src|gcs|observation|action|step)\b")
 METHODS = ("GET", "POST", "DELETE", "WS")
 SEEDS_OWN = "the seed"
@@ -76,7 +78,7 @@ def _own_paths(text: str) -> Iterator[str]:
     braces = re.fullmatch(r"(.*)\{([\w,]+)\}(.*)", text)
     for path in [f"{braces[1]}{each}{braces[3]}" for each in braces[2].split(",")] if braces else [text]:
         first = path.split("/")[0]
-        if first == "build":  # made by whoever runs a benchmark; no repository has it
+        if first in MADE_HERE:
             continue
         if PurePosixPath(path).suffix in SOURCES or (first not in ("", ".") and (PROJECT / first).is_dir()):
             yield path.rstrip("/")
