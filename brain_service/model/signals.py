@@ -39,6 +39,6 @@ class StepOutputs(NamedTuple):
     reward: Float32[Array, "B *T"]
     """r_t."""
     value: Float32[Array, "B *T"]
-    """Discounted sum of the rewards r_t, r_{t+1}, ..."""
+    """Discounted mean of the rewards r_t, r_{t+1}, ..."""
     action_logits: Float32[Array, "B *T H A n"] | None = None
     """Logits of the n choices of the same actions; None for continuous actions."""

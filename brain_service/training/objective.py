@@ -3,8 +3,9 @@
     loss = action + 0.5 next observation + 0.1 reward + 0.1 value
 
 `action` is the beta-weighted negative log likelihood of Seitzer et al. (arXiv 2203.09168) with beta = 0.5, or the
-cross-entropy of the recorded choices where actions are discrete. The model's inputs at time t are o_t, a_{t-1},
-r_{t-1} and is_first; a_t and r_t enter here only, as targets.
+cross-entropy of the recorded choices where actions are discrete. A value is the discounted mean of the rewards to
+come (1 - gamma times their discounted sum), which has the size of a reward. The model's inputs at time t are o_t,
+a_{t-1}, r_{t-1} and is_first; a_t and r_t enter here only, as targets.
 """
 
 from typing import NamedTuple
@@ -20,12 +21,14 @@ from brain_service.model.choices import share_of_choices
 from brain_service.model.signals import StepInputs, StepOutputs
 from brain_service.training.normalisation import Normaliser
 
-__all__ = ["Metrics", "Sequences", "chunk_targets", "losses", "masked_mean", "normalise_batch"]
+__all__ = ["Metrics", "Sequences", "chunk_targets", "losses", "masked_mean", "normalise_batch", "value_targets"]
 
 Metrics = dict[str, Float32[Array, ""]]
 """Scalars by name; `loss` is what is minimised."""
 
 DISCOUNT = 0.97
+TRACE = 0.95
+"""How far a value's target trusts the rewards that came over the model's own estimate; lambda in TD(lambda)."""
 WEIGHTS = {"action": 1.0, "next_observation": 0.5, "reward": 0.1, "value": 0.1}
 
 
@@ -102,18 +105,13 @@ def _shift(array: Float32[Array, "B T *X"]) -> Float32[Array, "B T *X"]:
 
 
 def losses(outputs: StepOutputs, sequences: Sequences) -> Metrics:
-    """Return each part of the loss, their weighted sum `loss`, and `action_rmse` of the first action.
-
-    The value's target is one reward and the model's own estimate after it (Sutton and Barto, section 6.1).
-    """
+    """Return each part of the loss, their weighted sum `loss`, and `action_rmse` of the first action."""
     horizon = outputs.action_mean.shape[2]
     target, counts = chunk_targets(sequences.action, sequences.loss_mask, sequences.inputs.is_first, horizon)
     error = target - outputs.action_mean
 
     change = _shift(sequences.inputs.observation) - outputs.next_observation
-    after = _shift(outputs.value) * sequences.next_mask * (1.0 - sequences.is_terminal)
-    returns = jax.lax.stop_gradient(sequences.reward + DISCOUNT * after)
-    known = jnp.maximum(sequences.next_mask, sequences.is_terminal) * sequences.valid_mask
+    returns, known = value_targets(outputs.value, sequences)
     parts = {
         "action": masked_mean(_surprise(outputs, target), counts),
         "next_observation": masked_mean(jnp.mean(_huber(change), axis=-1), sequences.next_mask),
@@ -124,6 +122,30 @@ def losses(outputs: StepOutputs, sequences: Sequences) -> Metrics:
     rmse = jnp.sqrt(masked_mean(first, sequences.loss_mask))
     total = sum((WEIGHTS[name] * part for name, part in parts.items()), jnp.zeros(()))
     return {"loss": total, **parts, "action_rmse": rmse}
+
+
+def value_targets(
+    value: Float32[Array, "B T"], sequences: Sequences
+) -> tuple[Float32[Array, "B T"], Float32[Array, "B T"]]:
+    """Return the lambda-returns, without a gradient, and a mask of the steps that have one, both `[B, T]`.
+
+    A return is of the rewards that follow in the sequence; the estimate `value` counts for what lies beyond it
+    and, less and less, on the way (Sutton and Barto, section 12.1). A target of one reward and the estimate
+    after it makes the estimates chase themselves: through shared layers they grew without bound and took the
+    gradient.
+    """
+    value = jax.lax.stop_gradient(value)
+    known = jnp.maximum(sequences.next_mask, sequences.is_terminal) * sequences.valid_mask
+    onward = DISCOUNT * sequences.next_mask * (1.0 - sequences.is_terminal)
+    gained = (1.0 - DISCOUNT) * sequences.reward + (1.0 - TRACE) * onward * _shift(value)
+    # G_t = fixed_t + share_t G_{t+1}; a step without a target of its own stands for it with its estimate.
+    fixed, share = jnp.where(known > 0, gained, value), TRACE * onward * known
+
+    def joined(later: tuple[Array, Array], earlier: tuple[Array, Array]) -> tuple[Array, Array]:
+        return earlier[0] + earlier[1] * later[0], earlier[1] * later[1]
+
+    returns, _ = jax.lax.associative_scan(joined, (fixed, share), reverse=True, axis=1)
+    return returns, known
 
 
 def _surprise(outputs: StepOutputs, target: Float32[Array, "B T H A"]) -> Float32[Array, "B T H"]:

@@ -4,13 +4,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from brain_service.datasets.loader import SequenceLoader, open_dataset
 from brain_service.model.core import unroll
 from brain_service.model.signals import StepInputs, StepOutputs
 from brain_service.model.state import init_carry
 from brain_service.training.normalisation import Normaliser
-from brain_service.training.objective import Sequences, chunk_targets, losses, masked_mean, normalise_batch
+from brain_service.training.objective import (
+    DISCOUNT,
+    TRACE,
+    Sequences,
+    chunk_targets,
+    losses,
+    masked_mean,
+    normalise_batch,
+    value_targets,
+)
 from brain_service.training.step import disturb, init_state
 from tests.training.tasks import tiny
 
@@ -130,13 +141,59 @@ def test_choices_that_are_not_to_be_imitated_change_no_loss_and_no_gradient() ->
     assert np.abs(slope[:, 2:4, 0]).max() == 0.0 and np.abs(slope[:, 4, 0]).max() > 0.0
 
 
-def test_the_value_of_a_terminal_step_is_its_reward() -> None:
+def test_the_value_of_a_terminal_step_is_its_share_of_its_reward() -> None:
     terminal = jnp.zeros((B, T)).at[:, -1].set(1)
     batch = sequences(is_terminal=terminal)
-    value = jnp.zeros((B, T)).at[:, -1].set(batch.reward[:, -1])
+    value = jnp.zeros((B, T)).at[:, -1].set((1 - DISCOUNT) * batch.reward[:, -1])
     at_end = batch._replace(valid_mask=terminal)
     assert losses(outputs()._replace(value=value), at_end)["value"] == 0.0
     assert losses(outputs()._replace(value=value + 1.0), at_end)["value"] == pytest.approx(0.5)
+
+
+@given(seed=st.integers(0, 2**16))
+def test_a_value_is_drawn_to_the_rewards_that_follow_and_at_the_end_to_the_estimate(seed: int) -> None:
+    """Against the definition: the mean of the n-step returns, each weighted by its power of lambda."""
+    rng = np.random.default_rng(seed)
+    terminal, valid, following = (rng.random((B, T)) < share for share in (0.1, 0.9, 0.9))
+    following[:, -1] = False
+    value, reward = rng.standard_normal((2, B, T))
+    batch = sequences(
+        reward=jnp.asarray(reward, jnp.float32),
+        is_terminal=jnp.asarray(terminal, jnp.float32),
+        valid_mask=jnp.asarray(valid, jnp.float32),
+        next_mask=jnp.asarray(following, jnp.float32),
+    )
+    found, known = value_targets(jnp.asarray(value, jnp.float32), batch)
+    assert np.array_equal(known, (following | terminal) & valid)
+    for b, t in np.argwhere(np.asarray(known) > 0):
+        gathered, power, expected, at, over = 0.0, 1.0, 0.0, t, False
+        while known[b, at] and not over:
+            gathered, power = gathered + power * (1 - DISCOUNT) * reward[b, at], power * DISCOUNT
+            over, at = bool(terminal[b, at]), at + 1
+            last = over or not known[b, at]
+            weight = TRACE ** (at - t - 1) * (1.0 if last else 1 - TRACE)
+            expected += weight * (gathered + (0.0 if over else power * value[b, at]))
+        assert found[b, t] == pytest.approx(expected, abs=1e-5)
+
+
+def test_an_estimate_that_is_off_moves_its_own_target_by_less_than_two_thirds_of_that() -> None:
+    """What keeps values from chasing themselves: a target of one reward would move by 97 %."""
+    length = 200
+    ones, zeros = jnp.ones((1, length)), jnp.zeros((1, length))
+    batch = sequences()._replace(
+        reward=zeros,
+        valid_mask=ones,
+        next_mask=ones.at[:, -1].set(0),
+        is_terminal=zeros.at[:, -1].set(1),
+    )
+    moved = value_targets(ones, batch)[0] - value_targets(zeros, batch)[0]
+    assert moved.min() >= 0.0 and moved.max() < 2 / 3
+
+
+def test_no_gradient_flows_through_the_targets_of_a_value() -> None:
+    batch = sequences()
+    slope = jax.grad(lambda value: value_targets(value, batch)[0].sum())(outputs().value)
+    assert not slope.any()
 
 
 def test_the_mean_of_nothing_is_zero() -> None:

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from brain_service.model.choices import choice_points
 from brain_service.training import objective as jax_objective
-from brain_service.training.objective import DISCOUNT, WEIGHTS
+from brain_service.training.objective import DISCOUNT, TRACE, WEIGHTS
 from brain_service.training.torch_lora.model import share_of_choices
 from brain_service.training.torch_lora.signals import StepInputs, StepOutputs
 
@@ -51,9 +51,7 @@ def losses(outputs: StepOutputs, sequences: Sequences) -> dict[str, Float32[Tens
     horizon = outputs.action_mean.shape[2]
     target, counts = _chunk_targets(sequences, horizon)
     change = _shift(sequences.inputs.observation) - outputs.next_observation
-    after = _shift(outputs.value) * sequences.next_mask * (1.0 - sequences.is_terminal)
-    returns = (sequences.reward + DISCOUNT * after).detach()
-    known = torch.maximum(sequences.next_mask, sequences.is_terminal) * sequences.valid_mask
+    returns, known = _value_targets(outputs.value.detach(), sequences)
     parts = {
         "action": _masked_mean(_surprise(outputs, target), counts),
         "next_observation": _masked_mean(_huber(change).mean(dim=-1), sequences.next_mask),
@@ -86,6 +84,21 @@ def _shift(values: Float32[Tensor, "B T *X"]) -> Float32[Tensor, "B T *X"]:
 
 def _masked_mean(values: Float32[Tensor, "*B"], mask: Float32[Tensor, "*B"]) -> Float32[Tensor, ""]:
     return (values * mask).sum() / mask.sum().clamp(min=1.0)
+
+
+def _value_targets(
+    value: Float32[Tensor, "B T"], sequences: Sequences
+) -> tuple[Float32[Tensor, "B T"], Float32[Tensor, "B T"]]:
+    # The lambda-returns and a mask of the steps that have one, from the last step back.
+    known = torch.maximum(sequences.next_mask, sequences.is_terminal) * sequences.valid_mask
+    onward = DISCOUNT * sequences.next_mask * (1.0 - sequences.is_terminal)
+    gained = (1.0 - DISCOUNT) * sequences.reward + (1.0 - TRACE) * onward * _shift(value)
+    fixed, share = torch.where(known > 0, gained, value), TRACE * onward * known
+    returns, later = torch.empty_like(value), torch.zeros_like(value[:, 0])
+    for t in reversed(range(value.shape[1])):
+        later = fixed[:, t] + share[:, t] * later
+        returns[:, t] = later
+    return returns, known
 
 
 def _surprise(outputs: StepOutputs, target: Float32[Tensor, "B T H A"]) -> Float32[Tensor, "B T H"]:

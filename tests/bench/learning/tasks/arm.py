@@ -128,7 +128,7 @@ class OneArm:
 
 def _tasks() -> tuple[Arm, ...]:
     # Less noise than by default: the goal moves by 0.1 of the spread that its blanking gives it.
-    train = {"steps": 700, "batch_size": 16, "observation_noise": 0.05}
+    train = {"steps": 400, "batch_size": 16, "observation_noise": 0.05}
     return tuple(
         Arm(
             name=f"{name}{suffix}",
