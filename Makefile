@@ -7,6 +7,9 @@ FLEET  := $(VENV)/fleet
 JOBS   ?= 2
 DATA   ?= $(or $(BRAIN_DATA_DIR),build/demo/brain)
 
+# Where it is set, each of the thousands of processes that the tests start compiles every module anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .PHONY: help docs demo serve test slow quick soak crash-table fleet check bench bench-learning bench-learning-quick lock check-wheels clean
 

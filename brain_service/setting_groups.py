@@ -133,9 +133,14 @@ class InferenceSettings(Frozen):
 
 
 class JobSettings(Frozen):
-    """The job runner: a child of the daemon, or, `external`, a service of its own that the daemon only watches."""
+    """The job runner: a child of the daemon, or, `external`, a service of its own that the daemon only watches.
+
+    Work that only takes what others leave of the CPU and the disk (SCHED_IDLE) stands still where something always
+    wants them; without `background` it has an ordinary share, as suits a workstation but no robot.
+    """
 
     runner: Literal["child", "external"] = "child"
+    background: bool = True
     poll_interval_s: float = Field(default=0.2, gt=0)
     cancel_grace_s: float = Field(default=2.0, gt=0)
     max_attempts: int = Field(default=3, gt=0)

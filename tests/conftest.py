@@ -27,6 +27,9 @@ if "BRAIN_CACHE_DIR" not in os.environ:
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(Path(os.environ["BRAIN_CACHE_DIR"]) / "xla")
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
+# Beside another test that takes its core, a job that has what others leave stands still for minutes.
+os.environ["BRAIN_JOBS__BACKGROUND"] = "false"
+
 from tests.processes import Daemon, running_daemon  # noqa: E402
 
 # forbiddenfruit, which BlockBuster patches with, replaces `dir` by one that fails on objects without a name, and

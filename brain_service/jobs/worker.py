@@ -43,12 +43,12 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.runner_pid is not None:
         die_with_parent(options.runner_pid)
-    if options.lane == "work":
-        become_background()
-    else:
+    settings = load_settings({"data_dir": options.data_dir})
+    if options.lane == "network":
         # Little work, but in time: what bills must be stopped also while a training takes every idle moment.
         os.nice(NETWORK_NICE)
-    settings = load_settings({"data_dir": options.data_dir})
+    elif settings.jobs.background:
+        become_background()
     setup_logging(settings.log_level, "text")
     JOB_ID.set(options.job_id)
     # The checkpoint library tells every file it opens; what went wrong is enough.

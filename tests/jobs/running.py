@@ -14,7 +14,7 @@ import psutil
 from brain_service.jobs.job import ENDED, Job
 from brain_service.jobs.table import JobTable
 
-WAIT_S = 300.0  # jobs at SCHED_IDLE stand still while others take the machine; alone nothing takes a tenth of it
+WAIT_S = 300.0  # for a machine that others take; alone nothing takes a tenth of it
 
 
 def wait_until(happened: Callable[[], bool], what: str) -> None:

@@ -21,7 +21,7 @@ from tests.processes import Daemon, running_daemon
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.timeout(1800),  # jobs at SCHED_IDLE stand still while another test takes both cores
+    pytest.mark.timeout(1800),  # for a machine that others take
     pytest.mark.skipif(
         importlib.util.find_spec("torch") is None,
         reason="torch is not installed: pip install 'continuon-brain[torch]'",

@@ -36,8 +36,9 @@ def long_job(data_dir: Path, table: JobTable) -> str:
 
 
 def test_jobs_run_one_after_another_in_background_processes(
-    data_dir: Path, table: JobTable, long_job: str
+    data_dir: Path, table: JobTable, long_job: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.delenv("BRAIN_JOBS__BACKGROUND")  # as without a configuration
     second = table.create("convert", {"name": "again"}).job_id
     with running_runner(data_dir):
         pid = worker_pid(table, progress=0.01)

@@ -1,3 +1,4 @@
+from functools import cache
 from itertools import pairwise
 
 import jax
@@ -6,29 +7,41 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from brain_service.model.memory import Memory, MemoryState, pack_memory, unit, unpack_memory
+from brain_service.model.core import Params
+from brain_service.model.memory import Memory, MemoryRules, MemoryState, pack_memory, unit, unpack_memory
 from brain_service.model.state import carry_shapes
 from tests.model.models import SMALL, params_of
 
-PARAMS = {"params": params_of(SMALL)["cell"]["memory"]}
 FIRST, LATER = jnp.ones((1,), jnp.float32), jnp.zeros((1,), jnp.float32)
-RULES = Memory(SMALL).apply(PARAMS, method="rules")
+
+
+def params() -> Params:
+    """Return the memory's parameters; not at import, since every process of a run imports every test."""
+    return {"params": params_of(SMALL)["cell"]["memory"]}
+
+
+@cache
+def rules() -> MemoryRules:
+    """Return the rules that the parameters make."""
+    with jax.ensure_compile_time_eval():  # also where a compiled function asks first
+        found: MemoryRules = Memory(SMALL).apply(params(), method="rules")
+    return found
 
 
 def fresh() -> MemoryState:
     shapes = carry_shapes(SMALL)
     empty = unpack_memory(SMALL, jnp.zeros((1, shapes["slots"])), jnp.zeros((1, shapes["clock"])))
-    return empty._replace(keys=jnp.asarray(RULES.keys)[None])
+    return empty._replace(keys=jnp.asarray(rules().keys)[None])
 
 
 @jax.jit
 def read(state: MemoryState, query: jax.Array, is_first: jax.Array = LATER) -> jax.Array:
-    return jnp.asarray(Memory(SMALL).apply(PARAMS, RULES, state, is_first, query, method="read"))
+    return jnp.asarray(Memory(SMALL).apply(params(), rules(), state, is_first, query, method="read"))
 
 
 @jax.jit
 def write(state: MemoryState, drive: jax.Array, reads: jax.Array, is_first: jax.Array = LATER) -> MemoryState:
-    after: MemoryState = Memory(SMALL).apply(PARAMS, RULES, state, is_first, drive, reads, method="write")
+    after: MemoryState = Memory(SMALL).apply(params(), rules(), state, is_first, drive, reads, method="write")
     return after
 
 
