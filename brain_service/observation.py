@@ -5,7 +5,8 @@ from typing import Any
 import numpy as np
 
 from brain_service.errors import InvalidError
-from brain_service.spec import Feature, FeatureSpec, Leaf, check_values, flatten
+from brain_service.spec import Feature, FeatureSpec, Leaf, check_values
+from brain_service.trees import flatten
 
 __all__ = ["check_observation"]
 

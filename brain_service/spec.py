@@ -10,7 +10,7 @@ it is, and no part of a vector. Observations may hold images, actions may not.
 Only NumPy is imported here: the inference worker of a backend that lives on the system Python uses it too.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -19,6 +19,7 @@ import numpy as np
 
 from brain_service.errors import InvalidError
 from brain_service.image_header import CHANNELS, MAX_SIDE, check_image, infer_image
+from brain_service.trees import join_path, reject_folders
 
 if TYPE_CHECKING:
     from jaxtyping import Float32
@@ -30,19 +31,15 @@ __all__ = [
     "FeatureSpec",
     "Leaf",
     "check_values",
-    "flatten",
     "from_vector",
     "infer_spec",
     "to_vector",
-    "unflatten",
     "vector_size",
 ]
 
 Dtype = Literal["float32", "int64", "bool", "uint8", "text", "image"]
 DTYPES: tuple[str, ...] = get_args(Dtype)
 
-# Far beyond any robot, and far below where Python's stack and the JSON writer give up.
-_MAX_DEPTH = 64
 _MAX_RANK = 8
 # Numbers a step. A declaration of a few bytes must not make anybody reserve gigabytes for what it names.
 _MAX_NUMBERS = 2**22
@@ -165,15 +162,15 @@ def _parse_part(document: Any, field: str) -> FeatureSpec:
     def visit(node: Any, path: str) -> None:
         if isinstance(node, Mapping) and not isinstance(node.get("dtype"), str):
             for name, child in node.items():
-                visit(child, _join(path, name, field))
+                visit(child, join_path(path, name, field))
         elif path in found:
             raise InvalidError(f"features/{field}/{path} is given twice", field=f"features/{field}/{path}")
         else:
             found[path] = Feature.from_json(node, f"features/{field}/{path}")
 
     for name, child in document.items():
-        visit(child, _join("", name, field))
-    _reject_folders(found, f"features/{field}")
+        visit(child, join_path("", name, field))
+    reject_folders(found, f"features/{field}")
     _require_few_numbers(found, f"features/{field}")
     return dict(sorted(found.items()))
 
@@ -182,74 +179,6 @@ def _require_few_numbers(found: FeatureSpec, field: str) -> None:
     numbers = vector_size(found)
     if numbers > _MAX_NUMBERS:
         raise InvalidError(f"{field}: {numbers} numbers a step, the limit is {_MAX_NUMBERS}", field=field)
-
-
-def _join(path: str, name: Any, field: str) -> str:
-    if not isinstance(name, str) or not name or name.startswith("/") or name.endswith("/") or "//" in name:
-        raise InvalidError(f"{field}: {name!r} is not a feature name; use non-empty text", field=field)
-    joined = f"{path}/{name}" if path else name
-    if joined.count("/") >= _MAX_DEPTH:
-        raise InvalidError(f"{field} is nested deeper than {_MAX_DEPTH} maps; flatten it", field=field)
-    return joined
-
-
-def _reject_folders(paths: Iterable[str], field: str) -> None:
-    """Refuse a value that also holds others: `unflatten` could not nest them.
-
-    Raises:
-        InvalidError: `a` and `a/b` are both in `paths`.
-    """
-    known = set(paths)
-    for path in sorted(known):
-        parent = path.rpartition("/")[0]
-        while parent:
-            if parent in known:
-                raise InvalidError(
-                    f"{field}: {parent!r} is a value and also holds {path!r}; rename one", field=f"{field}/{path}"
-                )
-            parent = parent.rpartition("/")[0]
-
-
-def flatten(tree: Any, field: str) -> dict[str, Any]:
-    """Flatten nested maps into `{path: leaf}` in sorted path order; `field` names the tree in errors.
-
-    Raises:
-        InvalidError: `tree` is not a map, is empty or nested too deeply, or a name is empty or stands twice.
-    """
-    found: dict[str, Any] = {}
-
-    def visit(node: Any, path: str) -> None:
-        if isinstance(node, Mapping):
-            if not node:
-                raise InvalidError(
-                    f"{field}: {path or 'the map'} is empty; name at least one feature", field=field
-                )
-            for name, child in node.items():
-                visit(child, _join(path, name, field))
-        elif path in found:
-            raise InvalidError(f"{field}/{path} is given twice", field=f"{field}/{path}")
-        else:
-            found[path] = node
-
-    if not isinstance(tree, Mapping):
-        raise InvalidError(
-            f'{field}: give a map of named arrays such as {{"state": [0.1, 0.2]}}, not {type(tree).__name__}',
-            field=field,
-        )
-    visit(tree, "")
-    return dict(sorted(found.items()))
-
-
-def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """Rebuild nested maps from `{path: leaf}`: the inverse of `flatten`."""
-    tree: dict[str, Any] = {}
-    for path, leaf in flat.items():
-        *folders, name = path.split("/")
-        node = tree
-        for folder in folders:
-            node = node.setdefault(folder, {})
-        node[name] = leaf
-    return tree
 
 
 def infer_spec(flat: Mapping[str, Any], field: str) -> FeatureSpec:
@@ -262,7 +191,7 @@ def infer_spec(flat: Mapping[str, Any], field: str) -> FeatureSpec:
         InvalidError: a value is ragged, empty, mixed or of no known kind, bytes that are no whole PNG or JPEG, or
             also a folder of others; or it is larger than what may be declared.
     """
-    _reject_folders(flat, field)
+    reject_folders(flat, field)
     found = {path: _infer(value, f"{field}/{path}") for path, value in flat.items()}
     for path, feature in found.items():
         # A log whose features cannot be declared could be written, and never be read again.

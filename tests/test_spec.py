@@ -11,17 +11,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from brain_service.errors import InvalidError
-from brain_service.spec import (
-    EpisodeSpec,
-    Feature,
-    check_values,
-    flatten,
-    from_vector,
-    infer_spec,
-    to_vector,
-    unflatten,
-    vector_size,
-)
+from brain_service.spec import EpisodeSpec, Feature, check_values, from_vector, infer_spec, to_vector, vector_size
+from brain_service.trees import flatten, unflatten
 from tests.pictures import picture
 
 NAMES = st.text("abcxyz_09", min_size=1, max_size=4)

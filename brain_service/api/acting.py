@@ -12,7 +12,7 @@ from brain_service.api.services import Services
 from brain_service.errors import BrainError
 from brain_service.inference.calls import InferReply, InferRequest
 from brain_service.pixels import encode_png
-from brain_service.spec import flatten, unflatten
+from brain_service.trees import flatten, unflatten
 
 __all__ = ["InferBody", "act", "answer_step", "end_session", "reply_document"]
 

@@ -24,7 +24,8 @@ from brain_service.api.audit import Audited
 from brain_service.api.auth import Guard, TokenSource
 from brain_service.api.capture import CaptureTransport
 from brain_service.api.infer_stream import serve_infer_stream
-from brain_service.api.openapi import state_parameters_plainly, state_problems
+from brain_service.api.openapi import state_parameters_plainly
+from brain_service.api.openapi_answers import state_problems
 from brain_service.api.openpi import serve_openpi
 from brain_service.api.problems import Answered, install_problem_handlers, refuse_websocket
 from brain_service.api.request_metrics import HttpMetrics, Observed

@@ -9,7 +9,7 @@ from starlette.responses import Response, StreamingResponse
 
 from brain_service.api.auth import GRANTED, STATUS_STREAM
 from brain_service.api.bodies import JsonResponse
-from brain_service.api.openapi import answers
+from brain_service.api.openapi_answers import answers
 from brain_service.api.services import ServicesDep
 from brain_service.api.stream import AUTHORISED
 from brain_service.dashboard import PAGE_HEADERS, Asset

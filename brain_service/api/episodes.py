@@ -9,18 +9,9 @@ from starlette.responses import Response
 
 from brain_service.api.bodies import JsonResponse, decode, read_body, read_object
 from brain_service.api.episode_query import filters_of
-from brain_service.api.openapi import (
-    APPENDED,
-    CREATE,
-    CREATED,
-    END,
-    ENDED,
-    IDEMPOTENCY_KEY,
-    STEPS,
-    STEPS_PAGE,
-    answers,
-)
+from brain_service.api.openapi import APPENDED, CREATE, CREATED, END, ENDED, IDEMPOTENCY_KEY, STEPS, STEPS_PAGE
 from brain_service.api.openapi import body as body_of
+from brain_service.api.openapi_answers import answers
 from brain_service.api.services import ServicesDep
 from brain_service.episodes.index import Filters
 from brain_service.episodes.store import EpisodeStore

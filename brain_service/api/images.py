@@ -5,7 +5,7 @@ from typing import Annotated
 from fastapi import APIRouter, Header
 from starlette.responses import Response
 
-from brain_service.api.openapi import answers
+from brain_service.api.openapi_answers import answers
 from brain_service.api.services import ServicesDep
 from brain_service.episodes.images import read_image
 

@@ -10,8 +10,9 @@ from starlette.responses import Response
 from brain_service.api import acting
 from brain_service.api.acting import InferBody, act
 from brain_service.api.bodies import JsonResponse, MsgpackResponse, decode, decode_msgpack, read_body
-from brain_service.api.openapi import ACTED, INFER, answers
+from brain_service.api.openapi import ACTED, INFER
 from brain_service.api.openapi import body as body_of
+from brain_service.api.openapi_answers import answers
 from brain_service.api.services import ServicesDep
 from brain_service.episodes.wire import body_kind
 

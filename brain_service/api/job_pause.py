@@ -7,7 +7,8 @@ import msgspec
 from fastapi import APIRouter, Request
 
 from brain_service.api.bodies import JsonResponse, decode, read_body
-from brain_service.api.openapi import answers, body
+from brain_service.api.openapi import body
+from brain_service.api.openapi_answers import answers
 from brain_service.api.services import ServicesDep
 from brain_service.jobs.hold import Hold
 

@@ -19,8 +19,9 @@ from starlette.responses import Response
 import brain_service
 from brain_service.api.acting import answer_step, end_session
 from brain_service.api.bodies import JsonResponse, read_body
-from brain_service.api.openapi import V2_INFER, V2_INFERRED, V2_MODEL, answers
+from brain_service.api.openapi import V2_INFER, V2_INFERRED, V2_MODEL
 from brain_service.api.openapi import body as body_of
+from brain_service.api.openapi_answers import answers
 from brain_service.api.sequences import StepCall, read_call
 from brain_service.api.services import Services, ServicesDep
 from brain_service.api.tensors import Question, Tensor, read_question, write_answer
@@ -28,7 +29,8 @@ from brain_service.errors import BrainError, ConflictError, InvalidError, Malfor
 from brain_service.export.manifest import Manifest
 from brain_service.inference.calls import InferReply, InferRequest
 from brain_service.observation import check_observation
-from brain_service.spec import EpisodeSpec, Feature, FeatureSpec, flatten
+from brain_service.spec import EpisodeSpec, Feature, FeatureSpec
+from brain_service.trees import flatten
 
 __all__ = ["router"]
 

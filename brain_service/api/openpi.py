@@ -30,7 +30,8 @@ from brain_service.errors import BrainError, ConflictError, InvalidError, Malfor
 from brain_service.export.manifest import Manifest
 from brain_service.inference.calls import InferReply, InferRequest, SessionInfo
 from brain_service.observation import check_observation
-from brain_service.spec import FeatureSpec, from_vector, unflatten
+from brain_service.spec import FeatureSpec, from_vector
+from brain_service.trees import unflatten
 
 __all__ = ["serve_openpi"]
 

@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 
 from brain_service.errors import InvalidError
-from brain_service.spec import FeatureSpec, flatten
+from brain_service.spec import FeatureSpec
+from brain_service.trees import flatten
 
 __all__ = ["match_observation"]
 

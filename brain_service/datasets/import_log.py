@@ -25,7 +25,7 @@ from brain_service.episodes.episode import Column, Episode
 from brain_service.episodes.images import FOLDER_SUFFIX
 from brain_service.episodes.logger import EpisodeLogger
 from brain_service.errors import BrainError, ConflictError, InvalidError, NotFoundError, UnavailableError
-from brain_service.spec import unflatten
+from brain_service.trees import unflatten
 
 __all__ = ["ImportReport", "import_episodes"]
 

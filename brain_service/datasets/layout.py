@@ -12,7 +12,8 @@ import orjson
 
 from brain_service.datasets.columns import step_features
 from brain_service.datasets.record import METADATA_FEATURES
-from brain_service.spec import EpisodeSpec, Feature, unflatten
+from brain_service.spec import EpisodeSpec, Feature
+from brain_service.trees import unflatten
 
 __all__ = ["INFO_FILE", "ImageEncoding", "dataset_info_json", "features_json", "shard_name", "write_layout"]
 

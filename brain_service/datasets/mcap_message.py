@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
-from brain_service.spec import Feature, FeatureSpec, unflatten
+from brain_service.spec import Feature, FeatureSpec
+from brain_service.trees import unflatten
 
 __all__ = ["MessageType"]
 

@@ -22,7 +22,8 @@ from brain_service.episodes.log_format import ROUNDS_TWICE, encode_line
 from brain_service.episodes.schema import Step, StepIn
 from brain_service.episodes.wire import BodyKind, Piece
 from brain_service.errors import InvalidError
-from brain_service.spec import EpisodeSpec, Feature, Leaf, unflatten
+from brain_service.spec import EpisodeSpec, Feature, Leaf
+from brain_service.trees import unflatten
 
 __all__ = ["StepCodec", "Taken"]
 

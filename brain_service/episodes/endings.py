@@ -11,7 +11,8 @@ from brain_service.episodes.header import EpisodeHeader
 from brain_service.episodes.images import ImageStore, split_images
 from brain_service.episodes.schema import nest
 from brain_service.errors import ConflictError, InvalidError
-from brain_service.spec import EpisodeSpec, check_values, flatten
+from brain_service.spec import EpisodeSpec, check_values
+from brain_service.trees import flatten
 
 __all__ = ["end_record", "parse_reason", "require_same_end"]
 

@@ -23,7 +23,8 @@ from brain_service.episodes.log import io_problem
 from brain_service.episodes.page_cache import bring_file_to_medium
 from brain_service.errors import CorruptDataError, InvalidError, NotFoundError, TooLargeError, UnavailableError
 from brain_service.image_header import image_kind, is_reference, read_image_header
-from brain_service.spec import EpisodeSpec, Feature, Leaf, flatten
+from brain_service.spec import EpisodeSpec, Feature, Leaf
+from brain_service.trees import flatten
 
 __all__ = [
     "FOLDER_SUFFIX",

@@ -11,7 +11,8 @@ import msgspec
 import numpy as np
 from msgspec import Meta
 
-from brain_service.spec import EpisodeSpec, Feature, FeatureSpec, unflatten
+from brain_service.spec import EpisodeSpec, Feature, FeatureSpec
+from brain_service.trees import unflatten
 
 __all__ = ["FloatLeaf", "OtherLeaf", "StepTypes", "step_types"]
 

@@ -22,7 +22,8 @@ from brain_service.episodes.packing import StepPacker
 from brain_service.episodes.schema import StepIn, check_step, seconds_to_ns
 from brain_service.episodes.text_lines import line_batches, read_blocks
 from brain_service.errors import BrainError, CorruptDataError, InvalidError
-from brain_service.spec import EpisodeSpec, Leaf, check_values, flatten
+from brain_service.spec import EpisodeSpec, Leaf, check_values
+from brain_service.trees import flatten
 
 __all__ = ["located", "read_seed"]
 

@@ -14,6 +14,7 @@ from brain_service.durable import fsync_directory
 from brain_service.episodes import catalogue
 from brain_service.episodes.flusher import Flusher
 from brain_service.episodes.header import EpisodeHeader
+from brain_service.episodes.medium import Medium
 from brain_service.episodes.recovery import RecoveryReport, looks_like_seed, quarantine, recover, settle, sweep
 from brain_service.episodes.wear import WearMeter
 from brain_service.episodes.writer import EpisodeWriter
@@ -73,18 +74,23 @@ class _Opening:
 class OpenEpisodes:
     """Writers by episode id. A log is recovered by whoever asks for it first: a live robot or `recover_all`.
 
-    `reports` says what recovery found, `last_error` why the medium refuses now (None: it does not).
+    `reports` says what recovery found; what the medium refuses is noted in `medium`.
     """
 
     def __init__(
-        self, root: Path, settings: CaptureSettings, flusher: Flusher, wear: WearMeter | None = None
+        self,
+        root: Path,
+        settings: CaptureSettings,
+        flusher: Flusher,
+        wear: WearMeter | None = None,
+        medium: Medium | None = None,
     ) -> None:
         self.reports: deque[dict[str, Any]] = deque(maxlen=_REPORTS_KEPT)
-        self.last_error: str | None = None
         self._root = root
         self._settings = settings
         self._flusher = flusher
         self._wear = wear
+        self._medium = medium or Medium(root, settings.min_free_bytes)
         self._watchers: dict[_Watcher, None] = {}
         self._writers: dict[str, EpisodeWriter] = {}
         self._recovered: set[str] = set()
@@ -246,7 +252,7 @@ class OpenEpisodes:
         try:
             episode_ids = catalogue.list_ids(self._root)
         except UnavailableError as error:
-            self.last_error = error.detail
+            self._medium.last_error = error.detail
             return
         with contextlib.suppress(OSError):  # then each log flushes its own
             fsync_directory(self._root)
@@ -268,7 +274,7 @@ class OpenEpisodes:
             if writer.end_if_idle(self._settings.recover_idle_s):
                 self.forget(writer.header.episode_id)
         except BrainError as error:
-            self.last_error = error.detail
+            self._medium.last_error = error.detail
 
     def _recover(self, episode_id: str, path: Path) -> EpisodeWriter | None:
         try:
@@ -293,10 +299,10 @@ class OpenEpisodes:
         except (NotFoundError, CorruptDataError) as error:
             self._quarantine(path, error.detail)
         except BrainError as error:
-            self.last_error = error.detail
+            self._medium.last_error = error.detail
             _LOG.error("episode %s cannot be recovered: %s", episode_id, error.detail)
         except Exception as error:  # noqa: BLE001 - what one log holds must not keep the others from being recovered
-            self.last_error = f"episode {episode_id!r} cannot be recovered: {error!r}"
+            self._medium.last_error = f"episode {episode_id!r} cannot be recovered: {error!r}"
             _LOG.exception("episode %s cannot be recovered", episode_id)
 
     def _quarantine(self, path: Path, reason: str) -> None:
@@ -306,7 +312,7 @@ class OpenEpisodes:
             size_bytes = path.stat().st_size
             moved = quarantine(path, reason)
         except (OSError, UnavailableError) as error:
-            self.last_error = str(error)
+            self._medium.last_error = str(error)
             return
         moved_to = f"quarantine/{moved.name}"
         report = RecoveryReport(path.stem, 0, bytes_cut=size_bytes, moved_to=moved_to, reason=reason)

@@ -25,7 +25,8 @@ from brain_service.episodes.recovery import looks_like_seed
 from brain_service.episodes.schema import Step
 from brain_service.episodes.text_lines import line_batches, read_blocks
 from brain_service.errors import CorruptDataError, InvalidError, NotFoundError
-from brain_service.spec import EpisodeSpec, Leaf, check_values, flatten
+from brain_service.spec import EpisodeSpec, Leaf, check_values
+from brain_service.trees import flatten
 
 __all__ = ["Episode", "episode_digest", "read_episode", "read_episodes"]
 

@@ -13,7 +13,8 @@ import numpy as np
 from brain_service.episodes.header import EpisodeHeader, parse_role
 from brain_service.episodes.log_format import json_ready
 from brain_service.errors import InvalidError
-from brain_service.spec import EpisodeSpec, Leaf, check_values, flatten, infer_spec, unflatten
+from brain_service.spec import EpisodeSpec, Leaf, check_values, infer_spec
+from brain_service.trees import flatten, unflatten
 
 __all__ = ["Step", "StepIn", "StepMetadataIn", "check_step", "nest", "seconds_to_ns"]
 

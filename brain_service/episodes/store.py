@@ -5,10 +5,8 @@ moves the call to the store's own threads.
 """
 
 import asyncio
-import contextlib
-import shutil
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +14,6 @@ from typing import Any, ParamSpec, TypeVar
 
 import orjson
 
-from brain_service.durable import make_directory
 from brain_service.episodes import catalogue
 from brain_service.episodes.answers import Appended, Ended, Ingested
 from brain_service.episodes.endings import parse_reason, require_same_end
@@ -26,7 +23,7 @@ from brain_service.episodes.housekeeping import Housekeeper
 from brain_service.episodes.index import NO_FILTERS, Filters
 from brain_service.episodes.ingest import Ingest
 from brain_service.episodes.library import Library
-from brain_service.episodes.log import io_problem
+from brain_service.episodes.medium import Medium
 from brain_service.episodes.open_episodes import OpenEpisodes
 from brain_service.episodes.retention import RetentionPlan
 from brain_service.episodes.schema import StepIn
@@ -34,8 +31,6 @@ from brain_service.episodes.wear import WearMeter
 from brain_service.episodes.wire import body_kind
 from brain_service.episodes.writer import EpisodeWriter
 from brain_service.errors import (
-    BrainError,
-    ConfigError,
     ConflictError,
     InvalidError,
     TooLargeError,
@@ -77,8 +72,9 @@ class EpisodeStore:
         self._settings = settings
         self._flusher = Flusher(settings.sync_interval_s)
         self._wear = WearMeter()
-        self._open = OpenEpisodes(root, settings, self._flusher, self._wear)
-        self._ingest = Ingest(self._open.known, self._writer, self._note, settings.max_queued_bytes)
+        self._medium = Medium(root, settings.min_free_bytes)
+        self._open = OpenEpisodes(root, settings, self._flusher, self._wear, self._medium)
+        self._ingest = Ingest(self._open.known, self._writer, self._medium.note, settings.max_queued_bytes)
         self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="capture-io")
         self._keyed = threading.Lock()
         self._library = Library(root, self._open, database)
@@ -96,16 +92,7 @@ class EpisodeStore:
             ConfigError: the directory cannot be made or written. A full disk is no reason: it refuses steps
                 later, while inference goes on.
         """
-        probe = self._root / ".writable"
-        try:
-            make_directory(self._root)
-            probe.touch()
-            probe.unlink()
-        except OSError as error:
-            problem = io_problem(error, f"write to the episodes directory {self._root}")
-            if "full" not in problem.detail and "quota" not in problem.detail:
-                raise ConfigError(f"{problem.detail}, or choose another data_dir") from error
-            self._open.last_error = problem.detail
+        self._medium.prepare()
         self._library.open()
         self._flusher.start()
         self._ingest.start()
@@ -183,8 +170,8 @@ class EpisodeStore:
         return earlier
 
     def _create(self, header: EpisodeHeader) -> EpisodeHeader:
-        self._require_space()
-        with self._noting_errors():
+        self._medium.require_space()
+        with self._medium.noting_errors():
             self._open.create(header)
         return header
 
@@ -196,7 +183,7 @@ class EpisodeStore:
             BrainError: as `append`.
         """
         writer = self._writer(episode_id)
-        with self._noting_errors():
+        with self._medium.noting_errors():
             found = writer.take((body,), body_kind(content_type))
             if found.error is not None:
                 raise found.error
@@ -237,7 +224,7 @@ class EpisodeStore:
                 f"{len(steps)} steps at once, the limit is {self._settings.max_batch_steps}; split them"
             )
         writer = self._writer(episode_id)
-        with self._noting_errors():
+        with self._medium.noting_errors():
             return writer.append(steps, batch=len(steps) != 1)
 
     def end(
@@ -264,7 +251,7 @@ class EpisodeStore:
             features = None if final_observation is None else self.get(episode_id)["features"]
             spec = None if features is None else EpisodeSpec.from_json(features)
             return require_same_end(stored, reason, final_observation, spec)
-        with self._noting_errors():
+        with self._medium.noting_errors():
             ended = writer.end(why, final_observation)
         self._open.forget(episode_id)
         return ended
@@ -355,20 +342,16 @@ class EpisodeStore:
         """Return what `/health` shows: open episodes, unflushed steps and their age, free bytes, recovery."""
         writers = self._open.writers()
         failed = next((writer.failed for writer in writers if writer.failed), None)
-        try:
-            free_bytes: int | None = shutil.disk_usage(self._root).free
-        except OSError:
-            free_bytes = None
         return {
             "open_episodes": len(writers),
             "unsynced_steps": sum(writer.steps - 1 - writer.durable_through for writer in writers),
             "queued_bytes": self._ingest.queued_bytes,
             "unsynced_s": max((writer.unsynced_s() for writer in writers), default=0.0),
-            "free_bytes": free_bytes,
+            "free_bytes": self._medium.free_bytes(),
             "min_free_bytes": self._settings.min_free_bytes,
             "recovering": not self._recovery_done.is_set(),
             "recoveries": [*self._open.reports],
-            "last_error": failed or self._open.last_error,
+            "last_error": failed or self._medium.last_error,
             "total_steps": self._wear.total_steps,
             "total_bytes": self._wear.total_bytes,
             **self._house.status(),
@@ -388,33 +371,6 @@ class EpisodeStore:
             why = "is being written by another process" if end is None else f"has ended as {end.get('reason')}"
             raise ConflictError(f"episode {episode_id!r} {why}; POST /episodes starts another")
         return writer
-
-    def _require_space(self) -> None:
-        try:
-            free_bytes = shutil.disk_usage(self._root).free
-        except OSError as error:
-            raise io_problem(error, f"read the file system of {self._root}") from error
-        if free_bytes < self._settings.min_free_bytes:
-            raise UnavailableError(
-                f"only {free_bytes} bytes are free, {self._settings.min_free_bytes} are kept in reserve: "
-                "convert, upload or delete episodes"
-            )
-
-    def _note(self, error: BrainError | None) -> None:
-        """Keep the reason while the medium refuses, and forget it once it takes a write again."""
-        if error is None:
-            self._open.last_error = None
-        elif isinstance(error, UnavailableError):
-            self._open.last_error = error.detail
-
-    @contextlib.contextmanager
-    def _noting_errors(self) -> Iterator[None]:
-        try:
-            yield
-        except UnavailableError as error:
-            self._note(error)
-            raise
-        self._note(None)
 
     def _keep_house(self) -> None:
         """Recover what the last run left open, then close what stays idle."""

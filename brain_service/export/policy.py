@@ -18,8 +18,8 @@ from brain_service.model.config import CoreModelConfig
 from brain_service.model.core import step as model_step
 from brain_service.model.signals import StepInputs
 from brain_service.model.state import Carry
-from brain_service.spec import unflatten
 from brain_service.training.normalisation import Normaliser
+from brain_service.trees import unflatten
 
 __all__ = ["PolicyStep", "flat_params", "make_policy_step", "policy_step_of"]
 

@@ -9,9 +9,9 @@ from brain_service.errors import CorruptDataError
 from brain_service.export.bundle import PARAMS, Bundle
 from brain_service.export.quantise import dequantise
 from brain_service.model.config import CoreModelConfig
-from brain_service.spec import unflatten
 from brain_service.training.evaluation.subject import Subject
 from brain_service.training.normalisation import Normaliser
+from brain_service.trees import unflatten
 
 __all__ = ["bundle_subject"]
 

@@ -24,7 +24,8 @@ from brain_service.inference.client import WorkerClient
 from brain_service.inference.golden import action_span
 from brain_service.inference.protocol import PROTOCOL_VERSION, Status
 from brain_service.pixels import ImageInput
-from brain_service.spec import check_values, flatten, from_vector, to_vector
+from brain_service.spec import check_values, from_vector, to_vector
+from brain_service.trees import flatten
 
 if TYPE_CHECKING:
     from jaxtyping import Float32, UInt8

@@ -22,7 +22,8 @@ from brain_service.durable import fsync_directory, make_directory, write_atomic
 from brain_service.errors import CorruptDataError
 from brain_service.inference.calls import InferReply
 from brain_service.inference.sessions import Session
-from brain_service.spec import from_vector, unflatten
+from brain_service.spec import from_vector
+from brain_service.trees import unflatten
 
 if TYPE_CHECKING:
     from jaxtyping import Float32

@@ -17,7 +17,8 @@ from brain_service.logs import MODEL_ID, SESSION_ID
 from brain_service.metrics import HistogramFamily
 from brain_service.observation import check_observation
 from brain_service.settings import InferenceSettings
-from brain_service.spec import check_values, flatten, from_vector, to_vector, unflatten
+from brain_service.spec import check_values, from_vector, to_vector
+from brain_service.trees import flatten, unflatten
 
 __all__ = ["Stepper"]
 

@@ -9,9 +9,9 @@ from brain_service.export.bundle import MANIFEST, PARAMS, Bundle, is_model_id, r
 from brain_service.jobs.references import checkpoint_path
 from brain_service.model.config import CoreModelConfig
 from brain_service.settings import Settings
-from brain_service.spec import unflatten
 from brain_service.training.normalisation import Normaliser
 from brain_service.training.torch_lora.base import LoraBase, checkpoint_base, params_sha256
+from brain_service.trees import unflatten
 
 __all__ = ["active_adapters", "active_model", "find_base"]
 

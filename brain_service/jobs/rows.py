@@ -7,7 +7,7 @@ from typing import Any
 
 import orjson
 
-from brain_service.errors import InvalidError, NotFoundError
+from brain_service.errors import ConflictError, InvalidError, NotFoundError
 from brain_service.jobs.job import EndState, Job, StageReport, StageStatus
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "dump",
     "end",
     "fetch",
+    "fetch_running",
     "requeue_row",
     "same_request",
     "to_job",
@@ -107,6 +108,19 @@ def fetch(connection: sqlite3.Connection, job_id: str) -> Job:
     if row is None:
         raise NotFoundError(f"no job {job_id!r}; GET /jobs lists them")
     return to_job(row)
+
+
+def fetch_running(connection: sqlite3.Connection, job_id: str) -> Job:
+    """Return a running job inside a transaction.
+
+    Raises:
+        NotFoundError: no such job.
+        ConflictError: it is not running.
+    """
+    job = fetch(connection, job_id)
+    if job.state != "running":
+        raise ConflictError(f"job {job_id} is {job.state}, not running")
+    return job
 
 
 def same_request(row: sqlite3.Row, kind: str, params: str) -> Job:

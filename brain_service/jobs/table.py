@@ -4,9 +4,7 @@ Three processes share it: the daemon creates and cancels, the runner claims and 
 Every change is one transaction, so that a kill at any point leaves a job in one state that somebody owns.
 """
 
-import contextlib
 import secrets
-import threading
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import UTC, datetime
@@ -16,17 +14,16 @@ from typing import Any
 import orjson
 
 from brain_service.database import Database
-from brain_service.errors import BrainError, ConflictError, InvalidError, NotFoundError, UnavailableError
+from brain_service.errors import BrainError, ConflictError, InvalidError, NotFoundError
+from brain_service.jobs.database_file import DatabaseFile
 from brain_service.jobs.job import STATES, Activation, EndState, Job, JobPage, Lane, StageReport
 from brain_service.jobs.kinds import KINDS, parse_params
 from brain_service.jobs.rows import (
-    ADDED_COLUMNS,
     BY_PRIORITY,
-    SCHEMA,
-    VERSION,
     dump,
     end,
     fetch,
+    fetch_running,
     requeue_row,
     same_request,
     to_job,
@@ -51,16 +48,13 @@ class JobTable:
             ConfigError: it cannot be opened, or a newer version of this program wrote it.
             CorruptDataError: it is no intact database.
         """
-        self._path = database
-        self._opening = threading.Lock()
-        self._opened: tuple[Database, int] | None = None
+        self._file = DatabaseFile(database)
         if not lazily:
-            self._opened = self._open()
+            self._file.open()
 
     def close(self) -> None:
         """Close the database."""
-        if self._opened is not None:
-            self._opened[0].close()
+        self._file.close()
 
     def problem(self) -> str:
         """Return why jobs cannot be read now, or nothing where they can."""
@@ -72,22 +66,7 @@ class JobTable:
 
     @property
     def _database(self) -> Database:
-        with self._opening:
-            with contextlib.suppress(OSError):
-                if self._opened is not None and self._path.stat().st_ino == self._opened[1]:
-                    return self._opened[0]
-            # Nothing is open yet, or the catalogue has moved a damaged file aside: others use its successor.
-            try:
-                if not self._path.parent.is_dir():
-                    raise UnavailableError(f"{self._path.parent} is gone; check that its medium is there")
-                self._opened = self._open()
-            except BrainError as error:
-                raise UnavailableError(error.detail) from error
-            return self._opened[0]
-
-    def _open(self) -> tuple[Database, int]:
-        database = Database(self._path, SCHEMA, VERSION, added_columns=ADDED_COLUMNS)
-        return database, self._path.stat().st_ino
+        return self._file.current()
 
     def create(
         self,
@@ -178,9 +157,7 @@ class JobTable:
             ConflictError: it is not running.
         """
         with self._database.transaction(durable=True) as connection:
-            if (job := fetch(connection, job_id)).state != "running":
-                raise ConflictError(f"job {job_id} is {job.state}, not running")
-            park_row(connection, job, lane, wait_s)
+            park_row(connection, fetch_running(connection, job_id), lane, wait_s)
 
     def unfinished(self) -> frozenset[str]:
         """Return the ids of the jobs that wait or run, parked ones too."""
@@ -241,10 +218,7 @@ class JobTable:
             ConflictError: it is not running.
         """
         with self._database.transaction(durable=True) as connection:
-            job = fetch(connection, job_id)
-            if job.state != "running":
-                raise ConflictError(f"job {job_id} is {job.state}, not running")
-            return end(connection, job, state, result=result, error=error)
+            return end(connection, fetch_running(connection, job_id), state, result=result, error=error)
 
     def cancel(self, job_id: str) -> Job:
         """Cancel a queued job at once, or ask the runner to stop a running one; repeating it is harmless.
@@ -281,9 +255,7 @@ class JobTable:
             ConflictError: it is not running.
         """
         with self._database.transaction(durable=True) as connection:
-            job = fetch(connection, job_id)
-            if job.state != "running":
-                raise ConflictError(f"job {job_id} is {job.state}, not running")
+            job = fetch_running(connection, job_id)
             if job.cancel_requested:
                 return end(connection, job, "cancelled")
             if job.attempt >= max_attempts:

@@ -8,7 +8,7 @@ import orjson
 
 from brain_service.episodes.episode import Column, Episode
 from brain_service.episodes.logger import EpisodeLogger
-from brain_service.spec import unflatten
+from brain_service.trees import unflatten
 
 from .samples import make_episode
 

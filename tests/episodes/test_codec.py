@@ -15,7 +15,8 @@ from brain_service.episodes.header import EpisodeHeader
 from brain_service.episodes.log_format import decode_line, encode_line
 from brain_service.episodes.schema import StepIn, StepMetadataIn, check_step
 from brain_service.episodes.wire import BodyKind, parse_step
-from brain_service.spec import EpisodeSpec, Feature, unflatten
+from brain_service.spec import EpisodeSpec, Feature
+from brain_service.trees import unflatten
 
 HEADER = EpisodeHeader("20260101T000000-abcdef", 0)
 TIME_NS = 1_700_000_000_000_000_000

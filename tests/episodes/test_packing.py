@@ -17,7 +17,8 @@ from brain_service.episodes.log_format import ROUNDS_TWICE, encode_line
 from brain_service.episodes.packing import StepPacker
 from brain_service.episodes.reader import read_episode
 from brain_service.errors import BrainError
-from brain_service.spec import EpisodeSpec, Feature, unflatten
+from brain_service.spec import EpisodeSpec, Feature
+from brain_service.trees import unflatten
 from tests.datasets.logs import end, header, step
 from tests.datasets.samples import VECTOR_SPEC, Recipe, recipes
 

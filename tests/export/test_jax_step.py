@@ -25,7 +25,7 @@ from brain_service.export.policy import flat_params, make_policy_step, policy_st
 from brain_service.model.core import unroll
 from brain_service.model.signals import StepInputs
 from brain_service.model.state import init_carry
-from brain_service.spec import unflatten
+from brain_service.trees import unflatten
 from tests.export.models import CONFIG, NORMALISER, source
 from tests.export.samples import DRAFT
 

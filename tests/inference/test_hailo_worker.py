@@ -23,7 +23,8 @@ from brain_service.inference.arena import Layout
 from brain_service.inference.golden import check_golden
 from brain_service.inference.protocol import Kind, decode_document
 from brain_service.inference.telemetry import Reporter
-from brain_service.spec import from_vector, unflatten
+from brain_service.spec import from_vector
+from brain_service.trees import unflatten
 from tests.export.hailo_toy import FAKES, PROJECT, CompiledToys
 from tests.inference.hailo_chip import PROFILES, Chip, opened, plug_in
 from tests.inference.harness import ask, eventually, run, serving
