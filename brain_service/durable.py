@@ -75,7 +75,7 @@ def write_atomic(path: Path, data: bytes) -> None:
 
 
 def append_whole(fd: int, data: bytes) -> None:
-    """Append to a file that is open with O_APPEND, whole and flushed to the medium, or not at all.
+    """Append bytes to a file that is open with O_APPEND: all of them and flushed to the medium, or none.
 
     Raises:
         OSError: the medium is full or failing; the file is as long as before.

@@ -79,7 +79,7 @@ class Hosts:
             self._client.wait_at_barrier(f"continuon-brain/{name}", WAIT_MS)
 
     def tell_end(self, exit_code: int, problem: Mapping[str, Any] | None) -> None:
-        """Have all other processes end with this code, and give them the time to hear of it."""
+        """Have all other processes end with this code, and give them `LINGER_S` seconds to hear of it."""
         if self.count == 1:
             return
         try:

@@ -65,8 +65,9 @@ class JobOptions:
 def run_job(options: JobOptions, say: Callable[[str], None]) -> int:
     """Run the job and return its exit code: 0 done, 75 preempted (the same again goes on), 78 refused, 2 failed.
 
-    `say` gets a line of progress now and then. A killed job that is started again with the same options goes on
-    from its newest checkpoint; a finished one only says so. On several hosts every process calls it.
+    `say` gets a line of progress at most every `REPORT_EVERY_S`. A killed job that is started again with the
+    same options goes on from its newest checkpoint; a finished one only says so. On several hosts every process
+    calls it.
 
     Raises:
         BrainError: nothing was begun: an option is wrong, or the output directory is another run's or cannot be

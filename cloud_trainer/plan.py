@@ -74,7 +74,7 @@ def main(arguments: list[str] | None = None) -> int:
     Raises:
         InvalidError: the run does not fit, the batch does not divide, or a value is impossible.
         UnavailableError: libtpu is missing or failed.
-        DeadlineExceededError: compiling took too long.
+        DeadlineExceededError: compiling took more than `--limit-s` seconds.
         NotFoundError: there is no dataset at `--data-path`.
     """
     given = parser().parse_args(arguments)

@@ -46,7 +46,10 @@ def plan_text(plan: Plan, cost: Estimate, steps: int) -> str:
 
 
 def comparison_text(plans: Iterable[Plan], best: Plan, failed: Mapping[int, str]) -> str:
-    """Return a table of plans by the chips that share a copy; the recommended one is marked, failures are last."""
+    """Return a table of plans by the chips that share a copy, in GiB and milliseconds a step.
+
+    The recommended one is marked, failures are last.
+    """
     lines = [
         f"{'fsdp':>6}{'GiB a chip':>12}{'state GiB':>11}{'compute ms':>12}{'memory ms':>11}{'links ms':>10}"
         f"{'bound ms':>10}"

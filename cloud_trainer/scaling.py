@@ -120,7 +120,7 @@ def _held(path: Path) -> list[Point]:
 
 
 def scaling_table(points: list[Point]) -> str:
-    """Return the points as a Markdown table."""
+    """Return the points as a Markdown table: work, traffic and memory of a chip, and the bound in milliseconds."""
     lines = [
         "| preset | copies | chips | Gflop a chip | MB received a chip | state MiB a chip | bound ms (by) | links "
         "not hidden |",

@@ -96,8 +96,8 @@ async def read_steps(
 ) -> Response:
     """Read at most `limit` steps from index `start`, as they stand in the log.
 
-    Long steps make a page end sooner, behind the first at the earliest. Go on with `start` behind the last step
-    that came; a page without steps is the end of what there is.
+    Where they would be longer than `capture.max_page_bytes` together a page ends sooner, behind the first at the
+    earliest. Go on with `start` behind the last step that came; a page without steps is the end of what there is.
     """
     document = await services.store.run(_page, services.store, episode_id, start, limit)
     return Response(document, media_type="application/json")

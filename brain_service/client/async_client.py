@@ -135,6 +135,8 @@ class AsyncBrainClient:
     async def steps(self, episode_id: str, start: int = 0) -> AsyncIterator[JsonObject]:
         """Iterate over the step records of an episode from index `start`, observations and actions as arrays.
 
+        These have the features' shapes; fractions are float32, whole numbers int64.
+
         Raises:
             ClientError: as the daemon answers, while iterating.
         """

@@ -177,7 +177,7 @@ def fetch_page(
 
 
 def fetch_steps(episode_id: str, start: int, limit: int) -> Flow[list[JsonObject]]:
-    """Read step records from index `start`, their observations and actions as arrays.
+    """Read step records from index `start`, their observations and actions as arrays of the features' shapes.
 
     Raises:
         ClientError: as `ask`.

@@ -178,7 +178,7 @@ class Spool:
         self.continued_at = first_indices
 
     def append(self, index: int, step: bytes) -> Position:
-        """Add one step and return its place.
+        """Add the bytes of one step and return their place.
 
         Raises:
             BufferFullError: the buffer or the medium is full; nothing was added.

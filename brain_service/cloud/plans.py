@@ -97,7 +97,7 @@ class Plan:
 
     @property
     def size(self) -> int:
-        """What plans are ordered by: numbers of a batch."""
+        """What plans are ordered by: how many numbers a batch of shape `[B, T, D + A]` has."""
         return self.batch_size * self.sequence_length * (self.obs_dim + self.action_dim)
 
     def to_json(self) -> dict[str, Any]:
@@ -186,7 +186,7 @@ class Estimate:
 
 
 def estimate(plan: Plan, steps: int, *, spot: bool) -> Estimate:
-    """Return what `steps` optimiser steps cost on the plan's slice, start and end of the job included.
+    """Return what `steps` optimiser steps cost on the plan's slice, start and end of the job (`START_S`) included.
 
     Disks, storage, traffic, held-out looks and starts after a preemption are not in it.
     """

@@ -158,7 +158,7 @@ class SequenceLoader:
         return batch
 
     def batches(self, start: int = 0, *, prefetch: int = 2, workers: int = 0) -> BatchIterator[Batch]:
-        """Return an iterator over the batches `[B, T, ...]` from step `start` on, without end.
+        """Return an iterator over the batches of shape `[B, T, ...]` from step `start` on, without end.
 
         A thread, or `workers` processes, makes `prefetch` of them ahead. The iterator's state is the step alone.
         Close it to end what works for it.

@@ -148,6 +148,8 @@ def episode_fields(
 ) -> Columns:
     """Return the columns of an episode whose example is decoded already, as `decode_episode` does.
 
+    They are by path, in the features' shapes and dtypes.
+
     Raises:
         CorruptDataError: a feature is missing, no UTF-8 text, or of another length or kind.
     """

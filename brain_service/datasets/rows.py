@@ -41,7 +41,7 @@ class Plan(Protocol):
         ...
 
     def pieces(self, step: int) -> tuple[list[Piece], int]:
-        """Return the pieces of batch `step`, in the order of rows and columns, and the batch's T."""
+        """Return the pieces of batch `step`, in the order of rows and columns, and the T of its shape `[B, T]`."""
         ...
 
 
@@ -84,7 +84,7 @@ class RowPlan:
         return self.rows * self._sequence_length
 
     def pieces(self, step: int) -> tuple[list[Piece], int]:
-        """Return what the rows of batch `step` are made of."""
+        """Return what the rows of batch `step` are made of, and the T of its shape `[B, T]`."""
         found: list[Piece] = []
         position = step * self._batch_size
         for row in range(self._batch_size):

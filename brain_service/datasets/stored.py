@@ -111,7 +111,7 @@ class StoredEpisode:
         return replace(self, payload=None)
 
     def ranges(self, columns: tuple[StoredColumn, ...], first: int, stop: int) -> list[Range]:
-        """Return what of the shard holds steps `first` to `stop` of the float columns, in whole blocks."""
+        """Return the bytes of the shard that hold steps `first` to `stop` of float columns, in whole blocks."""
         return [
             self._range(*self._blocks_around(*self._span(column, first, stop)))
             for column in columns
@@ -119,7 +119,7 @@ class StoredEpisode:
         ]
 
     def image_range(self, path: str, first: int, stop: int) -> Range:
-        """Return what of the shard holds the images of steps `first` to `stop`, in whole blocks."""
+        """Return the bytes of the shard that hold the images of steps `first` to `stop`, in whole blocks."""
         return self._range(*self._blocks_around(*self._image_span(path, first, stop)))
 
     def images(self, path: str, first: int, stop: int, piece: bytes | None) -> list[bytes]:

@@ -67,7 +67,7 @@ class StreamPlan:
         return streams
 
     def pieces(self, step: int) -> tuple[list[Piece], int]:
-        """Return what of its stream each row of batch `step` shows, and the batch's T."""
+        """Return what of its stream each row of batch `step` shows, and the T of the batch's shape `[B, T]`."""
         epoch, batch = divmod(step, self.steps_per_epoch)
         begin = batch * self._sequence_length
         end = begin + self._sequence_length

@@ -70,7 +70,7 @@ class EpisodePlan:
         return [batches[place] for place in permutation(len(batches), self._seed, epoch).tolist()]
 
     def pieces(self, step: int) -> tuple[list[Piece], int]:
-        """Return the episodes of batch `step` and its T."""
+        """Return the episodes of batch `step`, one a row, and the T of its shape `[B, T]`."""
         epoch, place = divmod(step, self.steps_per_epoch)
         bucket, episodes = self._order(epoch)[place]
         pieces = [Piece(row, 0, episode, 0, int(self._lengths[episode])) for row, episode in enumerate(episodes)]

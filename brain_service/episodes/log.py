@@ -170,7 +170,7 @@ class EpisodeFile:
                 raise problem from error
 
     def settle(self, start: int = 0) -> None:
-        """Bring what a dead process wrote from `start` to the end to the medium; its flushes may have failed.
+        """Bring what a dead process wrote from byte `start` to the end to the medium; its flushes may have failed.
 
         Raises:
             UnavailableError: the medium refuses; the next attempt begins anew.

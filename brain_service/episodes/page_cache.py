@@ -42,7 +42,7 @@ def bring_to_medium(fd: int, start: int = 0) -> None:
 
 
 def bring_file_to_medium(path: Path, start: int = 0) -> None:
-    """Do as `bring_to_medium` with a file by its name.
+    """Do as `bring_to_medium` with a file by its name, from byte `start` on.
 
     Raises:
         OSError: as there, or it is not there.

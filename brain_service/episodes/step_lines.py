@@ -151,7 +151,7 @@ class StepLines:
             InvalidError: a step is wrong, or there is none.
             ConflictError: a gap (with `next_step_index`), another body under a stored index, or a step behind
                 a terminal one.
-            TooLargeError: a step is over its limit.
+            TooLargeError: a step is over `max_step_bytes`.
             UnavailableError: the medium cannot read what is stored.
         """
         if not count:

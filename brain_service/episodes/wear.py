@@ -87,7 +87,7 @@ class WearMeter:
         return unsaved
 
     def give_back(self, unsaved: Mapping[str, int]) -> None:
-        """Take back what could not be saved, for the next `take_unsaved`."""
+        """Take back the bytes by day that could not be saved, for the next `take_unsaved`."""
         with self._lock:
             for day, size_bytes in unsaved.items():
                 self._unsaved[day] = self._unsaved.get(day, 0) + size_bytes

@@ -81,7 +81,10 @@ class Golden:
         return buffer.getvalue()
 
     def at(self, t: int) -> tuple[np.ndarray[Any, np.dtype[Any]], ...]:
-        """Return the inputs of step `t`: observation, previous action and reward, is_first, the image if any."""
+        """Return the inputs of step `t`: observation, previous action and reward, is_first, the image if any.
+
+        Their shapes are `[D]`, `[A]`, `[1]`, `[1]` and `[h, w, C]`.
+        """
         now = (
             self.observation[t],
             self.previous_action[t],

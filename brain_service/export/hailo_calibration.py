@@ -47,7 +47,7 @@ class HostedGraph:
 def calibration_set(
     graph: HostedGraph, dataset: Dataset, manifest: Manifest, samples: int = MIN_SAMPLES
 ) -> dict[str, Float32[np.ndarray, "N n"]]:
-    """Return at least `samples` steps of what the device is fed, by role, from the train split.
+    """Return at least `samples` steps of what the device is fed, by role, shape `[N, n]`, from the train split.
 
     Whole episodes, spread evenly over the split.
 
@@ -80,7 +80,7 @@ def calibration_set(
 
 
 def calibration_bytes(calibration: Mapping[str, Float32[np.ndarray, "N n"]], names: Names) -> bytes:
-    """Return the `.npz` that the compiler reads: by layer, in its own layout [N, 1, 1, n]."""
+    """Return the bytes of the `.npz` that the compiler reads: by layer, in its own layout [N, 1, 1, n]."""
     layers = {stream.role: stream.layer for stream in names.inputs}
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **{layers[role]: rows[:, None, None, :] for role, rows in calibration.items()})  # type: ignore[arg-type]

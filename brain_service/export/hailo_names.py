@@ -34,7 +34,7 @@ class HostOp:
     values: tuple[float, ...]
 
     def apply(self, tensor: "Float32[np.ndarray, 'N']") -> None:
-        """Change the tensor in place, in float32."""
+        """Change the tensor, shape `[N]`, in place, in float32."""
         values = np.asarray(self.values, np.float32)
         if self.operator == "Clip":
             np.clip(tensor, values[0], values[1], out=tensor)

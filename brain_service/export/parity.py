@@ -71,7 +71,7 @@ class Inputs(NamedTuple):
         return Inputs(*(getattr(golden, name) for name in Inputs._fields))
 
     def first(self, steps: int) -> "Inputs":
-        """Return the first so many steps."""
+        """Return the first so many steps: vectors of shape `[steps, ...]`, and all images."""
         observation, action, reward, is_first = (values[:steps] for values in self._vectors)
         return Inputs(observation, action, reward, is_first, self.image)
 
@@ -135,9 +135,10 @@ def drive(
 
 
 def difference(action: Floats, expected: Floats, low: Floats, high: Floats) -> float:
-    """Return the largest difference of two runs' actions, [T, H, A], as a share of the range `low` to `high`, [A].
+    """Return the largest difference of two runs' actions, as a share of the range `low` to `high`.
 
-    NaN where an action is NaN. An element that never moved counts in its own units.
+    Actions are of shape [T, H, A], the limits [A]. NaN where an action is NaN. An element that never moved counts
+    in its own units.
     """
     span = np.asarray(high, np.float32) - np.asarray(low, np.float32)
     return float((np.abs(action - expected) / np.where(span > 0, span, np.float32(1))).max())
@@ -160,7 +161,7 @@ def record_reference(
 ) -> Reference:
     """Draw sequences by the training data's mean and spread and run the model over them, its actions fed back.
 
-    `image_shape` is (h, w, C) for a model that sees.
+    `image_shape` is the shape (h, w, C) of an image, for a model that sees.
     """
     golden = _draw(0, GOLDEN_STEPS, (0, GOLDEN_RESET), normaliser, image_shape)
     action = drive(step, carry, golden, feed_back=True).action

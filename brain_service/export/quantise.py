@@ -41,6 +41,8 @@ def require_quantisation(quantisation: str) -> None:
 def quantise(params: Mapping[str, np.ndarray[Any, Any]], quantisation: str) -> dict[str, np.ndarray[Any, Any]]:
     """Return flat float32 parameters as a bundle of this quantisation stores them, sorted by name.
 
+    A matrix in int8 comes with its scales, shape `[out]`, under its name and `SCALE`.
+
     Raises:
         InvalidError: the quantisation is not known, or a weight is beyond what it can hold.
     """

@@ -48,7 +48,7 @@ class Tensor:
 
     @property
     def size(self) -> int:
-        """Number of elements."""
+        """Number of elements: the product of the shape."""
         return prod(self.shape)
 
     def to_json(self) -> dict[str, Any]:

@@ -14,7 +14,7 @@ _BUSY_TIMEOUT_S = 0.2
 
 
 def job_counts(database: Path) -> dict[tuple[str, str], int]:
-    """Return the number of jobs by kind and state; none where they cannot be read."""
+    """Return the number of jobs by kind and state; none where they cannot be read within `_BUSY_TIMEOUT_S`."""
     rows = _rows(database, "SELECT kind, state, count(*) FROM jobs GROUP BY kind, state")
     return {(str(kind), str(state)): int(count) for kind, state, count in rows}
 

@@ -65,7 +65,10 @@ class Canary:
         action: "Float32[np.ndarray, 'A']",
         previous: "Float32[np.ndarray, 'A'] | None",
     ) -> None:
-        """Give the candidate an answered step: the session (id and life) and its model, its request and action."""
+        """Give the candidate an answered step: the session (id and life) and its model, its request and action.
+
+        The request has shape `[R]`, the action and the one before it (None at the first step) `[A]`, in raw units.
+        """
         if model is not self._active or self._enough.is_set():
             return
         shadow = self._shadows.get(session)

@@ -57,7 +57,7 @@ class Conduct:
         self._ring = np.zeros((window, 4), np.float32)
 
     def answered(self, action: "Float32[np.ndarray, 'A']", previous: "Float32[np.ndarray, 'A'] | None") -> None:
-        """Take in an action (raw units) and the one before it in the session, None at its first step."""
+        """Take in an action (raw units, shape `[A]`) and the session's one before it, None at its first step."""
         above, below = (self._high - action) / self._span, (action - self._low) / self._span
         room = np.minimum(above, below)[self._moves]
         if room.size and room.min() < -_OUTSIDE:

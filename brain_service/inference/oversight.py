@@ -108,7 +108,10 @@ class Oversight:
         action: "Float32[np.ndarray, 'A']",
         previous: "Float32[np.ndarray, 'A'] | None",
     ) -> None:
-        """Take in an answered step, after its answer: its model, request, action, and the action before it."""
+        """Take in an answered step, after its answer: its model, request, action, and the action before it.
+
+        The request has shape `[R]`, an action `[A]`, in raw units.
+        """
         self._conduct(model).answered(action, previous)
         if self._canary is not None and request is not None:
             self._canary.offer((session.session_id, session.life), model, request, action, previous)

@@ -35,7 +35,7 @@ async def rebuild(
     Its last `steps` inputs are replayed; for the last `held_steps` of them it is held between two requests.
 
     Raises:
-        UnavailableError: the state cannot be rebuilt; the session is where it was.
+        UnavailableError: the state cannot be rebuilt, or not within `_GIVE_UP_S`; the session is where it was.
     """
     life, give_up_s = session.life, time.monotonic() + _GIVE_UP_S
 
@@ -113,7 +113,7 @@ class _Replay:
 
 
 def put_request(row: Row, request: "Float32[np.ndarray, 'R']", layout: Layout, *, first: bool) -> None:
-    """Write a request to a row; with `first` as an episode's first, which knows no step before it.
+    """Write a request (shape `[R]`) to a row; with `first` as an episode's first, which knows no step before it.
 
     It may be one of a model that sees an image where this one's `layout` has none: the image stands last.
     """

@@ -136,6 +136,8 @@ class JobContext:
     def report(self, fraction: float, **metrics: Any) -> None:
         """Report the running stage: `fraction` of it in 0..1, and numbers worth plotting.
 
+        A report less than `REPORT_INTERVAL_S` after the one before is dropped, unless the stage is through (1.0).
+
         Raises:
             CancelledJobError: the job was asked to stop.
         """

@@ -23,7 +23,10 @@ class Page:
         self._names: set[str] = set()
 
     def gauge(self, name: str, about: str, value: "float | Iterable[Sample] | None") -> None:
-        """Add a value that goes up and down, or one a set of labels; None is left out."""
+        """Add a value that goes up and down, or one a set of labels; None is left out.
+
+        Its name ends in its unit if it has one: `_seconds`, `_bytes`.
+        """
         self._plain("gauge", name, about, value)
 
     def counter(self, name: str, about: str, value: "float | Iterable[Sample] | None") -> None:

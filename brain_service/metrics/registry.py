@@ -33,7 +33,10 @@ class Histogram:
         self.total = 0.0
 
     def observe(self, value: float) -> None:
-        """Take in one value; one that equals a bound belongs below it."""
+        """Take in one value, in the unit of the bounds: by default seconds.
+
+        One that equals a bound belongs below it.
+        """
         self.counts[bisect_left(self.bounds, value)] += 1
         self.total += value
 

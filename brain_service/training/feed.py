@@ -74,7 +74,7 @@ class Feed:
         return placed
 
     def batches(self, start: int) -> BatchIterator[Sequences]:
-        """Return the batches from step `start` on, two of them made ahead by a thread. Close it."""
+        """Return the batches of shape `[B, T, ...]` from step `start` on, two made ahead by a thread. Close it."""
         return BatchIterator(self.batch, start)
 
     def _require_finite(self, batch: Batch, step: int) -> None:
@@ -117,7 +117,10 @@ class InputClock:
         self.waited_s = 0.0
 
     def take(self, batches: BatchIterator[Sequences], busy: Callable[[], bool]) -> Sequences:
-        """Return the next batch; `busy` tells whether the step before is still running."""
+        """Return the next batch; `busy` tells whether the step before is still running.
+
+        What the devices waited for it is added to `waited_s`.
+        """
         asked_s = time.monotonic()
         batch = next(batches)
         if not busy():

@@ -26,6 +26,8 @@ MIN_SHARDED_SIZE = 1024  # numbers; to gather a smaller array costs more than to
 def make_mesh(fsdp: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """Return the mesh of these devices (default: all), `fsdp` of them for each copy of the parameters.
 
+    Its shape is `[devices / fsdp, fsdp]`, its axes are called `data` and `fsdp`.
+
     Raises:
         InvalidError: `fsdp` does not divide the number of devices.
     """

@@ -16,7 +16,7 @@ SMOOTHNESS = 0.9  # how much of an observation is left in the next one
 def synthetic_batch(step: int, batch: int, length: int, obs_dim: int, action_dim: int) -> Sequences:
     """Return a batch of `batch` episodes of `length` steps: smooth observations, action = tanh(K observation).
 
-    K and the data are functions of the sizes and the step alone.
+    Its arrays have the shape `[batch, length, ...]`. K and the data are functions of the sizes and the step alone.
     """
     to_action, noise = jax.random.split(jax.random.key(0))
     gain = jax.random.normal(to_action, (obs_dim, action_dim)) / jnp.sqrt(obs_dim)

@@ -36,6 +36,8 @@ def objective_at(output: Path, step: int) -> float | None:
 def advance(command: Sequence[str], output: Path, step: int, last: int, stop: Callable[[], bool]) -> float | None:
     """Run a trial until it is past `step`, and return its objective there; None where `stop` said so before.
 
+    Unless that is the last step its process is then told to go, and killed after `_GRACE_S` seconds.
+
     Raises:
         TrialFailedError: the process ended without it.
     """

@@ -65,7 +65,7 @@ class Worst:
         self._columns = np.arange(columns)
 
     def add(self, episode: int, values: Float32[np.ndarray, " n"], steps: Int64[np.ndarray, " n"]) -> None:
-        """Take one episode's largest value of each column and the step where it stands."""
+        """Take one episode's largest value of each column, shape `[n]`, and the step where it stands."""
         slots = self._values.argmin(axis=0)
         better = values > self._values[slots, self._columns]
         slots, columns = slots[better], self._columns[better]

@@ -45,7 +45,10 @@ class Projection:
 
 
 def fit_projection(rows: Float32[np.ndarray, "n D"], components: int) -> Projection | None:
-    """Return the projection onto at most `components` components; None where fewer than two dimensions vary."""
+    """Return the projection of rows, shape `[n, D]`, onto at most `components` components.
+
+    None where fewer than two dimensions vary.
+    """
     rows = rows[:: max(1, -(-len(rows) // _FIT_ROWS))]
     # Ties in float32 leave a standard deviation of rounding: compared bit for bit instead.
     used: Bool[np.ndarray, " D"] = (rows != rows[:1]).any(axis=0)
@@ -74,7 +77,10 @@ class Hole:
 
 
 def largest_hole(points: Float64[np.ndarray, "n 2"]) -> Hole | None:
-    """Return the empty disc that should hold the most points; None where no disc has data on all sides."""
+    """Return the empty disc that should hold the most of the points, shape `[n, 2]`.
+
+    None where no disc has data on all sides.
+    """
     if len(points) < 2 * _SECTORS:
         return None
     low, high = points.min(axis=0), points.max(axis=0)

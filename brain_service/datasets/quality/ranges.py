@@ -76,7 +76,7 @@ class Ranges:
         self._bad: dict[int, list[str]] = {}
 
     def add(self, view: EpisodeView, rows: Float32[np.ndarray, "T n"], bad: Int64[np.ndarray, " n"]) -> None:
-        """Take one episode's rows; `bad` counts what was not finite in each dimension."""
+        """Take one episode's rows, shape `[T, n]`; `bad` counts what was not finite in each dimension."""
         if bad.any():
             self._not_finite += bad
             for dimension in np.flatnonzero(bad).tolist():
@@ -94,7 +94,7 @@ class Ranges:
         self._high, self._at_high = _extreme(np.maximum, self._high, self._at_high, rows, rows.max(axis=0))
 
     def result(self, sampled: Float32[np.ndarray, "m n"]) -> list[Dimension]:
-        """Return the dimensions; `sampled` are the rows of the sample."""
+        """Return the dimensions; `sampled` are the rows of the sample, shape `[m, n]`."""
         count = max(self._count, 1)
         std = np.sqrt(self._squares / count)
         low, high = (np.where(np.isfinite(side), side, 0) for side in (self._low, self._high))
@@ -164,7 +164,10 @@ def range_findings(
     names: list[str],
     limits: Limits,
 ) -> list[Finding]:
-    """Return what is wrong with the dimensions; `episode` and `names` tell where each sampled row is from."""
+    """Return what is wrong with the dimensions.
+
+    `episode` and `names` tell where each of the rows `sampled`, shape `[m, n]`, is from.
+    """
     found = []
     for i, dimension in enumerate(dimensions):
         if dimension.nan_or_inf:

@@ -80,7 +80,7 @@ def _layout(shard: ShardEntry, entries: Sequence[EpisodeEntry], size_bytes: int)
 
 
 def walk_shard(path: Path) -> tuple[int, list[Damage]]:
-    """Return how many records a shard begins with that are sound by themselves, and where that ends."""
+    """Return how many records a shard begins with that are sound by themselves, and at which byte that ends."""
     sound, offset_bytes = 0, 0
     try:
         with path.open("rb") as file:

@@ -91,7 +91,7 @@ class HailoPolicy:
         next_carry: "Float32[np.ndarray, 'B C']",
         response: "Float32[np.ndarray, 'B HA']",
     ) -> None:
-        """Run one step; see `Policy.run`.
+        """Run one step, with B = 1; see `Policy.run` for the shapes.
 
         Raises:
             UnavailableError: the device failed twice, or is gone.

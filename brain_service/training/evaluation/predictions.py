@@ -46,7 +46,7 @@ class Prediction(NamedTuple):
 
     @property
     def length(self) -> int:
-        """Return T."""
+        """Return T, the steps of the episode; `inputs`, of shape `[P, ...]`, may have more."""
         return len(self.action)
 
 

@@ -55,7 +55,10 @@ class Beat(NamedTuple):
 
 
 def unpack_carry(config: CoreModelConfig, carry: Carry) -> tuple[CellState, Float32[Tensor, "B slow"]]:
-    """Take the cell's state out of the carry, and the steps since each slow level was last written."""
+    """Take the cell's state out of the carry, and the steps since each slow level was last written.
+
+    The steps have the shape `[B, L - 1]`.
+    """
     n, slow = config.slots, config.levels - 1
     pairs = carry.slots.reshape(-1, n, config.d_v + config.d_k)
     strength, elapsed, pending = torch.split(carry.clock, [n, slow, slow * config.d_v], dim=-1)
@@ -65,7 +68,10 @@ def unpack_carry(config: CoreModelConfig, carry: Carry) -> tuple[CellState, Floa
 
 
 def pack_carry(state: CellState, elapsed: Float32[Tensor, "B slow"], wave: Float32[Tensor, "B W"]) -> Carry:
-    """Return the carry of a cell's state, the clock's counters and a wave: the inverse of `unpack_carry`."""
+    """Return the carry of a cell's state, the clock's counters and a wave: the inverse of `unpack_carry`.
+
+    The counters are the steps since each slow level was last written, shape `[B, L - 1]`.
+    """
     slots = torch.cat([state.values, state.keys], dim=-1).flatten(1)
     clock = torch.cat([state.strength, elapsed, state.pending], dim=-1)
     return Carry(torch.cat([state.fast, state.particle], dim=-1), wave, slots, clock)
