@@ -161,6 +161,8 @@ def _parse_part(document: Any, field: str) -> FeatureSpec:
 
     def visit(node: Any, path: str) -> None:
         if isinstance(node, Mapping) and not isinstance(node.get("dtype"), str):
+            if not node:
+                raise InvalidError(f"features/{field}: {path} is empty", field=f"features/{field}/{path}")
             for name, child in node.items():
                 visit(child, join_path(path, name, field))
         elif path in found:

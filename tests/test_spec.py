@@ -153,6 +153,8 @@ def test_what_is_no_map_of_names_is_refused(tree: Any) -> None:
         {"observation": {name: {"dtype": "float32", "shape": [2**21]} for name in "abc"}},
         {"observation": {"a": {"dtype": "float32", "size": 3}}},
         {"observation": {}},
+        {"observation": {"arm": {}}},
+        {"observation": {"a": {"dtype": "float32"}, "arm": {"left": {}}}},
         {},
     ],
 )

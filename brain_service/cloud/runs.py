@@ -76,8 +76,11 @@ class CloudRuns:
         launchers: Mapping[str, Launcher] | None = None,
         *,
         prices: PriceList | None = None,
+        background: bool = True,
     ) -> None:
         """Open the table; `launchers` by target stand in for the ones that the settings describe.
+
+        `background` is `jobs.background`, for trainings on this machine.
 
         Raises:
             ConfigError: the database cannot be opened.
@@ -89,6 +92,7 @@ class CloudRuns:
         self._launchers: dict[str, Launcher] = dict(launchers or {})
         self._targets = tuple(launchers or TARGETS)
         self._prices = prices or PriceList()
+        self._background = background
 
     def begin(self, request: RunRequest) -> None:
         """Store that a run is wanted; nothing is asked for yet. Again with the same request changes nothing.
@@ -199,7 +203,7 @@ class CloudRuns:
 
     def _launcher(self, target: str) -> Launcher:
         if target not in self._launchers:
-            self._launchers[target] = launcher_for(target, self._settings, self._folder)
+            self._launchers[target] = launcher_for(target, self._settings, self._folder, self._background)
         return self._launchers[target]
 
     def _is_wanted(self, found: Capacity) -> bool:

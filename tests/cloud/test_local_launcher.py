@@ -85,6 +85,13 @@ def test_a_training_runs_is_found_and_goes_when_told(tmp_path: Path) -> None:
     assert "working" in (tmp_path / "runs" / "run-1" / "1" / "log.txt").read_text()
 
 
+def test_where_no_robot_waits_it_has_an_ordinary_share(tmp_path: Path) -> None:
+    tool = LocalLauncher(tmp_path / "runs", command=(sys.executable, "-c", PROGRAM), background=False)
+    name = tool.create(request("process", arguments=("wait", str(tmp_path))), 1).name
+    assert os.sched_getscheduler(started(tmp_path)) == os.SCHED_OTHER
+    tool.stop(name)
+
+
 @pytest.mark.parametrize(("code", "phase"), [(0, "succeeded"), (1, "failed"), (75, "preempted"), (78, "failed")])
 def test_the_exit_code_is_there_for_whoever_looks_later(tmp_path: Path, code: int, phase: str) -> None:
     launcher(tmp_path).create(request("process", arguments=(str(code), str(tmp_path))), 1)

@@ -98,7 +98,8 @@ def _introduce(folder: Path) -> None:
 
 def _run(folder: Path, order: dict[str, Any], lock: IO[bytes]) -> None:
     """Run the training, and write down how it ended."""
-    become_background()
+    if order.get("background", True):
+        become_background()
     with (folder / LOG).open("ab") as log:
         try:
             child = subprocess.Popen(

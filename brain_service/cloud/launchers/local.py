@@ -39,11 +39,16 @@ class LocalLauncher:
         *,
         command: Sequence[str] = (sys.executable, "-m", "cloud_trainer"),
         grace_s: float = 20.0,
+        background: bool = True,
     ) -> None:
-        """`command` is what the run's arguments are for; it has `grace_s` to save when it is told to go."""
+        """`command` is what the run's arguments are for; it has `grace_s` seconds to save when it is told to go.
+
+        In the `background` it only takes what others leave of the CPU and the disk.
+        """
         self._folder = folder
         self._command = tuple(command)
         self._grace_s = grace_s
+        self._background = background
 
     def find(self, run_id: str) -> list[Capacity]:
         """Return a run's attempts that were started, newest first."""
@@ -59,6 +64,7 @@ class LocalLauncher:
         order = {
             "command": [*self._command, *request.arguments],
             "environment": job_environment(request, attempt),
+            "background": self._background,
             "created_ns": time.time_ns(),
         }
         try:

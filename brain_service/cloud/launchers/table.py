@@ -12,15 +12,15 @@ from brain_service.settings import CloudSettings
 
 __all__ = ["TARGETS", "launcher_for"]
 
-TARGETS: Mapping[str, Callable[[CloudSettings, Path], Launcher]] = {
-    "process": lambda _, folder: LocalLauncher(folder),
-    "vertex": lambda settings, _: VertexLauncher(settings),
-    "queued_resource": lambda settings, _: QueuedResourceLauncher(settings),
+TARGETS: Mapping[str, Callable[[CloudSettings, Path, bool], Launcher]] = {
+    "process": lambda _, folder, background: LocalLauncher(folder, background=background),
+    "vertex": lambda settings, *_: VertexLauncher(settings),
+    "queued_resource": lambda settings, *_: QueuedResourceLauncher(settings),
 }
 
 
-def launcher_for(target: str, settings: CloudSettings, folder: Path) -> Launcher:
-    """Return the launcher of a target; `folder` is where trainings on this machine keep their files.
+def launcher_for(target: str, settings: CloudSettings, folder: Path, background: bool = True) -> Launcher:
+    """Return the launcher of a target; `folder` and `background` are for trainings on this machine.
 
     Raises:
         InvalidError: there is no such target.
@@ -29,4 +29,4 @@ def launcher_for(target: str, settings: CloudSettings, folder: Path) -> Launcher
     make = TARGETS.get(target)
     if make is None:
         raise InvalidError(f"target {target!r}: known are {', '.join(TARGETS)}", field="target")
-    return make(settings, folder)
+    return make(settings, folder, background)

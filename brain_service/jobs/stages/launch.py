@@ -47,7 +47,8 @@ def run(context: JobContext) -> Outcome:
         BrainError: the run failed; its own error where it left one.
     """
     settings, request = context.settings, _request(context)
-    with contextlib.closing(CloudRuns(settings.database, settings.cloud)) as runs:
+    opened = CloudRuns(settings.database, settings.cloud, background=settings.jobs.background)
+    with contextlib.closing(opened) as runs:
         if context.should_stop():
             raise _stopped(context, runs, request.run_id)
         if _view(runs, request.run_id) is None:
