@@ -1,6 +1,6 @@
 """Discrete actions as numbers: choice j of n is the point -1 + 2 j / (n - 1) of the normalised range.
 
-A recorded action is its index, so normalisation by the recorded least and greatest index gives these points. All
+A recorded action is its index, so normalisation by the least and greatest index gives these points. All
 functions use only operations that accelerators for inference compile: no gather, no comparison, no argmax.
 """
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,13 +12,14 @@ from jaxtyping import Float32
 from brain_service.datasets.statistics import Statistics
 from brain_service.errors import CorruptDataError, InvalidError
 
-__all__ = ["CLIP", "Normaliser"]
+__all__ = ["CLIP", "RANGE_FLOOR", "Normaliser"]
 
 CLIP = 10.0
 """Normalised observations and rewards are cut to +-CLIP: a broken sensor must not throw the model off its feet."""
 
-STD_FLOOR = 1e-3  # raw units; what varies less is taken as constant instead of having its noise blown up
-RANGE_FLOOR = 1e-6  # raw units; an action that never moved keeps its own units
+STD_FLOOR = 1e-3  # raw units; of what varies less the noise is not blown up
+RANGE_FLOOR = 1e-6
+"""Half a range, in raw units, up to which an action counts as one that never moved and keeps its own units."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -38,20 +40,31 @@ class Normaliser:
     reward_std: Float32[np.ndarray, "1"]
 
     @classmethod
-    def from_statistics(cls, statistics: Statistics) -> "Normaliser":
-        """Take the scales from a dataset's statistics.
+    def from_statistics(cls, statistics: Statistics, choices: int = 0) -> "Normaliser":
+        """Take the scales from a dataset's statistics; with `choices` each action element is an index below it.
 
         Raises:
-            InvalidError: a figure or the actions' range is not finite, or observation or action hold no numbers.
+            InvalidError: a figure or the actions' range is not finite, observation or action hold no numbers, or
+                an action is none of the choices.
         """
-        deviation = statistics.vector("observation", "std")
+        low, high = statistics.vector("action", "min"), statistics.vector("action", "max")
+        if choices and low.size and not 0 <= low.min() <= high.max() <= choices - 1:
+            raise InvalidError(
+                f"action: recorded from {low.min():g} to {high.max():g}, and the choices are 0 to {choices - 1}; "
+                "set the model's action_choices to one more than the greatest, and record indices from 0",
+                field="model",
+            )
+        seen, reward = partial(statistics.vector, "observation"), statistics.reward
         normaliser = cls(
-            observation_mean=statistics.vector("observation", "mean"),
-            observation_std=np.maximum(deviation, np.float32(STD_FLOOR)),
-            action_low=statistics.vector("action", "min"),
-            action_high=statistics.vector("action", "max"),
-            reward_mean=np.asarray(statistics.reward.mean, np.float32),
-            reward_std=np.maximum(np.asarray(statistics.reward.std, np.float32), np.float32(STD_FLOOR)),
+            observation_mean=seen("mean"),
+            observation_std=_spread(seen("mean"), seen("std"), seen("min"), seen("max")),
+            # All choices, not those that happen to be recorded: the model's are spaced evenly over the range.
+            action_low=np.zeros_like(low) if choices else low,
+            action_high=np.full_like(high, choices - 1) if choices else high,
+            reward_mean=np.asarray(reward.mean, np.float32),
+            reward_std=_spread(
+                *(np.asarray(part, np.float32) for part in (reward.mean, reward.std, reward.min, reward.max))
+            ),
         )
         for name, values in normaliser.to_dict().items():
             if not values:
@@ -112,3 +125,16 @@ class Normaliser:
             wrong = sorted(set(document) ^ names)
             raise CorruptDataError(f"normalisation: {', '.join(wrong)} missing or unknown")
         return cls(**{name: np.asarray(values, np.float32) for name, values in document.items()})
+
+
+def _spread(
+    mean: Float32[np.ndarray, "D"],
+    std: Float32[np.ndarray, "D"],
+    low: Float32[np.ndarray, "D"],
+    high: Float32[np.ndarray, "D"],
+) -> Float32[np.ndarray, "D"]:
+    # What never varied keeps its own units, or its size: nothing was learned of it, and in units of the floor the
+    # first that it moves (a reward that a client leaves out) would be CLIP.
+    own = np.maximum(np.abs(mean), 1.0)
+    spread: Float32[np.ndarray, "D"] = np.where(high > low, np.maximum(std, STD_FLOOR), own).astype(np.float32)
+    return spread

@@ -48,7 +48,8 @@ class Run:
         self.folder = folder
         self.config = config
         self.mesh = mesh
-        self.normaliser = Normaliser.from_statistics(dataset.statistics)
+        choices = config.model_config(1, 1).action_choices
+        self.normaliser = Normaliser.from_statistics(dataset.statistics, choices)
         self.image = choose_image(dataset.spec.observation, config.image, config.image_size)
         self.feed = Feed(dataset, config, self.normaliser, mesh, self.image)
         self.model: CoreModelConfig = config.model_config(

@@ -180,7 +180,8 @@ def _data(options: SanityOptions, config: TrainConfig) -> tuple[CoreModelConfig,
                 f"{flag} is {wanted}, the dataset has {there}; give {there} or leave it out", field=field
             )
     image = choose_image(dataset.spec.observation, config.image, config.image_size)
-    normaliser = Normaliser.from_statistics(dataset.statistics)
+    choices = config.model_config(1, 1).action_choices
+    normaliser = Normaliser.from_statistics(dataset.statistics, choices)
     feed = Feed(dataset, config, normaliser, make_mesh(devices=_one_device()), image)
     lengths = dataset.lengths("train")
     told = f"{len(lengths)} episodes, {int(lengths.sum())} steps to train on"

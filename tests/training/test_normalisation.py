@@ -54,6 +54,29 @@ def test_a_feature_that_never_varied_is_not_blown_up() -> None:
     assert abs(shifted[2]) < 1.0
 
 
+def test_what_never_varied_is_no_shock_when_it_moves() -> None:
+    same = statistics(
+        observation=figures([0.4, 2048.0, 0.0], [0.0] * 3, [0.4, 2048.0, 0.0], [0.4, 2048.0, 0.0]),
+        reward=figures([0.5], [0.0], [0.5], [0.5]),
+    )
+    normaliser = Normaliser.from_statistics(same)
+    np.testing.assert_array_equal(normaliser.observation(np.asarray([0.4, 2048.0, 0.0], np.float32)), 0.0)
+    moved = normaliser.observation(np.asarray([0.6, 2500.0, 0.2], np.float32))
+    assert np.abs(moved).max() < 0.3
+    # A client that leaves the reward out.
+    np.testing.assert_allclose(normaliser.reward(np.asarray([0.5, 0.0], np.float32)), [0.0, -0.5])
+
+
+def test_choices_are_counted_from_the_first_to_the_last_though_some_were_never_taken() -> None:
+    taken = figures([1.0, 2.0], [0.5, 0.0], [0.0, 2.0], [2.0, 2.0])
+    normaliser = Normaliser.from_statistics(statistics(action=taken), 4)
+    points = normaliser.action(np.asarray([[0, 1], [1, 2], [2, 3]], np.float32))
+    np.testing.assert_allclose(points, [[-1, -1 / 3], [-1 / 3, 1 / 3], [1 / 3, 1]], atol=1e-6)
+    with pytest.raises(InvalidError, match=r"recorded from 0 to 2, and the choices are 0 to 1") as caught:
+        Normaliser.from_statistics(statistics(action=taken), 2)
+    assert caught.value.field == "model"
+
+
 def test_a_broken_sensor_is_cut() -> None:
     wild = NORMALISER.observation(np.asarray([1e30, -1e30, 0.0], np.float32))
     assert np.abs(wild).max() == CLIP
