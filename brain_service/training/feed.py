@@ -17,7 +17,7 @@ from brain_service.training.normalisation import Normaliser
 from brain_service.training.objective import Sequences, normalise_batch
 from brain_service.training.sharding import batch_sharding, place, require_divisible
 
-__all__ = ["IMITATED_ROLES", "Feed", "InputClock"]
+__all__ = ["IMITATED_ROLES", "Feed", "InputClock", "require_finite"]
 
 IMITATED_ROLES = ("expert", "intervention")
 CHECKED = ("observation", "action", "previous_action", "reward", "previous_reward")
@@ -69,7 +69,7 @@ class Feed:
             CorruptDataError: a record fails its checksum, or a number is NaN or infinite; names the place.
         """
         batch = self._loader.batch(step)
-        self._require_finite(batch, step)
+        require_finite(self._loader, batch, step, self._first_row)
         placed: Sequences = place(normalise_batch(batch, self._normaliser), self._where)
         return placed
 
@@ -77,23 +77,29 @@ class Feed:
         """Return the batches of shape `[B, T, ...]` from step `start` on, two made ahead by a thread. Close it."""
         return BatchIterator(self.batch, start)
 
-    def _require_finite(self, batch: Batch, step: int) -> None:
-        for name in CHECKED:
-            values = getattr(batch, name)
-            if np.isfinite(values).all():
-                continue
-            row, column = (int(place) for place in np.argwhere(~np.isfinite(values))[0][:2])
-            row += self._first_row
-            for piece in self._loader.pieces(step):
-                if piece.row == row and piece.column <= column < piece.column + piece.steps:
-                    episode = self._loader.dataset.entries("train")[piece.episode].episode_id
-                    where = piece.first + column - piece.column
-                    raise CorruptDataError(
-                        f"{name} of episode {episode} is not finite at its step {where}; delete the episode and "
-                        "convert again",
-                        field=name,
-                    )
-            raise CorruptDataError(f"{name} of batch {step} is not finite", field=name)
+
+def require_finite(loader: SequenceLoader, batch: Batch, step: int, first_row: int = 0) -> None:
+    """Check the numbers of batch `step` of a loader; `first_row` is what its first row is of all hosts' rows.
+
+    Raises:
+        CorruptDataError: one is NaN or infinite; names episode and step.
+    """
+    for name in CHECKED:
+        values = getattr(batch, name)
+        if np.isfinite(values).all():
+            continue
+        row, column = (int(place) for place in np.argwhere(~np.isfinite(values))[0][:2])
+        row += first_row
+        for piece in loader.pieces(step):
+            if piece.row == row and piece.column <= column < piece.column + piece.steps:
+                episode = loader.dataset.entries(loader.split)[piece.episode].episode_id
+                where = piece.first + column - piece.column
+                raise CorruptDataError(
+                    f"{name} of episode {episode} is not finite at its step {where}; delete the episode and "
+                    "convert again",
+                    field=name,
+                )
+        raise CorruptDataError(f"{name} of batch {step} is not finite", field=name)
 
 
 def _require_examples(dataset: Dataset) -> None:

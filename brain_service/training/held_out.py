@@ -1,6 +1,6 @@
 """The loss on episodes that are never trained on, and when to stop because it no longer falls."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -18,7 +18,7 @@ from brain_service.model.core import Params, unroll
 from brain_service.model.signals import StepOutputs
 from brain_service.model.state import init_carry
 from brain_service.pixels import ImageInput
-from brain_service.training.feed import IMITATED_ROLES
+from brain_service.training.feed import IMITATED_ROLES, require_finite
 from brain_service.training.normalisation import Normaliser
 from brain_service.training.objective import (
     WEIGHTS,
@@ -27,10 +27,11 @@ from brain_service.training.objective import (
     losses,
     masked_mean,
     normalise_batch,
+    value_targets,
 )
 from brain_service.training.sharding import place, replicated
 
-__all__ = ["HeldOutLoss", "Standing", "mean_loss"]
+__all__ = ["HeldOutLoss", "Standing", "held_out_parts", "mean_loss"]
 
 SPLIT = "val"
 LENGTH = 64  # steps a call; the state is carried over, so it changes the speed only
@@ -48,8 +49,8 @@ class Standing:
     """Looks since the best one."""
 
     def after(self, step: int, loss: float) -> "Standing":
-        """Return the standing after a look at `step`; a NaN is never better."""
-        if self.best_loss is None or loss < self.best_loss:
+        """Return the standing after a look at `step`; a loss that is not finite is never better."""
+        if np.isfinite(loss) and (self.best_loss is None or loss < self.best_loss):
             return Standing(step, loss, 0)
         return replace(self, stale=self.stale + 1)
 
@@ -63,17 +64,35 @@ class Standing:
         return cls(**(document or {}))
 
 
-def mean_loss(outputs: StepOutputs, sequences: Sequences) -> Float32[Array, ""]:
-    """Return the mean loss of a step, a scalar; its part of continuous actions is in nats."""
+Parts = dict[str, tuple[Float32[Array, ""], Float32[Array, ""]]]
+"""For each part of the loss its mean and the number of what it is the mean of."""
+
+
+def held_out_parts(outputs: StepOutputs, sequences: Sequences) -> Parts:
+    """Return the parts of the loss of a batch; that of continuous actions is in nats."""
     parts = losses(outputs, sequences)
-    if outputs.action_logits is not None:
-        return parts["loss"]
     horizon = outputs.action_mean.shape[2]
     target, counts = chunk_targets(sequences.action, sequences.loss_mask, sequences.inputs.is_first, horizon)
-    log_std = outputs.action_log_std
-    nll = 0.5 * jnp.square((target - outputs.action_mean) * jnp.exp(-log_std)) + log_std
-    plain = masked_mean(jnp.mean(nll, axis=-1), counts)
-    return parts["loss"] + WEIGHTS["action"] * (plain - parts["action"])
+    if outputs.action_logits is None:
+        log_std = outputs.action_log_std
+        nll = 0.5 * jnp.square((target - outputs.action_mean) * jnp.exp(-log_std)) + log_std
+        parts["action"] = masked_mean(jnp.mean(nll, axis=-1), counts)
+    masks = {
+        "action": counts,
+        "next_observation": sequences.next_mask,
+        "reward": sequences.valid_mask,
+        "value": value_targets(outputs.value, sequences)[1],
+    }
+    return {name: (parts[name], jnp.sum(mask)) for name, mask in masks.items()}
+
+
+def mean_loss(batches: Sequence[Parts]) -> float:
+    """Return the loss of all batches together: of each part the mean over what it counts in any of them."""
+    total, found = 0.0, jax.device_get(list(batches))
+    for name, weight in WEIGHTS.items():
+        means, numbers = np.asarray([parts[name] for parts in found], np.float64).T
+        total += weight * float(np.sum(means * numbers) / max(np.sum(numbers), 1.0))
+    return total
 
 
 class HeldOutLoss:
@@ -121,18 +140,22 @@ class HeldOutLoss:
 
         def one(params: Params, carry: Any, sequences: Any) -> tuple[Any, Any]:
             carry, outputs = unroll(params, model, carry, sequences.inputs)
-            return carry, mean_loss(outputs, sequences)
+            return carry, held_out_parts(outputs, sequences)
 
         self._one = jax.jit(one, out_shardings=self._where)
 
     def __call__(self, params: Params) -> float:
-        """Return the mean loss of a step."""
+        """Return the mean loss of a step.
+
+        Raises:
+            CorruptDataError: a number in the data is not finite; names episode and step.
+        """
         carry = place(init_carry(self._model, self._rows), self._where)
-        total = weight = 0.0
+        found: list[Parts] = []
         for step in range(min(self._loader.steps_per_epoch, MOST_BATCHES)):
             batch = self._loader.batch(step)
+            require_finite(self._loader, batch, step)
             sequences = place(normalise_batch(batch, self._normaliser), self._where)
-            carry, loss = self._one(params, carry, sequences)
-            steps = float(np.sum(batch.mask))
-            total, weight = total + steps * float(loss), weight + steps
-        return total / weight
+            carry, parts = self._one(params, carry, sequences)
+            found.append(parts)
+        return mean_loss(found)

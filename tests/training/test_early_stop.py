@@ -1,6 +1,7 @@
 """The held-out loss: what it measures, when it ends a run, which checkpoint it keeps."""
 
 import itertools
+import shutil
 from pathlib import Path
 
 import jax
@@ -10,18 +11,19 @@ from jax import Array
 from jax.scipy.stats import norm
 
 from brain_service.datasets.loader import SequenceLoader, open_dataset
-from brain_service.errors import InvalidError
+from brain_service.errors import CorruptDataError, InvalidError
 from brain_service.model.core import Params, init_params, unroll
 from brain_service.model.signals import StepInputs, StepOutputs
 from brain_service.model.state import init_carry
 from brain_service.training.checkpointing import Checkpoints, load_checkpoint
-from brain_service.training.held_out import HeldOutLoss, Standing, mean_loss
+from brain_service.training.held_out import HeldOutLoss, Parts, Standing, held_out_parts, mean_loss
 from brain_service.training.loop import train
 from brain_service.training.metrics import read_metrics
 from brain_service.training.normalisation import Normaliser
 from brain_service.training.objective import WEIGHTS, Sequences, losses, normalise_batch
 from brain_service.training.sharding import make_mesh
 from tests.training.tasks import make_dataset, same_parameters, tiny
+from tests.training.test_feed import put_infinity
 
 pytestmark = pytest.mark.slow
 
@@ -44,6 +46,9 @@ def test_a_look_that_is_no_better_counts_against_the_run() -> None:
     assert standing.after(60, 0.5) == Standing(60, 0.5, 0)
     assert Standing.from_json(standing.to_json()) == standing
     assert Standing.from_json(None) == Standing()
+    # Not even as the first one: everything after it would be no better.
+    assert Standing().after(10, float("nan")) == Standing(stale=1)
+    assert Standing().after(10, float("nan")).after(20, 2.0) == Standing(20, 2.0, 0)
 
 
 def test_the_held_out_loss_is_that_of_the_validation_episodes(dataset: Path) -> None:
@@ -77,10 +82,30 @@ def test_a_better_and_surer_policy_has_the_lower_held_out_loss() -> None:
         outputs = StepOutputs(action + error, jnp.log(size), jnp.zeros((1, 4, 3)), zeros, zeros)
         inputs = StepInputs(jnp.zeros((1, 4, 3)), jnp.zeros((1, 4, 2)), zeros, zeros)
         sequences = Sequences(inputs, action[:, :, 0], zeros, zeros, *[zeros + 1] * 4)
-        return float(losses(outputs, sequences)["loss"]), float(mean_loss(outputs, sequences))
+        return float(losses(outputs, sequences)["loss"]), mean_loss([held_out_parts(outputs, sequences)])
 
     rough, fine = judged(0.3), judged(0.05)
     assert fine[1] < rough[1] and fine[0] > rough[0]
+
+
+def test_a_batch_counts_as_much_as_what_is_judged_in_it() -> None:
+    """Not as its steps: of a hundred of a policy and one of an expert it is the one that tells of the action."""
+
+    def parts(action: float, judged: float) -> Parts:
+        means = {"action": action, "next_observation": 1.0, "reward": 0.0, "value": 0.0}
+        numbers = {"action": judged, "next_observation": 100.0, "reward": 100.0, "value": 0.0}
+        return {name: (jnp.asarray(means[name]), jnp.asarray(numbers[name])) for name in means}
+
+    assert mean_loss([parts(4.0, 1.0), parts(2.0, 3.0), parts(0.0, 0.0)]) == pytest.approx(2.5 + 0.5)
+
+
+def test_a_number_that_is_not_finite_is_named_and_judges_nothing(dataset: Path, tmp_path: Path) -> None:
+    copied = Path(shutil.copytree(dataset, tmp_path / "1.0.0"))
+    episode, at = put_infinity(copied, "observation", 0, "val")
+    opened, model = open_dataset(copied), tiny().model_config(3, 2)
+    look = HeldOutLoss(opened, model, Normaliser.from_statistics(opened.statistics), make_mesh())
+    with pytest.raises(CorruptDataError, match=f"of episode {episode} is not finite at its step {at};"):
+        look(init_params(model, jax.random.key(0)))
 
 
 @pytest.mark.long

@@ -30,14 +30,14 @@ def copied(dataset: Path, tmp_path: Path) -> Path:
 COLUMNS = {"observation": "observation/state", "action": "action/command", "reward": "reward"}
 
 
-def put_infinity(folder: Path, name: str, episode: int) -> tuple[str, int]:
+def put_infinity(folder: Path, name: str, episode: int, split: str = "train") -> tuple[str, int]:
     """Make one stored number infinite, with checksums that hold: a writer that checked nothing.
 
     Returns the episode's id and the step.
     """
     opened = open_dataset(folder)
-    entry = opened.entries("train")[episode]
-    column = np.asarray(opened.read("train", episode)[COLUMNS[name]], np.float32)
+    entry = opened.entries(split)[episode]
+    column = np.asarray(opened.read(split, episode)[COLUMNS[name]], np.float32)
     shard = folder / entry.shard
     whole = bytearray(shard.read_bytes())
     place = slice(entry.offset_bytes, entry.offset_bytes + entry.size_bytes)
