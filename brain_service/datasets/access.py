@@ -33,8 +33,9 @@ class Steps(NamedTuple):
 class Window:
     """T consecutive steps of one episode as flat vectors in the order of `spec.to_vector`, in raw units.
 
-    `valid` is 1 where action and reward mean something. `role` indexes `roles`, the control roles that occur in
-    the episode. Do not write to the arrays.
+    `valid` is 1 where action and reward mean something. `is_terminal` is 1 where the action ended the episode, and
+    on the observation that this led to where it is a step of its own. `role` indexes `roles`, the control roles
+    that occur in the episode. Do not write to the arrays.
     """
 
     observation: Float32[np.ndarray, "T D"]

@@ -82,7 +82,8 @@ class StoredEpisode:
     `starts` are the bytes of the payload at which the float columns of observation and action start; `arrays` hold
     their other columns, shape `[T, width]`. `files` are the places of the images by path: where each starts and
     stops, shape `[T, 2]`. `roles` are the control roles that occur and `role` says for each step
-    which. `payload` is kept where reading it again would cost a request.
+    which. `is_terminal` is true on the step whose action ended the episode, too. `payload` is kept where reading
+    it again would cost a request.
     """
 
     entry: EpisodeEntry
@@ -201,6 +202,14 @@ class StoredEpisode:
                 )
 
 
+def _ended(is_terminal: Bool[np.ndarray, " T"], valid: Bool[np.ndarray, " T"]) -> Bool[np.ndarray, " T"]:
+    # In the profile `rlds` the flag stands on the final observation, whose action means nothing; what ended the
+    # episode is the action before it, and nothing is to be gained after that.
+    ended = is_terminal.copy()
+    ended[:-1] |= (is_terminal & ~valid)[1:]
+    return ended
+
+
 def open_record(record: bytes, entry: EpisodeEntry, layout: Layout, shard: str, *, keep: bool) -> StoredEpisode:
     """Check a framed record of the shard called `shard` in errors, and find its columns; `keep` its payload if so.
 
@@ -216,6 +225,7 @@ def open_record(record: bytes, entry: EpisodeEntry, layout: Layout, shard: str, 
     names = tuple(dict.fromkeys(roles))
     codes = {name: code for code, name in enumerate(names)}
     smallest = np.min_scalar_type(len(names))
+    valid = valid_transitions(flags["is_last"], layout.profile)
     return StoredEpisode(
         entry=entry,
         place=place,
@@ -228,8 +238,8 @@ def open_record(record: bytes, entry: EpisodeEntry, layout: Layout, shard: str, 
         ),
         reward=flags["reward"],
         is_first=flags["is_first"],
-        is_terminal=flags["is_terminal"],
-        valid=valid_transitions(flags["is_last"], layout.profile),
+        is_terminal=_ended(flags["is_terminal"], valid),
+        valid=valid,
         role=np.fromiter((codes[name] for name in roles), smallest, len(roles))
         if len(names) > 1
         else np.zeros(len(roles), smallest),

@@ -195,7 +195,9 @@ def test_the_last_rlds_step_is_seen_but_not_learned_from(tmp_path: Path, final: 
         assert batch.mask[row].sum() == last + 1
         assert batch.loss_mask[row].sum() == batch.valid_mask[row].sum() == batch.next_mask[row].sum() == last
         assert batch.loss_mask[row, last] == batch.valid_mask[row, last] == 0
-        assert batch.is_terminal[row].nonzero()[0].tolist() == [last]
+        # The action before it ended the episode; without that its value would be learned from the last step's,
+        # which nothing teaches.
+        assert batch.is_terminal[row].nonzero()[0].tolist() == [*range(last)[-1:], last]
 
 
 def test_an_error_while_prefetching_reaches_the_consumer(tmp_path: Path) -> None:
