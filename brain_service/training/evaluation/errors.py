@@ -7,7 +7,7 @@ from jaxtyping import Float32
 
 from brain_service.training.evaluation.likelihoods import Likelihoods
 from brain_service.training.evaluation.predictions import Prediction
-from brain_service.training.normalisation import Normaliser
+from brain_service.training.normalisation import RANGE_FLOOR, Normaliser
 
 __all__ = ["ActionErrors", "ErrorSums", "ObservationErrors"]
 
@@ -90,7 +90,7 @@ class ErrorSums:
     def relative_rmse(self, name: str) -> float:
         """Return the error of `model`, `mean` or `repeat` as a share of the range of what ever moved."""
         span = (self._normaliser.action_high - self._normaliser.action_low).astype(np.float64)
-        moved = span > 0
+        moved = span > 2 * RANGE_FLOOR
         shares = np.sqrt(self._squares[name][moved] / self.steps) / span[moved]
         return float(np.sqrt(np.mean(shares**2))) if moved.any() else 0.0
 

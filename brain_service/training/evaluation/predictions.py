@@ -12,7 +12,7 @@ from brain_service.datasets.access import Steps
 from brain_service.datasets.dataset import Dataset, EpisodeVectors
 from brain_service.datasets.frames import Frames
 from brain_service.datasets.loader import IMITATED_ROLES
-from brain_service.errors import InvalidError
+from brain_service.errors import CorruptDataError, InvalidError
 from brain_service.model.signals import StepInputs
 from brain_service.model.state import init_carry
 from brain_service.training.evaluation.subject import Subject, require_same_features
@@ -32,7 +32,7 @@ class Prediction(NamedTuple):
     """Normalised arrays of shape `[P, ...]`, padded to P >= T steps, P the same for all episodes."""
     action: Float32[np.ndarray, "T A"]
     previous: Float32[np.ndarray, "T A"]
-    """a_{t-1}; zero at the first step."""
+    """a_{t-1}; at the first step, before which there is none, the training split's mean action."""
     counted: Bool[np.ndarray, "T"]
     """Steps whose action is an expert's or an intervention's."""
     mean: Float32[np.ndarray, "T A"]
@@ -58,7 +58,7 @@ def predictions(
     Raises:
         NotFoundError: there is no such split.
         InvalidError: the dataset's features are not the model's, or no episode is left.
-        CorruptDataError: a shard is damaged.
+        CorruptDataError: a shard is damaged, or a number is not finite; names episode and step.
     """
     require_same_features(subject, dataset)
     entries = [
@@ -75,8 +75,10 @@ def predictions(
     piece = PIECE if subject.image else 0
     predict = jax.jit(lambda params, carry, now: unroll_in_pieces(params, subject.config, carry, now, piece)[1])
     frames = Frames(dataset, split, subject.image, cache_bytes=0) if subject.image else None
+    mean_action = dataset.statistics.vector("action", "mean")
     for index, entry in entries:
         episode = dataset.vectors(split, index)
+        _require_finite(episode, entry.episode_id)
         image = None if frames is None else frames.window(Steps(index, 0, entry.length))
         inputs = _inputs(subject, episode, padded, image)
         batch = jax.tree.map(lambda values: values[None], inputs)
@@ -86,13 +88,25 @@ def predictions(
             episode_id=entry.episode_id,
             inputs=inputs,
             action=np.asarray(episode.action),
-            previous=_before(episode.action),
+            previous=np.concatenate([mean_action[None], episode.action[:-1]]),
             counted=np.asarray(episode.valid) & np.isin(episode.control_role, IMITATED_ROLES),
             mean=np.asarray(outputs.action_mean[0, :length, 0]),
             log_std=np.asarray(outputs.action_log_std[0, :length, 0]),
             next_observation=np.asarray(outputs.next_observation[0, :length]),
             logits=None if outputs.action_logits is None else np.asarray(outputs.action_logits[0, :length, 0]),
         )
+
+
+def _require_finite(episode: EpisodeVectors, episode_id: str) -> None:
+    for name in ("observation", "action", "reward"):
+        values = getattr(episode, name)
+        if not np.isfinite(values).all():
+            step = np.argwhere(~np.isfinite(values))[0][0]
+            raise CorruptDataError(
+                f"{name} of episode {episode_id} is not finite at its step {step}; delete the episode and convert "
+                "again",
+                field=name,
+            )
 
 
 def _inputs(

@@ -17,6 +17,7 @@ from brain_service.errors import InvalidError
 from brain_service.training.evaluation.intervals import paired_bootstrap
 from brain_service.training.evaluation.predictions import Prediction, predictions
 from brain_service.training.evaluation.subject import Subject
+from brain_service.training.normalisation import RANGE_FLOOR
 
 __all__ = ["Promotion", "judge_promotion"]
 
@@ -41,6 +42,7 @@ class Promotion:
     growth: float | None = None
     """(candidate - active) / active; below 0 the candidate is better."""
     growth_interval: tuple[float, float] | None = None
+    """None also where a single episode leaves it open."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the verdict as a JSON-ready mapping."""
@@ -86,7 +88,7 @@ def _errors(
     subject: Subject, episodes: Iterable[Prediction], span: Float32[np.ndarray, "A"]
 ) -> tuple[Float[np.ndarray, "E"], Int[np.ndarray, "E"]]:
     """Return each episode's sum of squared relative errors over its imitated steps, and how many these are."""
-    moved = span > 0
+    moved = span > 2 * RANGE_FLOOR
     found = []
     for episode in episodes:
         said = np.asarray(subject.normaliser.raw_action(episode.mean[episode.counted]), np.float64)
@@ -117,9 +119,13 @@ def _verdict(
         promoted, why = False, f"its error grew by more than {WORST_GROWTH:.0%}"
     else:
         promoted, why = True, "it is not worse"
+    # No error falls below nothing, whatever the widening says.
+    interval = None if np.isinf(high) else (max(low, -1.0), high)
+    told = "no interval" if interval is None else f"{interval[0]:+.1%}, {high:+.1%}"
+    episodes = "1 held-out episode" if len(steps) == 1 else f"{len(steps)} held-out episodes"
     reason = (
-        f"{why}: its squared action error is {growth:+.1%} [{low:+.1%}, {high:+.1%}] from that of "
-        f"{active}, over {int(steps.sum())} steps of {len(steps)} held-out episodes"
+        f"{why}: its squared action error is {growth:+.1%} [{told}] from that of {active}, over "
+        f"{int(steps.sum())} steps of {episodes}"
     )
     return Promotion(
         promoted=promoted,
@@ -131,5 +137,5 @@ def _verdict(
         candidate_error=candidate_error,
         active_error=active_error,
         growth=growth,
-        growth_interval=(low, high),
+        growth_interval=interval,
     )

@@ -31,7 +31,8 @@ HORIZONS = (1, 2, 4, 8, 16, 32)
 class Rollouts:
     """Errors after so many steps of imagination, root mean square over observation elements in normalised units.
 
-    `action_rmse` is that of the action said in the imagined observation, in units of half the recorded range.
+    `action_rmse` is that of the action said in the imagined observation, in units of half the recorded range, over
+    the steps whose action is an expert's or an intervention's (0 where a horizon meets none).
     """
 
     horizons: list[int]
@@ -47,7 +48,7 @@ def open_loop(subject: Subject, episodes: Iterable[Prediction]) -> Rollouts:
     """Roll out from four starts of every episode, at most 32 steps each."""
     run = make_rollout(subject.config)
     squares = {name: np.zeros(len(HORIZONS)) for name in ("model", "still", "action")}
-    counts = np.zeros(len(HORIZONS), np.int64)
+    counts, imitated = np.zeros(len(HORIZONS), np.int64), np.zeros(len(HORIZONS), np.int64)
     for episode in episodes:
         starts = np.unique([int(share * (episode.length - 1)) for share in STARTS])
         # As many rows for every episode: one compilation.
@@ -63,9 +64,12 @@ def open_loop(subject: Subject, episodes: Iterable[Prediction]) -> Rollouts:
                 counts[place] += 1
                 squares["model"][place] += np.mean((observation[row, t - 1] - seen[t]) ** 2)
                 squares["still"][place] += np.mean((seen[start] - seen[t]) ** 2)
-                squares["action"][place] += np.mean((action[row, t] - said[t]) ** 2)
+                if episode.counted[t]:
+                    imitated[place] += 1
+                    squares["action"][place] += np.mean((action[row, t] - said[t]) ** 2)
     reached = counts > 0
-    rmse = {name: np.sqrt(values[reached] / counts[reached]).tolist() for name, values in squares.items()}
+    numbers = {"model": counts, "still": counts, "action": imitated}
+    rmse = {name: np.sqrt(squares[name] / np.maximum(of, 1))[reached].tolist() for name, of in numbers.items()}
     return Rollouts(
         horizons=[horizon for horizon, known in zip(HORIZONS, reached, strict=True) if known],
         rollouts=counts[reached].tolist(),

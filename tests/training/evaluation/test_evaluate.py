@@ -1,16 +1,22 @@
 import json
+import shutil
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from brain_service.datasets.dataset import open_dataset
-from brain_service.errors import InvalidError, NotFoundError
+from brain_service.errors import CorruptDataError, InvalidError, NotFoundError
+from brain_service.model.signals import StepInputs
 from brain_service.training.checkpointing import load_checkpoint
 from brain_service.training.evaluation import EvaluationResult, Subject, evaluate
-from brain_service.training.evaluation.predictions import predictions
+from brain_service.training.evaluation.errors import ErrorSums
+from brain_service.training.evaluation.predictions import Prediction, predictions
 from brain_service.training.loop import TrainResult, train
+from brain_service.training.normalisation import Normaliser
 from tests.training.tasks import make_dataset, tiny
+from tests.training.test_feed import put_infinity
 
 
 def test_a_short_training_beats_the_trivial_baselines_on_held_out_episodes(learned: EvaluationResult) -> None:
@@ -91,8 +97,38 @@ def test_predictions_see_the_recorded_past_and_never_the_present(finished: Train
         T = found.length
         assert found.episode_id == data.entries("val")[index].episode_id
         np.testing.assert_array_equal(found.previous[1:], episode.action[:-1])
+        # Nothing to repeat: nought, which may lie far outside the range, would make that baseline easy to beat.
+        np.testing.assert_array_equal(found.previous[0], data.statistics.vector("action", "mean"))
         np.testing.assert_array_equal(
             found.inputs.previous_action[1:T], subject.normaliser.action(episode.action)[:-1]
         )
         np.testing.assert_array_equal(found.inputs.is_first[:T], [1.0] + [0.0] * (T - 1))
         assert found.mean.shape == found.action.shape
+
+
+def test_an_element_that_moved_by_rounding_only_is_not_judged() -> None:
+    low = np.asarray([-1.0, 5.0], np.float32)
+    ones = np.ones(2, np.float32)
+    normaliser = Normaliser(
+        observation_mean=ones,
+        observation_std=ones,
+        action_low=low,
+        action_high=low + np.asarray([2.0, 5e-7], np.float32),
+        reward_mean=ones[:1],
+        reward_std=ones[:1],
+    )
+    assert (normaliser.action_high > normaliser.action_low).all()
+    sums = ErrorSums(normaliser, low)
+    actions, nothing = np.asarray([normaliser.action_high]), np.zeros((1, 2), np.float32)
+    inputs = StepInputs(*map(jnp.asarray, (nothing, nothing, nothing[:, 0], nothing[:, 0])))
+    counted = np.ones(1, np.bool_)
+    said = np.asarray([[1.0, -1.0]], np.float32)
+    sums.add(Prediction("e", inputs, actions, nothing, counted, said, nothing, nothing, None))
+    assert sums.relative_rmse("model") == 0.0
+
+
+def test_a_number_that_is_not_finite_judges_no_model(finished: TrainResult, dataset: Path, tmp_path: Path) -> None:
+    copied = Path(shutil.copytree(dataset, tmp_path / "1.0.0"))
+    episode, at = put_infinity(copied, "reward", 0, "val")
+    with pytest.raises(CorruptDataError, match=f"reward of episode {episode} is not finite at its step {at};"):
+        evaluate(finished.checkpoint_dir, copied)

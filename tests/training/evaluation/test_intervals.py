@@ -36,3 +36,17 @@ def test_the_interval_covers_the_truth_about_as_often_as_it_says() -> None:
         low, high = paired_bootstrap(first, np.zeros(30), np.ones(30, np.int64), seed=trial)
         hits += low <= 0.3 <= high
     assert 180 <= hits <= 198
+
+
+@pytest.mark.parametrize("episodes", [2, 3, 5])
+def test_few_episodes_call_nothing_certain_more_often_than_many(episodes: int) -> None:
+    rng = np.random.default_rng(episodes)
+    weights, wrong = np.full(episodes, 10), 0
+    for trial in range(200):
+        hard = rng.uniform(5, 15, episodes)
+        wrong += paired_bootstrap(hard + rng.normal(0, 0.2, episodes), hard, weights, seed=trial)[0] > 0
+    assert wrong <= 16  # 5 to 7 are to be expected; without the widening 50, 26 and 18
+
+
+def test_one_episode_has_no_interval() -> None:
+    assert paired_bootstrap(np.array([2.0]), np.array([1.0]), np.array([10])) == (-np.inf, np.inf)

@@ -50,7 +50,8 @@ def test_a_better_model_is_promoted_and_a_worse_one_is_not(good: Subject, poor: 
     assert up.growth is not None
     assert up.growth < -0.5
     assert not down.promoted
-    assert "worse beyond the interval" in down.reason
+    # Two episodes: the interval is wide, and what decides is how much the error grew.
+    assert "grew by more than 10%" in down.reason
     assert (up.candidate_error, up.active_error) == (down.active_error, down.candidate_error)
     assert up.steps == evaluate_subject(good, data).steps
 
@@ -86,6 +87,15 @@ def test_a_difference_within_the_interval_is_not_worse() -> None:
     assert verdict.promoted
     assert verdict.growth is not None
     assert 0 < verdict.growth < 0.1
+
+
+def test_of_a_single_episode_the_growth_decides() -> None:
+    for error, promoted in ((1.01, True), (1.2, False)):
+        verdict = _verdict("active", np.array([error]), np.array([1.0]), np.array([5]), 0)
+        assert verdict.promoted is promoted
+        assert verdict.growth_interval is None
+        assert "[no interval]" in verdict.reason and "of 1 held-out episode" in verdict.reason
+        json.dumps(verdict.to_json(), allow_nan=False)
 
 
 def test_an_error_that_is_not_finite_is_never_promoted() -> None:

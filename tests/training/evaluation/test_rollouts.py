@@ -12,7 +12,7 @@ from brain_service.model.state import init_carry
 from brain_service.training.checkpointing import load_checkpoint
 from brain_service.training.evaluation import EvaluationResult, Subject
 from brain_service.training.evaluation.predictions import Prediction, predictions
-from brain_service.training.evaluation.rollouts import make_rollout
+from brain_service.training.evaluation.rollouts import make_rollout, open_loop
 from brain_service.training.loop import TrainResult
 
 pytestmark = pytest.mark.slow
@@ -64,3 +64,15 @@ def test_horizons_that_no_episode_reaches_are_left_out(learned: EvaluationResult
     assert found.rollouts == sorted(found.rollouts, reverse=True)
     assert all(len(row) == 5 for row in (found.observation_rmse, found.still_rmse, found.action_rmse))
     assert found.observation_rmse[0] < found.still_rmse[0]
+
+
+def test_an_action_that_is_not_to_be_imitated_is_no_error(subject: Subject, episode: Prediction) -> None:
+    """A policy's, or that of a final observation, which is zero and means nothing."""
+    counted, absurd = episode.counted.copy(), episode.action.copy()
+    counted[-4:], absurd[-4:] = False, 1e3
+    expected, found = (
+        open_loop(subject, [episode._replace(counted=counted, action=action)])
+        for action in (episode.action, absurd)
+    )
+    assert found == expected
+    assert found.horizons == open_loop(subject, [episode]).horizons
