@@ -12,6 +12,7 @@ from jaxtyping import Float32, Int32, Key
 
 from brain_service.model.config import CoreModelConfig
 from brain_service.model.core import Params, init_params
+from brain_service.model.memory import pack_memory, unit, unpack_memory
 from brain_service.model.signals import StepInputs
 from brain_service.model.state import Carry, init_carry
 from brain_service.training.config import TrainConfig
@@ -19,7 +20,16 @@ from brain_service.training.objective import Metrics, Sequences, losses
 from brain_service.training.remat import unroll_in_pieces
 from brain_service.training.sharding import batch_sharding, make_mesh, parameter_sharding, replicated
 
-__all__ = ["TrainState", "abstract_state", "init_state", "make_optimiser", "make_train_step", "state_sharding"]
+__all__ = [
+    "TrainState",
+    "abstract_state",
+    "disturb",
+    "init_state",
+    "make_optimiser",
+    "make_train_step",
+    "opening_carry",
+    "state_sharding",
+]
 
 DECAYED = "kernel"  # a layer's matrix; the memory's keys and sharpness are matrices too, of another meaning
 
@@ -35,8 +45,8 @@ class TrainState(NamedTuple):
 
 
 def make_schedule(config: TrainConfig) -> optax.Schedule:
-    """Return the learning rate by step: a linear warm-up, then a cosine decay to a hundredth."""
-    warmup = min(config.warmup_steps, max(config.steps - 1, 1))
+    """Return the learning rate by step: a linear warm-up, at most a quarter, then a cosine to a hundredth."""
+    warmup = min(config.warmup_steps, config.steps // 4)
     return optax.warmup_cosine_decay_schedule(
         0.0, config.learning_rate, warmup, max(config.steps, warmup + 1), config.learning_rate * 0.01
     )
@@ -115,7 +125,7 @@ def make_train_step(
         params: Params, carry: Any, sequences: Sequences, rng: Key[Array, ""]
     ) -> tuple[Float32[Array, ""], tuple[Carry, Metrics]]:
         inputs = disturb(sequences.inputs, config, rng)
-        begin = carry or init_carry(model, inputs.is_first.shape[0])
+        begin = carry or opening_carry(model, params, inputs.is_first.shape[0])
         end, outputs = unroll_in_pieces(params, model, begin, inputs, config.remat_steps)
         metrics = losses(outputs, sequences)
         return metrics["loss"], (end, metrics)
@@ -141,16 +151,31 @@ def make_train_step(
     )
 
 
+def opening_carry(model: CoreModelConfig, params: Params, rows: int) -> Carry:
+    """Return the state, arrays of shape `[rows, n]`, for sequences of which some begin inside an episode.
+
+    It is the fresh one with the learned keys, which a step brings along only where `is_first` is 1. All zero, the
+    slots of a level would have one key, and would be written and read as one.
+    """
+    carry = init_carry(model, rows)
+    memory = unpack_memory(model, carry.slots, carry.clock)
+    keys = jnp.broadcast_to(unit(params["cell"]["memory"]["initial_keys"]), memory.keys.shape)
+    slots, clock = pack_memory(memory._replace(keys=keys))
+    return carry._replace(slots=slots, clock=clock)
+
+
 def disturb(inputs: StepInputs, config: TrainConfig, rng: Key[Array, ""]) -> StepInputs:
-    """Hide some previous actions and add noise to the observations.
+    """Hide some previous actions, with their rewards, and add noise to the observations.
 
     A policy that sees its last action is tempted to repeat it (de Haan et al., arXiv 1905.11979); hidden ones read
-    as the middle of the range. Inputs are of shape `[B, T, ...]` in normalised units.
+    as the middle of the range. A robot that acts is seldom told its reward; a hidden one reads as the mean. Inputs
+    are of shape `[B, T, ...]` in normalised units.
     """
     dropped, noise = jax.random.split(rng)
     keep = jax.random.bernoulli(dropped, 1.0 - config.previous_action_dropout, inputs.is_first.shape)
     shape = inputs.observation.shape
     return inputs._replace(
         previous_action=inputs.previous_action * keep[..., None],
+        previous_reward=inputs.previous_reward * keep,
         observation=inputs.observation + config.observation_noise * jax.random.normal(noise, shape),
     )

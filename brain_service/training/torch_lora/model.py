@@ -16,8 +16,8 @@ from brain_service.model.choices import choice_points
 from brain_service.model.config import CoreModelConfig
 from brain_service.model.wave import SHARPNESS
 from brain_service.training.torch_lora.cell import Cell, pack_carry, unpack_carry
-from brain_service.training.torch_lora.layers import ImageEncoder, Linear
-from brain_service.training.torch_lora.signals import Carry, StepInputs, StepOutputs
+from brain_service.training.torch_lora.layers import ImageEncoder, Linear, unit
+from brain_service.training.torch_lora.signals import Carry, StepInputs, StepOutputs, fresh_carry
 
 __all__ = ["TorchCoreModel", "share_of_choices"]
 
@@ -170,6 +170,16 @@ class TorchCoreModel(nn.Module):
         carry, outputs = self.unroll(carry, StepInputs(*parts))  # type: ignore[arg-type]
         now = (None if part is None else part.squeeze(1) for part in outputs)
         return carry, StepOutputs(*now)  # type: ignore[arg-type]
+
+    def opening_carry(self, batch: int) -> Carry:
+        """Return the state of sequences of which some begin inside an episode, as `training/step.py` has it.
+
+        Arrays are of shape `[batch, n]`, see `carry_shapes`.
+        """
+        fresh = fresh_carry(self.config, batch)
+        state, elapsed = unpack_carry(self.config, fresh)
+        keys = unit(self.cell.memory.initial_keys).expand_as(state.keys)
+        return pack_carry(state._replace(keys=keys), elapsed, fresh.wave)
 
     def forward(self, carry: Carry, inputs: StepInputs) -> tuple[Carry, StepOutputs]:
         """Do `unroll`."""

@@ -27,7 +27,6 @@ from brain_service.training.torch_lora.config import LoraConfig
 from brain_service.training.torch_lora.episodes import NewestEpisodes, require_episodes
 from brain_service.training.torch_lora.objective import losses, to_tensors
 from brain_service.training.torch_lora.parts import Parts
-from brain_service.training.torch_lora.signals import fresh_carry
 from brain_service.training.torch_lora.state import restore_state, save_state
 
 __all__ = ["LoraResult", "train_adapters"]
@@ -199,7 +198,7 @@ class _Loop:
         rate = self.parts.learning_rate(state.step)
         for group in state.optimiser.param_groups:
             group["lr"] = rate
-        carry = fresh_carry(self.base.config, config.batch_size)
+        carry = self.parts.model.opening_carry(config.batch_size)
         _, outputs = self.parts.model.unroll(carry, batch.inputs)
         found = losses(outputs, batch)
         state.optimiser.zero_grad(set_to_none=True)

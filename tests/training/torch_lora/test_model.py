@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from brain_service.model.config import PRESETS, CoreModelConfig
 from brain_service.model.core import Params, init_params
 from brain_service.model.state import init_carry
+from brain_service.training.step import opening_carry
 from brain_service.training.torch_lora.parameters import to_torch
 from brain_service.training.torch_lora.signals import StepOutputs, fresh_carry
 from tests.model.models import DISCRETE, SEEING, SMALL, at, jit_unroll, params_of, random_inputs
@@ -162,3 +163,12 @@ def test_an_image_for_a_model_without_an_encoder_is_refused() -> None:
     inputs = as_tensors(random_inputs(SEEING, 1, 2))
     with pytest.raises(ValueError, match=r"image has shape \(9, 6, 2\), the model's image_shape is \(\)"):
         to_torch(params_of(SMALL), SMALL).unroll(fresh_carry(SMALL, 1), inputs)
+
+
+def test_sequences_that_begin_inside_an_episode_open_with_the_state_of_jax() -> None:
+    params = params_of(SMALL)
+    expected = opening_carry(SMALL, params, 3)
+    with torch.no_grad():
+        found = to_torch(params, SMALL).opening_carry(3)
+    for name, value in expected._asdict().items():
+        np.testing.assert_allclose(getattr(found, name), value, atol=1e-6, err_msg=name)
