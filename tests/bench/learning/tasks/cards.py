@@ -116,7 +116,7 @@ REPEAT_FIRST = Cards(
     episodes=64,
     # Short games first: what has to be remembered is the same, and there are more of them in an hour.
     lengths=((128, 0.7), (None, 0.3)),
-    floor=1e-3,
+    floor=2e-4,
     train={"steps": 400, "batch_size": 32, "learning_rate": 4e-3, "observation_noise": 0.0},
 )
 REPEAT_PREVIOUS = Cards(
