@@ -23,7 +23,7 @@ class InferBody(msgspec.Struct, forbid_unknown_fields=True):
     session_id: str
     observation: dict[str, Any]
     step: int | None = None
-    reward: float = 0.0
+    reward: float | None = None
     executed_action: dict[str, Any] | None = None
     deadline_ms: float | None = None
     record: str | None = None

@@ -304,10 +304,10 @@ def _require_form(tensor: Tensor, datatype: str, *shapes: tuple[int, ...]) -> No
         )
 
 
-def _reward(inputs: Mapping[str, Tensor]) -> float:
+def _reward(inputs: Mapping[str, Tensor]) -> float | None:
     tensor = inputs.get(REWARD)
     if tensor is None:
-        return 0.0
+        return None
     _require_form(tensor, "FP32", (1,), ())
     assert isinstance(tensor.values, np.ndarray)
     return float(tensor.values.reshape(()))

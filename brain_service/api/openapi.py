@@ -202,7 +202,10 @@ _INFER: Schema = {
         "session_id": {"type": "string", "description": "Of `POST /sessions`."},
         "observation": _VALUES,
         "step": {"anyOf": [_INDEX, {"type": "null"}], "description": "Omitted: the next one."},
-        "reward": {"type": "number", "default": 0.0, "description": "Of the step before."},
+        "reward": {
+            "type": ["number", "null"],
+            "description": "Of the step before. Omitted: as the mean reward of the model's training.",
+        },
         "executed_action": {"anyOf": [_VALUES, {"type": "null"}], "description": "Of the step before."},
         "deadline_ms": {
             "type": ["number", "null"],

@@ -112,7 +112,7 @@ class _Robot:
         asked = InferRequest(
             session_id=self.session_id,
             observation=observation,
-            reward=float(own.get("reward", 0.0)),
+            reward=float(own["reward"]) if "reward" in own else None,
             deadline_ms=float(own["deadline_ms"]) if "deadline_ms" in own else None,
             received_ns=message.received_ns,
         )

@@ -45,11 +45,13 @@ class _Held:
     reply: InferReply
     timestamp_ns: int
 
-    def step(self, reward: float, executed_action: Mapping[str, Any] | None) -> StepIn:
+    def step(self, reward: float | None, executed_action: Mapping[str, Any] | None) -> StepIn:
+        # What the next step was computed with is told by what is absent too: a replay must do the same.
+        untold = {"reward_given": False} if reward is None else {}
         return StepIn(
             observation=dict(self.observation),
             action=dict(self.reply.action),
-            reward=reward,
+            reward=reward or 0.0,
             timestamp_ns=self.timestamp_ns,
             control_role="policy",
             executed_action=dict(executed_action) if executed_action is not None else None,
@@ -59,6 +61,7 @@ class _Held:
                 "state_step": self.reply.state_step,
                 "bucket": self.reply.bucket,
                 "row": self.reply.row,
+                **untold,
             },
         )
 

@@ -147,7 +147,10 @@ def start_session() -> Flow[_Turns]:
 
 
 def _asked(
-    observation: Mapping[str, Any], reward: float, executed_action: Mapping[str, Any] | None, record: str | None
+    observation: Mapping[str, Any],
+    reward: float | None,
+    executed_action: Mapping[str, Any] | None,
+    record: str | None,
 ) -> JsonObject:
     return {"observation": observation, "reward": reward, "executed_action": executed_action, "record": record}
 
@@ -187,13 +190,15 @@ class Session(_Driven):
     def infer(
         self,
         observation: Mapping[str, Any],
-        reward: float = 0.0,
+        reward: float | None = None,
         *,
         executed_action: Mapping[str, Any] | None = None,
         deadline_ms: float | None = None,
         record: str | None = None,
     ) -> Action:
         """Return the action for one observation. `reward` and `executed_action` are those of the step before.
+
+        Without a reward the model reads the mean of its training.
 
         `deadline_ms` counts from this call, and the action of a late answer is dropped; None leaves it to the
         daemon's own setting. `record` is the id of an episode into which the daemon writes the step.
@@ -249,7 +254,7 @@ class AsyncSession(_Driven):
     async def infer(
         self,
         observation: Mapping[str, Any],
-        reward: float = 0.0,
+        reward: float | None = None,
         *,
         executed_action: Mapping[str, Any] | None = None,
         deadline_ms: float | None = None,

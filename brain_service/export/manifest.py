@@ -94,6 +94,11 @@ class Manifest:
         """Length of the flat action vector, shape [A]."""
         return vector_size(self.spec.action)
 
+    @property
+    def usual_reward(self) -> float:
+        """The mean reward of the training data, in raw units: what stands for a reward that nobody told."""
+        return float(self.normalisation.get("reward_mean", (0.0,))[0])
+
     def identity(self, params_sha256: str) -> str:
         """Return the model id: 16 hex digits over all that decides the model's actions.
 

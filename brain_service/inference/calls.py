@@ -22,7 +22,8 @@ class InferRequest:
     """One observation for which an action is wanted.
 
     `step` counts from 0 after the start or reset of the session; left out, it is the next one. `reward` and
-    `executed_action` describe step t-1; step 0 ignores them. The model's previous action is the one that the
+    `executed_action` describe step t-1; step 0 ignores them. A reward that is left out reads as the mean of those
+    that the model was trained on. The model's previous action is the one that the
     session was answered (as in training), so `executed_action` is checked for the record but not fed back.
     `deadline_ms` counts from `received_ns` (`time.monotonic_ns()` at receipt; 0 means now); left out, it is
     the setting's. With `why` the answer explains itself.
@@ -31,7 +32,7 @@ class InferRequest:
     session_id: str
     observation: Mapping[str, Any]
     step: int | None = None
-    reward: float = 0.0
+    reward: float | None = None
     executed_action: Mapping[str, Any] | None = None
     deadline_ms: float | None = None
     received_ns: int = 0
@@ -51,7 +52,7 @@ class InferRequest:
                 f"deadline_ms: {deadline_ms!r} is not above 0 and at most {_MAX_DEADLINE_MS:g}",
                 field="deadline_ms",
             )
-        if not abs(self.reward) <= _MAX_FLOAT32:
+        if self.reward is not None and not abs(self.reward) <= _MAX_FLOAT32:
             raise InvalidError(f"reward: {self.reward!r} is not finite in float32", field="reward")
 
 

@@ -46,7 +46,8 @@ class RecordedStep:
     step_index: int
     observation: Mapping[str, Any]
     action: Mapping[str, Any]
-    reward: float
+    reward: float | None
+    """Of the action, None where the next step was asked for without it."""
     model_id: str
     backend: str
     state_step: int
@@ -69,7 +70,8 @@ class RecordedStep:
         names: list[Any] = [policy.get("model_id"), policy.get("backend")]
         if not all(type(n) is int and n >= 0 for n in numbers) or not all(type(n) is str for n in names):
             raise CorruptDataError(f"step {index}: policy {dict(policy)!r} does not name model, backend and state")
-        return RecordedStep(index, record["observation"], record["action"], record["reward"], *names, *numbers)
+        reward = record["reward"] if policy.get("reward_given", True) else None
+        return RecordedStep(index, record["observation"], record["action"], reward, *names, *numbers)
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,7 +262,8 @@ class _Replay:
             if not first and before is not None:
                 previous = check_values(flatten(before.action, "action"), spec.action, "action")
                 row.request[0, D : D + A] = to_vector(previous, spec.action)
-                row.request[0, D + A] = before.reward
+                told = model.manifest.usual_reward if before.reward is None else before.reward
+                row.request[0, D + A] = told
         except InvalidError as error:
             raise CorruptDataError(
                 f"step {step.step_index} is none of model {step.model_id}: {error.detail}"

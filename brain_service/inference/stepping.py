@@ -121,7 +121,8 @@ class Stepper:
         first = session.next_step == 0
         row.request[0, :D] = to_vector(values, observation)
         row.request[0, D : D + A] = session.previous_action
-        row.request[0, D + A] = 0.0 if first else request.reward
+        told = model.manifest.usual_reward if request.reward is None else request.reward
+        row.request[0, D + A] = 0.0 if first else told
         row.request[0, D + A + 1] = first
         if pixels is not None:
             model.layout.image_of(row.request[0])[...] = pixels

@@ -14,6 +14,7 @@ from brain_service.episodes.schema import StepIn
 from brain_service.episodes.store import EpisodeStore
 from brain_service.errors import UnavailableError
 from brain_service.inference.calls import InferReply, InferRequest
+from brain_service.inference.replay import RecordedStep
 from brain_service.settings import CaptureSettings
 
 Scenario = Callable[[EpisodeStore, Recorder, str], Awaitable[None]]
@@ -79,6 +80,19 @@ def test_ending_the_session_or_recording_no_more_writes_what_was_held(tmp_path: 
 
     steps, _ = run(tmp_path, scenario)
     assert [(step["action"]["command"], step["reward"]) for step in steps] == [([0.0], 0.5), ([3.0], 0.0)]
+
+
+def test_a_reward_that_was_not_told_is_recorded_as_such(tmp_path: Path) -> None:
+    async def scenario(_: EpisodeStore, recorder: Recorder, episode_id: str) -> None:
+        for step, reward in enumerate((None, None, 0.0)):
+            answer(recorder, episode_id, step, reward=reward)
+
+    steps, _ = run(tmp_path, scenario)
+    assert [step["reward"] for step in steps] == [0.0, 0.0, 0.0]
+    given = [step["step_metadata"]["policy"].get("reward_given", True) for step in steps]
+    assert given[:2] == [False, True]
+    read = [RecordedStep.of(step) for step in steps]
+    assert [step.reward for step in read if step][:2] == [None, 0.0]
 
 
 def test_a_step_that_does_not_follow_gets_no_reward_of_another(tmp_path: Path) -> None:

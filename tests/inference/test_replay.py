@@ -14,10 +14,10 @@ from brain_service.inference import InferReply
 from brain_service.inference.replay import RecordedStep, ReplayedStep, replay_steps
 from tests.inference.conftest import Toys
 from tests.inference.harness import ask, run, serving
-from tests.inference.toy import Floats, Reference, as_tree, toy_observation
+from tests.inference.toy import Floats, Reference, as_tree, build_toy, toy_observation
 
 
-def recorded(index: int, observation: Floats, reply: InferReply, reward: float) -> RecordedStep:
+def recorded(index: int, observation: Floats, reply: InferReply, reward: float | None) -> RecordedStep:
     action = {name: value.tolist() for name, value in reply.action.items()}
     return RecordedStep(
         step_index=index,
@@ -78,7 +78,9 @@ def test_an_input_that_was_changed_shows_at_the_first_action_it_reached(
     toys: Toys, lived: list[RecordedStep]
 ) -> None:
     # The reward of step 2 goes into step 3.
-    changed = [replace(step, reward=step.reward + 0.5) if step.step_index == 2 else step for step in lived]
+    told = lived[2].reward
+    assert told is not None
+    changed = [replace(step, reward=told + 0.5) if step.step_index == 2 else step for step in lived]
     found = replayed(toys, changed)
     first = next(step for step in found if step.outcome == "differs")
     assert first.step_index == 3
@@ -146,3 +148,26 @@ def test_a_record_is_read_and_a_damaged_one_refused(lived: list[RecordedStep]) -
         damaged = record | {"step_metadata": {"step_index": 7, "policy": policy | bad}}
         with pytest.raises(CorruptDataError, match="step 7"):
             RecordedStep.of(damaged)
+
+
+def test_a_reward_that_nobody_tells_reads_as_the_mean_of_the_training(toys: Toys, tmp_path: Path) -> None:
+    usual, told = 4.0, (None, 0.0, None, 1.5)
+    models_dir, steps = tmp_path / "models", list[RecordedStep]()
+    model = build_toy(models_dir, usual_reward=usual)
+
+    async def scenario() -> None:
+        async with serving(models_dir, toys.cache_dir, model) as router:
+            session_id = (await router.create_session()).session_id
+            rng, reference = np.random.default_rng(2), Reference()
+            for index, reward in enumerate(told):
+                observation = toy_observation(rng)
+                reply = await ask(router, session_id, observation, reward=reward)
+                expected = reference.step(observation, usual if reward is None else reward)[0]
+                answered = np.concatenate([np.ravel(part) for part in reply.action.values()])
+                assert answered == pytest.approx(expected, abs=1e-5)
+                following = told[index + 1] if index + 1 < len(told) else None
+                steps.append(recorded(index, observation, reply, following))
+
+    run(scenario())
+    found = replayed(replace(toys, models_dir=models_dir), steps)
+    assert [step.outcome for step in found] == ["equal"] * len(told)

@@ -39,8 +39,8 @@ class Reference:
     count: float = 0.0
     previous: Floats = field(default_factory=lambda: np.zeros(2, np.float32))
 
-    def step(self, observation: Floats, reward: float = 0.0) -> Floats:
-        if self.count == 0:
+    def step(self, observation: Floats, reward: float | None = None) -> Floats:
+        if self.count == 0 or reward is None:
             reward = 0.0
         self.total = (0.5 * self.total + observation[:2]).astype(np.float32)
         self.count += 1.0
@@ -116,11 +116,12 @@ def build_toy(
     graph: bytes | None = None,
     nan_above: float = NONFINITE,
     spec: EpisodeSpec = SPEC,
+    usual_reward: float | None = None,
 ) -> str:
     """Write a bundle of the toy model and return its id; `golden_error` is added to its reference outputs.
 
     A `load` above `nan_above` makes it answer NaN; `spec` names its three observations and two actions. With a
-    `graph` the bundle also holds it as its ONNX form.
+    `graph` the bundle also holds it as its ONNX form. `usual_reward` is what its training had in the mean.
     """
     (rows,) = export.symbolic_shape("rows")
     shapes = [(rows, 2), (rows, 1)], (rows, 3), (rows, 2), (rows,), (rows,)
@@ -141,7 +142,7 @@ def build_toy(
         spec=spec,
         action_low=(-LIMIT, -LIMIT),
         action_high=(LIMIT, LIMIT),
-        normalisation={},
+        normalisation={} if usual_reward is None else {"reward_mean": (usual_reward,)},
         carry={"total": 2, "count": 1},
         action_horizon=2,
         control_period_s=control_period_s,
