@@ -123,7 +123,7 @@ class PytorchTrainer:
 
     name = "pytorch"
     NAMES: Mapping[str, str] = MappingProxyType({"steps": "max_steps"})
-    OWN = ("preset", "mode")
+    OWN = ("preset", "mode", "image", "image_size")
     """Choices that the base or the trainer has made already."""
 
     def command(self, settings: Settings, dataset: Path, run_id: str, choices: Mapping[str, Any]) -> str:
@@ -136,8 +136,10 @@ class PytorchTrainer:
 
         Raises:
             UnavailableError: there is no torch that works, a sensor is missing, or the medium is full.
-            InvalidError: a setting is wrong, the episodes are too few, or the base has other features.
+            InvalidError: a setting is wrong, the episodes are too few, the base has other features, or the run's
+                name is that of another model's run.
             NotFoundError: there is no base.
+            ConflictError: another process works on this run.
             CorruptDataError: a file is damaged, or the loss is not finite.
         """
         from brain_service.training.torch_lora.gates import LoraGates
@@ -148,19 +150,21 @@ class PytorchTrainer:
         gates = LoraGates(work.settings)
         gates.require_sensors()
 
-        from brain_service.training.torch_lora.merge import merge_adapters
+        from brain_service.training.torch_lora.merge import merge_adapters, require_place
         from brain_service.training.torch_lora.state import base_source
         from brain_service.training.torch_lora.store import AdapterStore
         from brain_service.training.torch_lora.trainer import train_adapters
 
         store = AdapterStore(config.adapters_out_dir or work.settings.adapters_dir)
-        folder = store.folder / work.run_id
-        base = work.find_base(config.base_model_path or base_source(folder))
-        done = train_adapters(work.dataset, folder, base, config, _gated(work.hooks, gates.reason))
-        if done.completed:
-            figures = {"steps": done.step, "held_out_loss": done.best_loss, "base": base.name}
-            store.note("trained", work.run_id, done.sha256, work.who, **figures)
-            merge_adapters(folder, base, work.settings.checkpoints_dir / work.run_id)
+        folder, merged = store.folder / work.run_id, work.settings.checkpoints_dir / work.run_id
+        with store.hold(work.run_id):
+            base = work.find_base(config.base_model_path or base_source(folder))
+            require_place(merged, base)
+            done = train_adapters(work.dataset, folder, base, config, _gated(work.hooks, gates.reason))
+            if done.completed:
+                figures = {"steps": done.step, "held_out_loss": done.best_loss, "base": base.name}
+                store.note("trained", work.run_id, done.sha256, work.who, **figures)
+                merge_adapters(folder, base, merged)
         result = {name: value for name, value in done.to_json().items() if name not in ("adapters_dir", "step")}
         result = {"checkpoint": work.run_id, "steps": done.step, "base": base.name} | result
         return Trained(self._summary(done, base.name), result, done.completed)
@@ -181,8 +185,15 @@ class PytorchTrainer:
         """Return the choices under the names that this trainer has for them.
 
         Raises:
-            InvalidError: a mode is chosen that adapters are not trained in.
+            InvalidError: a mode or an image is chosen that adapters are not trained with.
         """
+        for name in ("image", "image_size"):
+            if (value := choices.get(name, "auto")) not in ("auto", "none"):
+                raise InvalidError(
+                    f"{name} {value!r}: adapters are not trained on images yet; leave it out, or choose trainer "
+                    "'jax'",
+                    field=name,
+                )
         if (mode := choices.get("mode", "windows")) != "windows":
             raise InvalidError(
                 f"mode {mode!r}: adapters are trained on windows only; leave mode out, or choose trainer 'jax'",

@@ -76,6 +76,9 @@ def read_document(folder: Path) -> AdapterDocument:
             extra=dict(document["extra"]),
         )
         found.provenance(), found.steps
+        for name in ("config", "control_period_s", "dataset"):
+            found.extra[name]
+        found.extra["base"]["source"]
     except (KeyError, TypeError, ValueError) as error:
         raise CorruptDataError(f"{path}: {error!r} is missing or wrong; train the adapters again") from error
     return found

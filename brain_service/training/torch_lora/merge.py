@@ -10,7 +10,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from brain_service.errors import CorruptDataError
+from brain_service.errors import CorruptDataError, InvalidError
 from brain_service.training.checkpointing import Checkpoints
 from brain_service.training.config import TrainConfig
 from brain_service.training.step import TrainState
@@ -20,7 +20,7 @@ from brain_service.training.torch_lora.config import LoraConfig
 from brain_service.training.torch_lora.document import AdapterDocument, read_document
 from brain_service.training.torch_lora.parameters import to_torch
 
-__all__ = ["merge_adapters"]
+__all__ = ["merge_adapters", "require_place"]
 
 
 def merge_adapters(adapters_dir: Path, base: LoraBase, checkpoint_dir: Path) -> int:
@@ -30,11 +30,12 @@ def merge_adapters(adapters_dir: Path, base: LoraBase, checkpoint_dir: Path) -> 
 
     Raises:
         NotFoundError: there are no adapters.
-        InvalidError: they were trained for another base, or for other shapes.
+        InvalidError: they were trained for another base or other shapes, or another model's checkpoints are there.
         CorruptDataError: a file's hash does not hold.
         UnavailableError: the medium is full or read-only; no checkpoint that counts is left.
     """
     document = read_document(adapters_dir)
+    require_place(checkpoint_dir, base)
     with Checkpoints(checkpoint_dir, keep=1) as checkpoints:
         if _is_there(checkpoints, document):
             return document.steps
@@ -43,6 +44,28 @@ def merge_adapters(adapters_dir: Path, base: LoraBase, checkpoint_dir: Path) -> 
         state = TrainState(jnp.asarray(document.steps, jnp.int32), merged_params(model), {"none": jnp.zeros(())})
         checkpoints.save(state, _meta(document, base))
     return document.steps
+
+
+def require_place(checkpoint_dir: Path, base: LoraBase) -> None:
+    """Check that a merged model takes the place of nothing but what adapters of the same base were merged into.
+
+    Raises:
+        InvalidError: checkpoints of a training, or of another base's adapters, are there. They stay.
+    """
+    if not checkpoint_dir.is_dir():
+        return
+    with Checkpoints(checkpoint_dir) as checkpoints:
+        for step in checkpoints.steps():
+            try:
+                merged = checkpoints.meta(step).get("adapters") or {}
+            except CorruptDataError:
+                continue
+            if merged.get("base_sha256") != base.sha256:
+                raise InvalidError(
+                    f"{checkpoint_dir} holds another model's checkpoint (step {step}), which the merged one would "
+                    "take the place of; give the run a name of its own, or merge into another folder",
+                    field="run",
+                )
 
 
 def _is_there(checkpoints: Checkpoints, document: AdapterDocument) -> bool:

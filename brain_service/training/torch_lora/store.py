@@ -9,7 +9,9 @@ it alone says which are current. Those that were promoted before are history, th
 """
 
 import contextlib
+import fcntl
 import os
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,7 +20,7 @@ from typing import Any, Literal
 import orjson
 
 from brain_service.durable import append_whole, fsync_directory, make_directory
-from brain_service.errors import BrainError, NotFoundError, UnavailableError
+from brain_service.errors import BrainError, ConflictError, NotFoundError, UnavailableError
 from brain_service.training.torch_lora.document import AdapterDocument, read_document
 
 __all__ = ["AdapterStore", "StoredAdapters"]
@@ -70,6 +72,30 @@ class AdapterStore:
             CorruptDataError: their document cannot be read.
         """
         return read_document(self.path(run))
+
+    @contextlib.contextmanager
+    def hold(self, run: str) -> Iterator[None]:
+        """Keep every other process from training, merging or promoting this run meanwhile; a kill gives it free.
+
+        Raises:
+            ConflictError: another one does.
+            UnavailableError: the medium is full or read-only.
+        """
+        path = self.folder / f".{run}.lock"
+        try:
+            make_directory(self.folder)
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+        except OSError as error:
+            raise UnavailableError(f"{path}: {error.strerror}; make room, then start the run again") from error
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            yield
+        except BlockingIOError as error:
+            raise ConflictError(
+                f"another process works on run {run!r}; wait for its end, then ask again"
+            ) from error
+        finally:
+            os.close(fd)
 
     def entries(self, active_sha256: str | None) -> list[StoredAdapters]:
         """Return all adapters by run; `active_sha256` is that of the adapters in the active model, if any."""

@@ -95,3 +95,13 @@ def test_settings_reach_a_child_process_by_the_environment() -> None:
 def test_a_sensor_that_nobody_knows_cannot_be_allowed() -> None:
     with pytest.raises(ConfigError, match=r"lora\.allow_missing.*'batery'"):
         load_settings(environ={"BRAIN_LORA__ALLOW_MISSING": "batery"})
+
+
+def test_a_choice_of_image_is_the_bases_and_another_is_refused() -> None:
+    trainer = PytorchTrainer()
+    trainer.config(Settings(), {"image": "none"})
+    assert "image" not in trainer.command(Settings(), Path("d"), "run", {"image": "auto"})
+    for name, value in (("image", "camera"), ("image_size", "48x64")):
+        with pytest.raises(InvalidError, match="not trained on images yet") as no:
+            trainer.config(Settings(), {name: value})
+        assert no.value.field == name

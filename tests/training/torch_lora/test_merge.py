@@ -96,6 +96,24 @@ def test_adapters_of_another_model_are_refused_and_nothing_counts(
         load_checkpoint(tmp_path / "merged")
 
 
+def test_no_other_models_checkpoint_gives_way(
+    trained: Path, base: LoraBase, finished: TrainResult, dataset: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(finished.checkpoint_dir, tmp_path / "base")
+    before = digest(tmp_path / "base")
+    with pytest.raises(InvalidError, match=r"holds another model's checkpoint.*a name of its own"):
+        merge_adapters(trained, base, tmp_path / "base")
+    assert digest(tmp_path / "base") == before
+    # Nor does what adapters of another base were merged into: here the base itself of the second run.
+    merge_adapters(trained, base, tmp_path / "first")
+    first = checkpoint_base(tmp_path / "first")
+    train_adapters(dataset, tmp_path / "run", first, small(max_steps=2, evaluate_every=0))
+    before = digest(tmp_path / "first")
+    with pytest.raises(InvalidError, match="holds another model's checkpoint"):
+        merge_adapters(tmp_path / "run", first, tmp_path / "first")
+    assert digest(tmp_path / "first") == before
+
+
 def test_a_flipped_bit_in_the_adapters_is_no_model(trained: Path, base: LoraBase, tmp_path: Path) -> None:
     shutil.copytree(trained, tmp_path / "run")
     data = bytearray((tmp_path / "run" / FILE).read_bytes())

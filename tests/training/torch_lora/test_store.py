@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from brain_service.errors import CorruptDataError, NotFoundError, UnavailableError
+from brain_service.errors import ConflictError, CorruptDataError, NotFoundError, UnavailableError
 from brain_service.training.torch_lora.document import read_document
 from brain_service.training.torch_lora.store import AUDIT, AdapterStore
 
@@ -24,7 +24,13 @@ def put(store: AdapterStore, run: str, data: bytes = b"", **more: Any) -> str:
         "rank": 4,
         "alpha": 8.0,
         "layers": ["heads.out"],
-        "extra": {"base": {"name": "run a, step 9", "source": "/a"}, "steps": 7},
+        "extra": {
+            "base": {"name": "run a, step 9", "source": "/a"},
+            "steps": 7,
+            "config": {},
+            "control_period_s": 0.02,
+            "dataset": {"name": "episodes", "version": "1.0.0"},
+        },
     }
     (folder / "adapters.safetensors").write_bytes(data)
     (folder / "adapters.json").write_text(json.dumps(document | more))
@@ -124,3 +130,26 @@ def test_a_document_that_cannot_be_is_told(broken: str, tmp_path: Path) -> None:
     (tmp_path / "run" / "adapters.json").write_text(broken)
     with pytest.raises(CorruptDataError, match="train the adapters again"):
         store.document("run")
+
+
+@pytest.mark.parametrize("missing", ["config", "control_period_s", "dataset", "source"])
+def test_a_document_without_what_merging_needs_is_told(missing: str, tmp_path: Path) -> None:
+    store = AdapterStore(tmp_path)
+    put(store, "run")
+    path = tmp_path / "run" / "adapters.json"
+    document = json.loads(path.read_text())
+    del (document["extra"]["base"] if missing == "source" else document["extra"])[missing]
+    path.write_text(json.dumps(document))
+    with pytest.raises(CorruptDataError, match=f"'{missing}'.*train the adapters again"):
+        store.document("run")
+
+
+def test_one_process_at_a_time_works_on_a_run(tmp_path: Path) -> None:
+    store = AdapterStore(tmp_path / "adapters")
+    with store.hold("kitchen"):
+        with pytest.raises(ConflictError, match="another process works on run 'kitchen'"), store.hold("kitchen"):
+            pass
+        with store.hold("garden"):
+            pass
+    with store.hold("kitchen"):
+        assert places(store, None) == {}
