@@ -40,7 +40,7 @@ class LoraConfig:
     min_episodes: int = 16
     """Fewest episodes with something to imitate."""
     max_episodes: int = 256
-    """Of more training episodes, the newest so many are taken."""
+    """Of more training episodes, the newest so many are taken, those with something to imitate first."""
     max_steps: int = 500
     """Optimiser steps at most; the learning rate ends its decay there."""
     max_wall_time_s: float = 300.0

@@ -1,4 +1,4 @@
-"""Which episodes a fine-tuning sees: enough of them, and of too many the newest."""
+"""Which episodes a fine-tuning sees: enough of them, and of too many the newest with something to imitate."""
 
 from collections.abc import Sequence
 
@@ -17,14 +17,17 @@ SPLIT = "train"
 class NewestEpisodes(Dataset):
     """A dataset of whose training episodes only the newest `most` are there: ids begin with the time of recording.
 
-    The other splits are whole: they are never trained on.
+    Those with something to imitate come first: what a policy played since must not crowd them out. The other
+    splits are whole: they are never trained on.
     """
 
     def __init__(self, folder: Folder, most: int) -> None:
         super().__init__(folder)
         entries = self.manifest.splits.get(SPLIT, [])
-        newest = sorted(range(len(entries)), key=lambda index: entries[index].episode_id)[-most:]
-        self._kept = sorted(newest)
+        ranked = sorted(
+            range(len(entries)), key=lambda index: (_teaches(entries[index]), entries[index].episode_id)
+        )
+        self._kept = sorted(ranked[-most:])
 
     def entries(self, split: str) -> list[EpisodeEntry]:
         """Return a split's index, of the training split the newest only.
@@ -53,11 +56,7 @@ def require_episodes(dataset: Dataset, least: int) -> int:
     Raises:
         InvalidError: they are fewer than `least`.
     """
-    found = sum(
-        any(entry.roles.get(role) for role in IMITATED_ROLES)
-        for split in dataset.splits
-        for entry in dataset.entries(split)
-    )
+    found = sum(_teaches(entry) for split in dataset.splits for entry in dataset.entries(split))
     if found < least:
         raise InvalidError(
             f"{dataset.location} has {found} episodes with steps of {' or '.join(IMITATED_ROLES)}, a fine-tuning "
@@ -65,3 +64,7 @@ def require_episodes(dataset: Dataset, least: int) -> int:
             field="min_episodes",
         )
     return found
+
+
+def _teaches(entry: EpisodeEntry) -> bool:
+    return any(entry.roles.get(role) for role in IMITATED_ROLES)

@@ -16,6 +16,7 @@ import jax
 import numpy as np
 import pytest
 
+from brain_service.datasets.convert import convert_directory_to_tfrecord
 from brain_service.errors import CorruptDataError, InvalidError
 from brain_service.training.loop import Hooks, TrainResult
 from brain_service.training.metrics import read_metrics
@@ -23,7 +24,7 @@ from brain_service.training.torch_lora.base import LoraBase, checkpoint_base
 from brain_service.training.torch_lora.document import FILE, read_document
 from brain_service.training.torch_lora.state import STATE_FILE
 from brain_service.training.torch_lora.trainer import train_adapters
-from tests.training.tasks import make_dataset
+from tests.training.tasks import make_dataset, record_episodes
 from tests.training.torch_lora.adapting import digest, small
 
 STEPS = 12
@@ -163,6 +164,18 @@ def test_of_too_many_episodes_the_newest_are_taken(dataset: Path, base: LoraBase
     batch = loader.batch(0)
     for seen in batch.observation[batch.mask == 1]:
         assert (known == seen).all(axis=1).any()
+
+
+def test_what_a_policy_played_since_crowds_no_demonstration_out(tmp_path: Path) -> None:
+    from brain_service.datasets.dataset import open_dataset
+    from brain_service.training.torch_lora.episodes import NewestEpisodes
+
+    recorded = record_episodes(tmp_path / "episodes", 4)
+    for path in record_episodes(tmp_path / "played", 6, role="policy").iterdir():
+        path.rename(recorded / f"later-{path.name}")
+    folder = convert_directory_to_tfrecord(recorded, tmp_path / "datasets", val_fraction=0.0).dataset_dir
+    kept = NewestEpisodes(open_dataset(folder).folder, 5).entries("train")
+    assert sorted(entry.episode_id.startswith("later-") for entry in kept) == [False] * 4 + [True]
 
 
 def test_the_time_is_bounded_and_what_was_learned_by_then_is_kept(
