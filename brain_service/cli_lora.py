@@ -1,19 +1,16 @@
 """`brain lora`: fine-tune a model with PyTorch adapters, look at what there is, promote it or go back."""
 
 import argparse
+import re
 import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from brain_service.cli_lora_promote import promote, rollback
+from brain_service.cli_lora_promote import lora_settings, promote, rollback
 from brain_service.cli_train import bar_hooks, stop_on_signals
 from brain_service.errors import InvalidError
 from brain_service.terminal import progress_bar, say, say_json, size_text, table_lines
-
-if TYPE_CHECKING:
-    from brain_service.settings import Settings
 
 __all__ = ["add_lora_command"]
 
@@ -33,7 +30,7 @@ command goes on from there, to the same bits.
 """
 
 CHOICES = (
-    *("base_model_path", "adapters_out_dir", "min_episodes", "max_episodes", "max_steps", "max_wall_time_s"),
+    *("base_model_path", "min_episodes", "max_episodes", "max_steps", "max_wall_time_s"),
     *("batch_size", "sequence_length", "lora_layers", "rank", "alpha", "learning_rate", "seed"),
     *("checkpoint_every", "evaluate_every", "patience"),
 )
@@ -51,6 +48,7 @@ def add_lora_command(commands: "argparse._SubParsersAction[argparse.ArgumentPars
         made = parts.add_parser(name, help=summary, description=summary, epilog=EXAMPLES, formatter_class=raw)
         made.set_defaults(run=run)
         made.add_argument("--data-dir", type=Path, help="where adapters/, checkpoints/ and models/ are")
+        made.add_argument("--adapters-out-dir", type=Path, help="the runs' folders (default: <data-dir>/adapters)")
         return made
 
     _add_train(part("train", _train, "Train adapters and merge them into a checkpoint of their own."))
@@ -65,7 +63,9 @@ def add_lora_command(commands: "argparse._SubParsersAction[argparse.ArgumentPars
         made.add_argument("--token-file", type=Path, help="a file that begins with a token of scope operate")
         if name == "promote":
             made.add_argument("run_id", metavar="RUN", help="as brain lora ls has it")
-            made.add_argument("--data-path", type=Path, help="dataset to judge it on (default: that of the run)")
+            made.add_argument(
+                "--data-path", type=Path, help="without --url: dataset to judge it on (default: that of the run)"
+            )
     merge = part("merge", _merge, "Merge a run's adapters into their base again, as a checkpoint to export.")
     merge.add_argument("run_id", metavar="RUN", help="as brain lora ls has it")
     merge.add_argument("--base-model-path", help="the base (default: where the run found it)")
@@ -77,9 +77,8 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     add("--run", dest="run_id", required=True, metavar="NAME", help="name of the run; the same one goes on")
     add("--rlds-dir", type=Path, required=True, help="dataset directory")
     add("--base-model-path", help="run or model, by path or id (default: the active model, else the newest run)")
-    add("--adapters-out-dir", type=Path, help="where the run's folder is made (default: <data-dir>/adapters)")
     add("--min-episodes", type=int, help="fewest episodes to train on (default: 16)")
-    add("--max-episodes", type=int, help="of more, the newest so many (default: 256)")
+    add("--max-episodes", type=int, help="of more, the newest so many to imitate (default: 256)")
     add("--max-steps", type=int, help="optimiser steps at most (default: 500)")
     add("--max-wall-time-s", type=float, help="seconds of work at most (default: 300)")
     add("--batch-size", type=int, help="sequences a step (default: 32)")
@@ -94,12 +93,6 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     add("--patience", type=int, help="looks without a better held-out loss before the run ends; 0: all steps")
 
 
-def _settings(options: argparse.Namespace) -> "Settings":
-    from brain_service.settings import load_settings
-
-    return load_settings({"data_dir": options.data_dir})
-
-
 def _train(options: argparse.Namespace) -> int:
     """Train as a job does, in this process."""
     from brain_service.datasets.dataset import open_dataset
@@ -107,7 +100,7 @@ def _train(options: argparse.Namespace) -> int:
     from brain_service.training.compile_cache import keep_compiled
     from brain_service.training.trainers import Assignment, PytorchTrainer
 
-    settings = _settings(options)
+    settings = lora_settings(options)
     _require_name(options.run_id)
     choices = {name: value for name in CHOICES if (value := getattr(options, name)) is not None}
     trainer = PytorchTrainer()
@@ -133,15 +126,17 @@ def _train(options: argparse.Namespace) -> int:
 
 def _require_name(run_id: str) -> None:
     # It becomes a folder's name below three directories, and a RunId of the API.
-    if not (run_id.replace("-", "").replace("_", "").isalnum() and run_id.isascii() and len(run_id) <= 64):
-        raise InvalidError(f"--run {run_id!r}: use letters, digits, - and _, at most 64", field="run")
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", run_id):
+        raise InvalidError(
+            f"--run {run_id!r}: use letters, digits, - and _, at most 64, a letter or digit first", field="run"
+        )
 
 
 def _ls(options: argparse.Namespace) -> int:
     from brain_service.jobs.bases import active_adapters
     from brain_service.training.torch_lora.store import AdapterStore
 
-    settings = _settings(options)
+    settings = lora_settings(options)
     found = AdapterStore(settings.adapters_dir).entries(active_adapters(settings))
     if options.json:
         say_json([each.to_json() for each in found])
@@ -160,7 +155,7 @@ def _merge(options: argparse.Namespace) -> int:
     from brain_service.training.torch_lora.require import require_torch
     from brain_service.training.torch_lora.store import AdapterStore
 
-    settings = _settings(options)
+    settings = lora_settings(options)
     store = AdapterStore(settings.adapters_dir)
     document = store.document(options.run_id)
     require_torch()
@@ -168,6 +163,7 @@ def _merge(options: argparse.Namespace) -> int:
 
     base = find_base(settings, options.base_model_path or str(document.extra["base"]["source"]))
     folder = options.checkpoint_dir or settings.checkpoints_dir / options.run_id
-    step = merge_adapters(store.path(options.run_id), base, folder)
+    with store.hold(options.run_id):
+        step = merge_adapters(store.path(options.run_id), base, folder)
     say_json({"checkpoint_dir": str(folder), "step": step, "adapters": document.provenance()})
     return 0
