@@ -57,7 +57,10 @@ def active_adapters(settings: Settings) -> str | None:
 
 
 def _folder(settings: Settings, reference: str) -> Path:
-    path = Path(reference).expanduser()
+    try:
+        path = Path(reference).expanduser()
+    except RuntimeError:  # the home of nobody known
+        path = Path(reference)
     if path.is_dir():
         return path.resolve()
     if is_model_id(reference) and (settings.models_dir / reference).is_dir():

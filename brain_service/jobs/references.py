@@ -69,7 +69,9 @@ def checkpoint_path(settings: Settings, reference: str | None) -> Path:
         NotFoundError: there is no such run; names those that are.
     """
     root = settings.checkpoints_dir
-    runs = sorted(folder for folder in (root.iterdir() if root.is_dir() else ()) if _has_checkpoint(folder))
+    # By time: the names that people give stand in no order.
+    written = ((_written_ns(folder), folder.name) for folder in (root.iterdir() if root.is_dir() else ()))
+    runs = [root / name for _, name in sorted(each for each in written if each[0] is not None)]
     if not runs:
         raise NotFoundError("there is no checkpoint yet; POST /train makes one", field="checkpoint")
     if reference is None:
@@ -81,5 +83,7 @@ def checkpoint_path(settings: Settings, reference: str | None) -> Path:
     return matching[0]
 
 
-def _has_checkpoint(folder: Path) -> bool:
-    return folder.is_dir() and any(child.name.isdigit() for child in folder.iterdir())
+def _written_ns(folder: Path) -> int | None:
+    """Return when a run's last checkpoint was made, None where it has none."""
+    steps = (child for child in folder.iterdir() if child.name.isdigit()) if folder.is_dir() else ()
+    return max((step.stat().st_mtime_ns for step in steps), default=None)

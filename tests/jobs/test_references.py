@@ -64,3 +64,11 @@ def test_a_run_by_name_or_the_newest_that_has_a_checkpoint(settings: Settings) -
     assert checkpoint_path(settings, "20260101T000000-a") == runs / "20260101T000000-a"
     with pytest.raises(NotFoundError, match="20260101T000000-a, 20260102T000000-b"):
         checkpoint_path(settings, "20260103T000000-c")
+
+
+def test_the_newest_run_is_the_one_written_last_whatever_its_name(settings: Settings) -> None:
+    runs = settings.checkpoints_dir
+    for name, written_ns in (("kitchen/100", 10**18), ("20260102T000000-b/100", 2 * 10**18)):
+        (runs / name).mkdir(parents=True)
+        os.utime(runs / name, ns=(written_ns, written_ns))
+    assert checkpoint_path(settings, None) == runs / "20260102T000000-b"
