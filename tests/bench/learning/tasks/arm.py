@@ -128,7 +128,7 @@ class OneArm:
 
 def _tasks() -> tuple[Arm, ...]:
     # Less noise than by default: the goal moves by 0.1 of the spread that its blanking gives it.
-    train = {"batch_size": 16, "observation_noise": 0.05}
+    train = {"steps": 400, "batch_size": 16, "observation_noise": 0.05}
     return tuple(
         Arm(
             name=f"{name}{suffix}",
@@ -138,9 +138,9 @@ def _tasks() -> tuple[Arm, ...]:
             demonstrations=demonstrations,
             episodes=50,
             lengths=((128, 1.0),),
-            train={**train, "steps": steps},
+            train=train,
         )
-        for name, demonstrations, steps in (("reach", 300, 700), ("push", 300, 400), ("drawer-open", 100, 400))
+        for name, demonstrations in (("reach", 600), ("push", 300), ("drawer-open", 100))
         for suffix, hidden_from in (("", None), ("-hidden", 10))
     )
 
