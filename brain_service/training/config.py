@@ -47,7 +47,7 @@ class TrainConfig:
     clip_norm: float = 1.0
     """Greatest global norm of a gradient."""
     previous_action_dropout: float = 0.5
-    """Probability that the model does not see its previous action."""
+    """Probability that the model does not see its previous action and reward."""
     observation_noise: float = 0.1
     """Standard deviation of the noise on observations, in normalised units. It hides the small recent motions from
     which a policy learns to repeat itself, and to stop for good once it has stopped."""

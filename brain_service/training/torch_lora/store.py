@@ -88,12 +88,13 @@ class AdapterStore:
         except OSError as error:
             raise UnavailableError(f"{path}: {error.strerror}; make room, then start the run again") from error
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise ConflictError(
+                    f"another process works on run {run!r}; wait for its end, then ask again"
+                ) from error
             yield
-        except BlockingIOError as error:
-            raise ConflictError(
-                f"another process works on run {run!r}; wait for its end, then ask again"
-            ) from error
         finally:
             os.close(fd)
 
