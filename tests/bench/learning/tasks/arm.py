@@ -22,7 +22,9 @@ __all__ = ["ARM_TASKS"]
 
 BEFORE = slice(18, 36)  # where in the observation the frame before is
 GOAL = slice(36, 39)  # and the goal
-JUDGED_FROM = 1_000_003  # added to a seed: another draw of 50 goals
+GOALS_OF_A_DRAW = 50
+JUDGED_FROM = 1_000_003  # added to a seed: another draw of goals
+NEXT_DRAW = 1000  # added to a seed for each further draw of goals to demonstrate
 MAX_STEPS = 200  # about twice what a disturbed expert needs
 
 
@@ -37,14 +39,19 @@ class Arm(Task):
     noise: float = 0.3
     """Standard deviation of what is added to the expert's command while it demonstrates, in its own units."""
 
+    goals: int = GOALS_OF_A_DRAW
+    """Different goals in the demonstrations of a seed, a multiple of what Meta-World draws at once."""
     pushed: tuple[int, int] | None = None
     """First step and the one after the last at which the arm moves in a random direction whatever is commanded."""
 
     def collect(self, seed: int, count: int) -> Demonstrations:
         """Let the expert succeed `count` times with disturbed actuators."""
-        arm, rng = OneArm(self.environment, seed, None, self.pushed), np.random.default_rng(seed)
+        draws = self.goals // GOALS_OF_A_DRAW
+        arms = [OneArm(self.environment, seed + NEXT_DRAW * draw, None, self.pushed) for draw in range(draws)]
+        rng = np.random.default_rng(seed)
         episodes: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
         while len(episodes) < count:
+            arm = arms[len(episodes) // GOALS_OF_A_DRAW % draws]
             seen, action, reward = [arm.reset()[0]], [], []
             for _ in range(MAX_STEPS):
                 command = arm.expert_action()
@@ -136,6 +143,7 @@ def _tasks() -> tuple[Arm, ...]:
             hidden_from=hidden_from,
             pushed=(10, 20) if name == "reach" else None,
             demonstrations=demonstrations,
+            goals=demonstrations if name == "reach" else GOALS_OF_A_DRAW,
             episodes=50,
             lengths=((128, 1.0),),
             train=train,
