@@ -8,6 +8,7 @@ from typing import Any
 
 import httpx
 
+from brain_service.cli_token import read_token
 from brain_service.errors import NotFoundError, UnavailableError
 
 __all__ = ["Daemon", "open_daemon"]
@@ -56,9 +57,10 @@ def open_daemon(url: str, token_file: Path | None) -> Iterator[Daemon]:
     """Yield the daemon at `url`; `token_file` begins with a token of scope operate.
 
     Raises:
+        ConfigError: the file holds no token.
         UnavailableError: none answers there.
     """
-    token = token_file.read_text().split()[0] if token_file else ""
+    token = read_token(token_file)
     headers = {"Authorization": f"Bearer {token}"} if token else {}
     try:
         with httpx.Client(base_url=url, headers=headers, timeout=_TIMEOUT_S) as client:

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from brain_service.errors import ConfigError, UnauthorizedError, UnavailableError
+from brain_service.cli_token import read_token
+from brain_service.errors import UnauthorizedError, UnavailableError
 from brain_service.terminal import printable, say, say_json, size_text, table_lines
 
 __all__ = ["EXIT_CODES", "add_health_command", "check_lines"]
@@ -74,7 +75,7 @@ def _value(value: Any, unit: str) -> str:
 
 
 def _health(options: argparse.Namespace) -> int:
-    document = _ask(options.url, options.uds, _token(options.token_file))
+    document = _ask(options.url, options.uds, read_token(options.token_file))
     if options.json:
         say_json(document)
     else:
@@ -82,25 +83,6 @@ def _health(options: argparse.Namespace) -> int:
         for line in check_lines(flat):
             say(line)
     return EXIT_CODES.get(document["status"], 2)
-
-
-def _token(path: Path | None) -> str:
-    """Return the first word of the file, nothing without one: a line of the daemon's own tokens file will do.
-
-    Raises:
-        ConfigError: it begins with no token.
-    """
-    if path is None:
-        return ""
-    try:
-        words = path.read_text(encoding="utf-8-sig").split()
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path} is no text; give a file that begins with a token") from error
-    if not words or words[0].startswith("#"):
-        raise ConfigError(f"{path} begins with no token; give a file that does")
-    if not (words[0].isascii() and words[0].isprintable()):
-        raise ConfigError(f"the token of {path} has characters outside ASCII; no daemon takes such a one")
-    return words[0]
 
 
 class _UnixConnection(http.client.HTTPConnection):

@@ -26,7 +26,7 @@ if "BRAIN_CACHE_DIR" not in os.environ:
     atexit.register(shutil.rmtree, os.environ["BRAIN_CACHE_DIR"], ignore_errors=True)
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(Path(os.environ["BRAIN_CACHE_DIR"]) / "xla")
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
-# What a test compiles runs for moments, which never earns back what LLVM spends on it: two fifths of the time here.
+# What a test compiles runs for moments, which never earns back what LLVM spends on it: two fifths of the time.
 # `make demo` compiles as a user's daemon does.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 

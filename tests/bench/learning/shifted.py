@@ -2,7 +2,7 @@
 
 Meta-World's reach (Yu et al., arXiv 1910.10897) with its own expert and actuator noise, as in `make demo`. A base
 model learns goals in Meta-World's own box. Then the goals lie in another one, to the side of it, and four models
-are driven to 50 goals of each: the base, the base with adapters of the LoRA trainer, the base with every parameter
+are driven to 200 goals of each: the base, the base with adapters of the LoRA trainer, the base with every parameter
 trained on the same episodes, and a model that was trained from scratch on all demonstrations, old and new.
 
 Every part is a process of its own and keeps what it made: a rerun goes on where the last one ended.
@@ -40,7 +40,7 @@ from brain_service.training.sharding import make_mesh
 from brain_service.training.step import init_state, make_train_step
 from tests.bench.learning.statistics import successes
 
-OLD_EPISODES, NEW_EPISODES, DRIVES = 60, 16, 50
+OLD_EPISODES, NEW_EPISODES, DRIVES = 60, 16, 200
 DEMONSTRATED_STEPS, DRIVEN_STEPS = 500, 200
 ACTUATOR_NOISE = 0.3  # sigma, in units of the action
 JUDGED_FROM = 1_000_003  # added to a seed: goals that no demonstration had
