@@ -29,10 +29,22 @@ def find_base(settings: Settings, reference: str | None) -> LoraBase:
     """
     if reference is None:
         active = active_model(settings)
-        folder = checkpoint_path(settings, None) if active is None else settings.models_dir / active
+        folder = _newest_checkpoint(settings) if active is None else settings.models_dir / active
     else:
         folder = _folder(settings, reference)
     return _bundle_base(settings, folder) if (folder / MANIFEST).is_file() else checkpoint_base(folder)
+
+
+def _newest_checkpoint(settings: Settings) -> Path:
+    try:
+        return checkpoint_path(settings, None)
+    except NotFoundError as error:
+        # "Train" alone would lead back here where it is PyTorch that trains.
+        raise NotFoundError(
+            "there is no model and no checkpoint yet to train adapters on; make one with trainer 'jax' "
+            "('brain train', or POST /train), here or elsewhere, or name one as base_model_path",
+            field="base_model_path",
+        ) from error
 
 
 def active_model(settings: Settings) -> str | None:

@@ -121,7 +121,7 @@ def test_a_missing_sensor_fails_the_job_before_anything_is_written(
     assert not recorded.adapters_dir.exists()
     # Allowed by name, it gets as far as looking for a base.
     allowed = blind.model_copy(update={"lora": LoraSettings(allow_missing=("battery", "temperature"))})
-    with pytest.raises(NotFoundError, match="no checkpoint yet"):
+    with pytest.raises(NotFoundError, match="no checkpoint yet to train adapters on; make one with trainer 'jax'"):
         trained(allowed, table, **TUNE)
 
 

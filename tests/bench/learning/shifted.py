@@ -2,8 +2,8 @@
 
 Meta-World's reach (Yu et al., arXiv 1910.10897) with its own expert and actuator noise, as in `make demo`. A base
 model learns goals in Meta-World's own box. Then the goals lie in another one, to the side of it, and four models
-are driven to 200 goals of each: the base, the base with adapters of the LoRA trainer, the base with every parameter
-trained on the same episodes, and a model that was trained from scratch on all demonstrations, old and new.
+are driven to 200 goals of each: the base, the base with adapters of the LoRA trainer, the base with every
+parameter trained on the same episodes, and a model trained from scratch on all demonstrations, old and new.
 
 Every part is a process of its own and keeps what it made: a rerun goes on where the last one ended.
 """

@@ -163,7 +163,7 @@ def test_a_base_is_a_run_or_a_bundle_by_path_or_by_id_and_the_active_model_where
     trained: Path, base: LoraBase, finished: TrainResult, tmp_path: Path
 ) -> None:
     settings = Settings(data_dir=tmp_path)
-    with pytest.raises(NotFoundError, match="no checkpoint yet"):
+    with pytest.raises(NotFoundError, match="no checkpoint yet to train adapters on; make one with trainer 'jax'"):
         find_base(settings, None)
     shutil.copytree(finished.checkpoint_dir, settings.checkpoints_dir / "a")
     merge_adapters(trained, base, settings.checkpoints_dir / "b")
