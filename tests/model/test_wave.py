@@ -19,6 +19,10 @@ def drive_of(config: CoreModelConfig, encoded: jax.Array) -> WaveDrive:
     return found
 
 
+jit_sequence = jax.jit(wave_sequence, static_argnames="associative")
+jit_step = jax.jit(wave_step)
+
+
 @settings(max_examples=12, deadline=None)
 @given(seed=st.integers(0, 2**16), associative=st.booleans(), pairs=st.sampled_from([0, 2, 3]))
 def test_a_sequence_is_its_steps_one_by_one(seed: int, associative: bool, pairs: int) -> None:
@@ -33,9 +37,9 @@ def test_a_sequence_is_its_steps_one_by_one(seed: int, associative: bool, pairs:
         jnp.sin(angle),
     )
     wave = jnp.asarray(rng.standard_normal((2, 7)), jnp.float32)
-    whole = wave_sequence(wave, drive, associative=associative)
+    whole = jit_sequence(wave, drive, associative=associative)
     for t in range(17):
-        wave = wave_step(wave, drive._replace(decay=drive.decay[:, t], signal=drive.signal[:, t]))
+        wave = jit_step(wave, drive._replace(decay=drive.decay[:, t], signal=drive.signal[:, t]))
         np.testing.assert_allclose(whole[:, t], wave, atol=1e-5)
 
 
