@@ -66,18 +66,16 @@ def assert_same(config: CoreModelConfig, batch: int, length: int = LENGTH, *, se
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("batch", [1, 3])
-@pytest.mark.parametrize("preset", ["development", "pi5_optimized"])
+@pytest.mark.parametrize(("preset", "batch"), [("development", 3), ("pi5_optimized", 1)])
 def test_the_presets_of_robots_give_the_outputs_of_jax_over_64_steps(preset: str, batch: int) -> None:
     assert_same(PRESETS[preset](obs_dim=9, action_dim=2), batch)
 
 
 @pytest.mark.slow
 @pytest.mark.long
-@pytest.mark.parametrize("batch", [1, 2])
 @pytest.mark.parametrize("preset", sorted(set(PRESETS) - {"development", "pi5_optimized"}))
-def test_the_presets_of_accelerators_give_the_outputs_of_jax_over_64_steps(preset: str, batch: int) -> None:
-    assert_same(PRESETS[preset](obs_dim=9, action_dim=2), batch)
+def test_the_presets_of_accelerators_give_the_outputs_of_jax_over_64_steps(preset: str) -> None:
+    assert_same(PRESETS[preset](obs_dim=9, action_dim=2), 2)
 
 
 @pytest.mark.parametrize(
@@ -120,7 +118,7 @@ def configs(draw: st.DrawFn) -> CoreModelConfig:
 
 
 @pytest.mark.slow
-@settings(max_examples=8)
+@settings(max_examples=4)
 @given(config=configs(), seed=st.integers(0, 2**16), batch=st.integers(1, 3))
 def test_models_of_any_small_shape_give_the_outputs_of_jax(config: CoreModelConfig, seed: int, batch: int) -> None:
     assert_same(config, batch, 17, seed=seed)
