@@ -3,8 +3,9 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 FLEET  := $(VENV)/fleet
-# How many test files run at once: most of them wait for processes and clocks.
-JOBS   ?= 2
+CORES  := $(or $(shell getconf _NPROCESSORS_ONLN),2)
+# How many test files run at once: one more than the cores, since at any time one of them waits.
+JOBS   ?= $(shell expr $(CORES) + 1)
 DATA   ?= $(or $(BRAIN_DATA_DIR),build/demo/brain)
 
 # Where it is set, each of the thousands of processes that the tests start compiles every module anew.
@@ -55,10 +56,10 @@ bench: $(VENV)/.dev ## figures beside their floors, also written to build/bench.
 	$(BIN)/python -m tests.bench
 
 bench-learning: $(VENV)/.dev ## what the model learns beside a GRU and an MLP of its size (hours; resumes; build/learning)
-	$(BIN)/python -m tests.bench.learning --jobs $(JOBS)
+	$(BIN)/python -m tests.bench.learning --jobs $(CORES)
 
 bench-learning-quick: $(VENV)/.dev ## its ten-minute subset
-	$(BIN)/python -m tests.bench.learning --quick --jobs $(JOBS)
+	$(BIN)/python -m tests.bench.learning --quick --jobs $(CORES)
 
 lock: $(VENV)/.dev ## resolve the newest versions that Python 3.11 and 3.13 both have
 	$(BIN)/python deploy/locks/lock.py

@@ -163,8 +163,9 @@ def test_steps_that_were_durable_and_are_gone_are_not_papered_over(tmp_path: Pat
         daemon.kill()
         cut_log(daemon, episode.episode_id, 25)
         daemon.start()
+        # A client that was refused while the daemon started waits before it asks again, longer each time.
         with pytest.raises(LostStepsError, match=r"has 25 steps of .*, but called 40"):
-            for index in range(40, 1000):
+            for index in range(40, 4000):
                 episode.log_step(observation(index), action(index), index)
                 time.sleep(0.02)
 
