@@ -40,7 +40,7 @@ class Arm(Task):
     """Standard deviation of what is added to the expert's command while it demonstrates, in its own units."""
 
     goals: int = GOALS_OF_A_DRAW
-    """Different goals in the demonstrations of a seed, a multiple of what Meta-World draws at once."""
+    """How many goals the demonstrations of a seed pick theirs from, with repetition; a multiple of a draw."""
     pushed: tuple[int, int] | None = None
     """First step and the one after the last at which the arm moves in a random direction whatever is commanded."""
 
